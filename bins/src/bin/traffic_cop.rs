@@ -1,0 +1,2 @@
+//! traffic_cop
+fn main() {}

@@ -1,0 +1,2 @@
+//! traffic_manager
+fn main() {}

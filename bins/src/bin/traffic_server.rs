@@ -1,0 +1,2 @@
+//! traffic_server
+fn main() {}
