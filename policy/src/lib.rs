@@ -1,1 +1,22 @@
-//! policy
+//! What the suite decides, apart from how it acts.
+//!
+//! Every machine here gets an event and the time, and gives back what its caller now owes: plain data. Nothing in this
+//! crate does I/O, reads a clock, draws a random number or starts a thread; the time is a [`Time`], chance is an argument
+//! in `0.0..1.0`. So every decision can be tested by script and by simulation, millions of steps a second.
+//!
+//! Read in this order:
+//!
+//! 1. [`backoff`]: how long to wait before the next start, and when to give up;
+//! 2. [`ladder`]: which signal comes next while something is being stopped;
+//! 3. [`heartbeat`]: when silence becomes a verdict;
+//! 4. [`child`]: one supervised process, from "wanted" to "gave up";
+//! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`.
+
+pub mod backoff;
+pub mod check;
+pub mod child;
+pub mod heartbeat;
+pub mod ladder;
+
+/// A point of monotonic time: the duration since any fixed origin (of `CLOCK_MONOTONIC` in the programs).
+pub type Time = std::time::Duration;

@@ -1,0 +1,144 @@
+//! Scripts for the child machine.
+
+use super::*;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn limits() -> Limits {
+    Limits {
+        start_grace: S(30),
+        stop: Rungs { polite: S(20), core: None, kill: S(10) },
+        respawn: backoff::Limits { jitter: 0.0, ..backoff::Limits::default() },
+    }
+}
+
+/// A child, its clock, and a way to write scripts: `c.at(3, Event::Ready(1))`.
+struct Script(Child);
+
+impl Script {
+    fn new() -> Self {
+        Script(Child::new(limits()))
+    }
+    fn at(&mut self, s: u64, e: Event) -> Action {
+        self.0.handle(e, S(s), 0.0)
+    }
+    /// Wanted, spawned and ready at second 0.
+    fn serving() -> Self {
+        let mut c = Self::new();
+        assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+        assert_eq!(c.at(0, Event::Spawned), Action::Nothing);
+        assert_eq!(c.at(0, Event::Ready(1)), Action::Nothing);
+        c
+    }
+}
+
+#[test]
+fn a_crash_is_answered_at_once_and_a_loop_is_braked() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.at(1, Event::Spawned), Action::Nothing);
+    assert_eq!(c.at(1, Event::Exited(2, false)), Action::Nothing);
+    assert_eq!(c.0.state().name(), "backoff");
+    assert_eq!(c.at(1, Event::Tick), Action::Nothing);
+    assert_eq!(c.at(2, Event::Tick), Action::Spawn);
+    assert_eq!(c.0.restarts(), 1, "the third one isn't spawned yet");
+}
+
+#[test]
+fn an_orderly_stop_climbs_the_ladder_and_ends_down() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(5, Event::WantDown), Action::Send(Rung::Polite));
+    assert_eq!(c.at(6, Event::WantDown), Action::Nothing, "a second stop changes nothing");
+    assert_eq!(c.at(24, Event::Tick), Action::Nothing);
+    assert_eq!(c.at(25, Event::Tick), Action::Send(Rung::Kill));
+    assert_eq!(c.at(35, Event::Tick), Action::Send(Rung::Stuck));
+    assert_eq!(c.at(99, Event::Exited(1, false)), Action::Nothing);
+    assert_eq!(*c.0.state(), State::Down);
+}
+
+#[test]
+fn start_during_stop_brings_it_back() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(5, Event::WantDown), Action::Send(Rung::Polite));
+    assert_eq!(c.at(6, Event::WantUp), Action::Nothing);
+    assert_eq!(c.at(7, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.0.crashes(), 0, "an end that was asked for is no crash");
+}
+
+#[test]
+fn stop_during_launch_stops_what_comes_of_it() {
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+    assert_eq!(c.at(0, Event::WantDown), Action::Nothing);
+    assert_eq!(c.at(1, Event::Spawned), Action::Send(Rung::Polite));
+}
+
+#[test]
+fn a_hang_is_killed_without_asking() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(9, Event::Unhealthy(1)), Action::Send(Rung::Kill));
+    assert_eq!(c.at(9, Event::Unhealthy(1)), Action::Nothing, "once");
+    assert_eq!(c.at(9, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.0.crashes(), 1);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_a_hang_unless_it_asked_for_time() {
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+    assert_eq!(c.at(0, Event::Spawned), Action::Nothing);
+    assert_eq!(c.at(29, Event::Extend(1, S(60))), Action::Nothing);
+    assert_eq!(c.at(31, Event::Tick), Action::Nothing);
+    assert_eq!(c.0.deadline(), Some(S(89)));
+    assert_eq!(c.at(89, Event::Tick), Action::Send(Rung::Kill));
+}
+
+#[test]
+fn permanent_errors_are_not_retried_in_a_storm() {
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+    assert_eq!(c.at(0, Event::SpawnFailed { permanent: true }), Action::Nothing);
+    assert_eq!(c.0.deadline(), Some(S(30)), "the longest wait, at once");
+    assert_eq!(c.at(1, Event::WantUp), Action::Spawn, "an operator may ask at any time");
+}
+
+#[test]
+fn what_an_old_process_did_changes_nothing() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.at(1, Event::Spawned), Action::Nothing);
+    assert_eq!(c.at(2, Event::Ready(1)), Action::Nothing);
+    assert_eq!(c.0.state().name(), "starting");
+    assert_eq!(c.at(2, Event::Exited(1, false)), Action::Nothing);
+    assert_eq!(c.at(2, Event::Unhealthy(1)), Action::Nothing);
+    assert_eq!(c.0.state().name(), "starting");
+}
+
+#[test]
+fn an_adopted_process_serves_and_its_death_is_a_crash() {
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::Adopted { ready: true }), Action::Nothing);
+    assert_eq!(c.at(0, Event::WantUp), Action::Nothing);
+    assert_eq!(c.0.state().name(), "ready");
+    assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
+}
+
+#[test]
+fn giving_up_is_said_once_and_an_operator_can_start_again() {
+    let mut l = limits();
+    l.respawn.give_up_after = 1;
+    let mut c = Script(Child::new(l));
+    assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+    assert_eq!(c.at(0, Event::SpawnFailed { permanent: false }), Action::Spawn);
+    assert_eq!(c.at(0, Event::SpawnFailed { permanent: false }), Action::AnnounceGaveUp);
+    assert_eq!(c.at(9, Event::Tick), Action::Nothing);
+    assert_eq!(c.at(9, Event::WantUp), Action::Spawn);
+}
+
+#[test]
+fn restart_ends_in_order_and_starts_at_once() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(1, Event::Restart), Action::Send(Rung::Polite));
+    assert_eq!(c.at(2, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.0.crashes(), 0);
+}

@@ -1,0 +1,219 @@
+//! When silence becomes a verdict.
+//!
+//! ```text
+//!   Resting(until) --due--> Waiting(generation, deadline) --answer--> Resting, misses = 0
+//!                                     |  bad answer or deadline
+//!                                     v
+//!                           misses + 1: Resting, or the verdict when `failures` are reached
+//! ```
+//!
+//! Invariants: at most one probe is out; an answer to an old probe changes nothing; a stop of the watcher itself (SIGSTOP,
+//! a paused machine, suspend) is seen as a jump of its own clock between two calls and restarts the count, since a
+//! watcher that slept can't say that the other was silent.
+
+use crate::Time;
+use std::time::Duration;
+
+/// The numbers of a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Between the end of one probe and the next.
+    pub interval: Duration,
+    /// A probe without an answer after this long has failed.
+    pub timeout: Duration,
+    /// So many failures in a row are the verdict.
+    pub failures: u32,
+}
+
+/// What the caller has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Action {
+    /// Nothing before [`Heartbeat::deadline`].
+    Wait,
+    /// Send a probe that carries this generation; drop an older one.
+    Probe(u64),
+    /// It has been silent too often in a row: it is to be replaced.
+    Verdict {
+        /// Failed probes in a row.
+        misses: u32,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Off,
+    Resting { until: Time },
+    Waiting { deadline: Time },
+}
+
+/// The heartbeat of one process.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    limits: Limits,
+    state: State,
+    generation: u64,
+    misses: u32,
+    last_call: Time,
+    last_good: Option<Time>,
+}
+
+impl Heartbeat {
+    /// Switched off until [`Heartbeat::start`].
+    pub fn new(limits: Limits) -> Self {
+        let zero = Time::ZERO;
+        Heartbeat { limits, state: State::Off, generation: 0, misses: 0, last_call: zero, last_good: None }
+    }
+
+    /// Begins: first probe as soon as `tick` is called.
+    pub fn start(&mut self, now: Time) {
+        *self = Heartbeat {
+            state: State::Resting { until: now },
+            generation: self.generation + 1,
+            last_call: now,
+            ..Heartbeat::new(self.limits)
+        };
+    }
+
+    /// Ends: no probe, no verdict; answers that are still out are void.
+    pub fn stop(&mut self) {
+        self.state = State::Off;
+        self.generation += 1;
+        self.misses = 0;
+    }
+
+    /// True between `start` and `stop`.
+    pub fn is_on(&self) -> bool {
+        self.state != State::Off
+    }
+
+    /// Failures in a row.
+    pub fn misses(&self) -> u32 {
+        self.misses
+    }
+
+    /// When the last good answer came.
+    pub fn last_good(&self) -> Option<Time> {
+        self.last_good
+    }
+
+    /// When `tick` wants to be called.
+    pub fn deadline(&self) -> Option<Time> {
+        match self.state {
+            State::Off => None,
+            State::Resting { until } => Some(until),
+            State::Waiting { deadline } => Some(deadline),
+        }
+    }
+
+    /// The time has moved on.
+    pub fn tick(&mut self, now: Time) -> Action {
+        if self.slept(now) && self.is_on() {
+            self.misses = 0;
+            self.generation += 1;
+            self.state = State::Resting { until: now };
+        }
+        match self.state {
+            State::Resting { until } if now >= until => {
+                self.generation += 1;
+                self.state = State::Waiting { deadline: now + self.limits.timeout };
+                Action::Probe(self.generation)
+            }
+            State::Waiting { deadline } if now >= deadline => self.missed(now),
+            _ => Action::Wait,
+        }
+    }
+
+    /// The probe of that generation came back, good or bad.
+    pub fn answered(&mut self, generation: u64, good: bool, now: Time) -> Action {
+        let current = matches!(self.state, State::Waiting { .. }) && generation == self.generation;
+        self.last_call = self.last_call.max(now);
+        match (current, good) {
+            (false, _) => Action::Wait,
+            (true, true) => {
+                self.misses = 0;
+                self.last_good = Some(now);
+                self.state = State::Resting { until: now + self.limits.interval };
+                Action::Wait
+            }
+            (true, false) => self.missed(now),
+        }
+    }
+
+    fn missed(&mut self, now: Time) -> Action {
+        self.misses += 1;
+        self.generation += 1;
+        self.state = State::Resting { until: now + self.limits.interval };
+        if self.misses >= self.limits.failures.max(1) {
+            Action::Verdict { misses: self.misses }
+        } else {
+            Action::Wait
+        }
+    }
+
+    /// Did this watcher itself stand still? It is called at each deadline, so a call that comes later than the deadline
+    /// by more than a whole timeout comes from a watcher that was stopped.
+    fn slept(&mut self, now: Time) -> bool {
+        let late = self.deadline().is_some_and(|d| now > d.max(self.last_call) + self.limits.timeout);
+        self.last_call = now;
+        late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn beat() -> Heartbeat {
+        let mut h = Heartbeat::new(Limits { interval: MS(500), timeout: MS(1000), failures: 2 });
+        h.start(MS(0));
+        h
+    }
+
+    #[test]
+    fn silence_becomes_a_verdict_after_the_failures_asked_for() {
+        let mut h = beat();
+        assert!(matches!(h.tick(MS(0)), Action::Probe(_)));
+        assert_eq!(h.tick(MS(999)), Action::Wait);
+        assert_eq!(h.tick(MS(1000)), Action::Wait);
+        assert!(matches!(h.tick(MS(1500)), Action::Probe(_)));
+        assert_eq!(h.tick(MS(2500)), Action::Verdict { misses: 2 });
+    }
+
+    #[test]
+    fn one_good_answer_clears_the_count_and_an_old_one_does_not() {
+        let mut h = beat();
+        let Action::Probe(old) = h.tick(MS(0)) else { panic!() };
+        assert_eq!(h.tick(MS(1000)), Action::Wait);
+        assert_eq!(h.misses(), 1);
+        assert_eq!(h.answered(old, true, MS(1100)), Action::Wait);
+        assert_eq!(h.misses(), 1, "a late answer belongs to a probe that was given up");
+        let Action::Probe(new) = h.tick(MS(1500)) else { panic!() };
+        assert_eq!(h.answered(new, true, MS(1510)), Action::Wait);
+        assert_eq!((h.misses(), h.deadline()), (0, Some(MS(2010))));
+    }
+
+    #[test]
+    fn a_watcher_that_was_stopped_blames_nobody() {
+        let mut h = beat();
+        assert!(matches!(h.tick(MS(0)), Action::Probe(_)));
+        assert_eq!(h.tick(MS(1000)), Action::Wait);
+        assert!(matches!(h.tick(MS(1500)), Action::Probe(_)));
+        // stopped for a minute, with one miss on the books and a probe out
+        assert!(matches!(h.tick(MS(61_500)), Action::Probe(_)));
+        assert_eq!(h.misses(), 0);
+        assert_eq!(h.tick(MS(62_500)), Action::Wait, "the count began anew");
+    }
+
+    #[test]
+    fn after_stop_nothing_happens() {
+        let mut h = beat();
+        let Action::Probe(g) = h.tick(MS(0)) else { panic!() };
+        h.stop();
+        assert_eq!(
+            (h.answered(g, false, MS(1)), h.tick(MS(99_999)), h.deadline()),
+            (Action::Wait, Action::Wait, None)
+        );
+    }
+}
