@@ -17,13 +17,16 @@ use std::time::Duration;
 /// The numbers of a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Between the end of one probe and the next.
+    /// Between the end of a good probe and the next.
     pub interval: Duration,
     /// A probe without an answer after this long has failed.
     pub timeout: Duration,
     /// So many failures in a row are the verdict.
     pub failures: u32,
 }
+
+/// After a miss the next probe comes this many times sooner: a doubt is settled faster than a routine is kept.
+const HURRY: u32 = 4;
 
 /// What the caller has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +95,11 @@ impl Heartbeat {
         self.misses
     }
 
+    /// True while the answer to the probe of that generation would still count.
+    pub fn expects(&self, generation: u64) -> bool {
+        matches!(self.state, State::Waiting { .. }) && generation == self.generation
+    }
+
     /// When the last good answer came.
     pub fn last_good(&self) -> Option<Time> {
         self.last_good
@@ -143,7 +151,7 @@ impl Heartbeat {
     fn missed(&mut self, now: Time) -> Action {
         self.misses += 1;
         self.generation += 1;
-        self.state = State::Resting { until: now + self.limits.interval };
+        self.state = State::Resting { until: now + self.limits.interval / HURRY };
         if self.misses >= self.limits.failures.max(1) {
             Action::Verdict { misses: self.misses }
         } else {
@@ -177,8 +185,8 @@ mod tests {
         assert!(matches!(h.tick(MS(0)), Action::Probe(_)));
         assert_eq!(h.tick(MS(999)), Action::Wait);
         assert_eq!(h.tick(MS(1000)), Action::Wait);
-        assert!(matches!(h.tick(MS(1500)), Action::Probe(_)));
-        assert_eq!(h.tick(MS(2500)), Action::Verdict { misses: 2 });
+        assert!(matches!(h.tick(MS(1125)), Action::Probe(_)), "sooner than the routine");
+        assert_eq!(h.tick(MS(2125)), Action::Verdict { misses: 2 });
     }
 
     #[test]

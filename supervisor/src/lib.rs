@@ -1,1 +1,26 @@
-//! supervisor
+//! Acting on what `policy` decides: processes, locks, sockets handed over, heartbeats.
+//!
+//! This crate knows processes and file descriptors of Linux. It must not know HTTP servers, the engine, the configuration
+//! or which program it is part of. Everything in it works in a process with one thread: it forks.
+//!
+//! Read in this order:
+//!
+//! 1. [`clock`]: the monotonic time that `policy` is told;
+//! 2. [`dirs`]: the runtime directory and its checks;
+//! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
+//! 4. [`spawn`]: fork and exec by list; [`daemonize`]: the double fork;
+//! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
+//! 6. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
+//! 7. [`signals`], [`reaper`]: what wakes a supervisor;
+
+pub mod clock;
+pub mod daemonize;
+pub mod dirs;
+pub mod fd_store;
+pub mod listen_fds;
+pub mod notify;
+pub mod pidfd;
+pub mod probe;
+pub mod reaper;
+pub mod signals;
+pub mod spawn;

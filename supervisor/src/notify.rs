@@ -1,0 +1,344 @@
+//! The notify socket, both sides: sd_notify(3) between cop and manager, and between manager and server.
+//!
+//! A datagram holds lines `KEY=value`; fds ride along as SCM_RIGHTS; the sender is known by SCM_CREDENTIALS. Whatever a
+//! sender writes (text that isn't UTF-8, no `=`, a thousand lines) is at worst ignored and counted, never fatal.
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, recvmsg, sendmsg_addr,
+    socket_with, sockopt,
+};
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longest datagram taken, in bytes.
+pub const MAX_DATAGRAM: usize = 4096;
+/// Most fds one message can carry on Linux (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
+
+/// One assignment that we know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    /// `READY=1`
+    Ready,
+    /// `RELOADING=1`
+    Reloading,
+    /// `STOPPING=1`
+    Stopping,
+    /// `STATUS=…`: one line for people.
+    Status(String),
+    /// `ERRNO=n`
+    Errno(i32),
+    /// `MAINPID=n`
+    MainPid(i32),
+    /// `WATCHDOG=1`
+    Watchdog,
+    /// `WATCHDOG=trigger`: the sender knows itself to be broken.
+    WatchdogTrigger,
+    /// `EXTEND_TIMEOUT_USEC=n`
+    ExtendTimeout(Duration),
+    /// `FDSTORE=1`: the fds of this datagram are to be kept.
+    FdStore,
+    /// `FDSTOREREMOVE=1`
+    FdStoreRemove,
+    /// `FDNAME=…`
+    FdName(String),
+    /// `BARRIER=1`: close the fd that came along when all before it is done.
+    Barrier,
+    /// `X_TRAFFIC_EXIT=n`: the sender is about to end with this exit code, for the reason in `STATUS`.
+    Exit(i32),
+    /// `X_TRAFFIC_SERVER=pid` (0: none is wanted): which server the manager holds.
+    Server(i32),
+}
+
+/// What one datagram says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// What was understood, in order.
+    pub fields: Vec<Field>,
+    /// Lines that were not: unknown keys are none of them, malformed ones are.
+    pub malformed: u32,
+}
+
+impl Message {
+    /// Parses a datagram. Never fails: what it doesn't understand it counts.
+    pub fn parse(bytes: &[u8]) -> Message {
+        let mut m = Message::default();
+        for line in bytes.split(|&b| b == b'\n').filter(|l| !l.is_empty()).take(64) {
+            match std::str::from_utf8(line).ok().and_then(|l| l.split_once('=')) {
+                Some((key, value)) if !key.is_empty() => match field(key, value) {
+                    Ok(Some(f)) => m.fields.push(f),
+                    Ok(None) => {}
+                    Err(()) => m.malformed += 1,
+                },
+                _ => m.malformed += 1,
+            }
+        }
+        m
+    }
+
+    /// True if it contains that field.
+    pub fn has(&self, f: &Field) -> bool {
+        self.fields.contains(f)
+    }
+}
+
+/// `Ok(None)` for keys that aren't ours to know, `Err` for a known key with an impossible value.
+fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
+    let number = || value.parse::<i32>().map_err(|_| ());
+    let flag = |f: Field| if value == "1" { Ok(Some(f)) } else { Err(()) };
+    let text = || value.chars().filter(|c| !c.is_control()).take(512).collect::<String>();
+    match key {
+        "READY" => flag(Field::Ready),
+        "RELOADING" => flag(Field::Reloading),
+        "STOPPING" => flag(Field::Stopping),
+        "STATUS" => Ok(Some(Field::Status(text()))),
+        "ERRNO" => Ok(Some(Field::Errno(number()?))),
+        "MAINPID" => Ok(Some(Field::MainPid(number().and_then(|n| if n > 0 { Ok(n) } else { Err(()) })?))),
+        "WATCHDOG" if value == "trigger" => Ok(Some(Field::WatchdogTrigger)),
+        "WATCHDOG" => flag(Field::Watchdog),
+        "EXTEND_TIMEOUT_USEC" => {
+            let us: u64 = value.parse().map_err(|_| ())?;
+            Ok(Some(Field::ExtendTimeout(Duration::from_micros(us.min(86_400_000_000)))))
+        }
+        "FDSTORE" => flag(Field::FdStore),
+        "FDSTOREREMOVE" => flag(Field::FdStoreRemove),
+        "FDNAME" if !value.is_empty() && crate::listen_fds::name_for(value) == value => {
+            Ok(Some(Field::FdName(value.to_owned())))
+        }
+        "FDNAME" => Err(()),
+        "BARRIER" => flag(Field::Barrier),
+        "X_TRAFFIC_EXIT" => Ok(Some(Field::Exit(number()?))),
+        "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
+        _ => Ok(None),
+    }
+}
+
+/// A datagram with its sender.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Who sent it, as the kernel says.
+    pub pid: i32,
+    /// The sender's user.
+    pub uid: u32,
+    /// What it says.
+    pub message: Message,
+    /// Fds that came along, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub struct NotifySocket {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl NotifySocket {
+    /// Binds a datagram socket at `path`, in place of whatever socket an ended process left there. Mode 0600 at once.
+    ///
+    /// # Errors
+    /// The path is too long, or the system refuses.
+    pub fn bind(path: &Path) -> io::Result<NotifySocket> {
+        let addr = SocketAddrUnix::new(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        sockopt::set_socket_passcred(&fd, true)?;
+        rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        bind(&fd, &addr)?;
+        Ok(NotifySocket { fd, path: path.to_owned() })
+    }
+
+    /// Where it is bound.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next datagram; `None` when there is none now. A datagram that was cut or has no sender is dropped with a
+    /// warning.
+    ///
+    /// # Errors
+    /// The socket itself failed.
+    pub fn recv(&self) -> io::Result<Option<Datagram>> {
+        let mut bytes = [0u8; MAX_DATAGRAM];
+        let mut space =
+            [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
+        loop {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut iov = [IoSliceMut::new(&mut bytes)];
+            let got = match recvmsg(
+                &self.fd,
+                &mut iov,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+            ) {
+                Ok(got) => got,
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let (mut fds, mut creds) = (Vec::new(), None);
+            for m in control.drain() {
+                match m {
+                    RecvAncillaryMessage::ScmRights(list) => fds.extend(list),
+                    RecvAncillaryMessage::ScmCredentials(c) => creds = Some(c),
+                    _ => {}
+                }
+            }
+            use rustix::net::ReturnFlags;
+            if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+                log::warn!(
+                    "notify: a datagram was too large and is dropped (socket {})",
+                    self.path.display()
+                );
+                continue;
+            }
+            let Some(creds) = creds else { continue };
+            let (pid, uid) = (creds.pid.as_raw_nonzero().get(), creds.uid.as_raw());
+            return Ok(Some(Datagram { pid, uid, message: Message::parse(&bytes[..got.bytes]), fds }));
+        }
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The sending side: whoever `NOTIFY_SOCKET` names, or nobody.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    target: Option<(OwnedFd, SocketAddrUnix)>,
+}
+
+impl Notifier {
+    /// Reads `NOTIFY_SOCKET`. Without one, sending is a silent success, as with sd_notify(3).
+    ///
+    /// # Errors
+    /// The variable is neither an absolute path nor an abstract name (`@…`), or is over 107 bytes.
+    pub fn from_env() -> io::Result<Notifier> {
+        match std::env::var_os("NOTIFY_SOCKET") {
+            None => Ok(Notifier::default()),
+            Some(name) => Notifier::to(&name),
+        }
+    }
+
+    /// Sends to that address: an absolute path, or `@name` for the abstract name space.
+    ///
+    /// # Errors
+    /// See [`Notifier::from_env`].
+    pub fn to(name: &OsStr) -> io::Result<Notifier> {
+        let bytes = name.as_bytes();
+        let addr = match bytes.first() {
+            Some(b'/') => SocketAddrUnix::new(bytes)?,
+            Some(b'@') => SocketAddrUnix::new_abstract_name(&bytes[1..])?,
+            _ => {
+                let why = format!("NOTIFY_SOCKET={name:?}: neither an absolute path nor an abstract name");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            }
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        Ok(Notifier { target: Some((fd, addr)) })
+    }
+
+    /// True when somebody listens for us.
+    pub fn is_connected(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// Sends lines (`"READY=1\nSTATUS=…"`).
+    ///
+    /// # Errors
+    /// Nobody is there, or its queue is full (the socket doesn't block).
+    pub fn send(&self, lines: &str) -> io::Result<()> {
+        self.send_fds(lines, &[])
+    }
+
+    /// Sends lines with fds.
+    ///
+    /// # Errors
+    /// As [`Notifier::send`]; more than [`MAX_FDS`] fds.
+    pub fn send_fds(&self, lines: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let Some((socket, addr)) = &self.target else { return Ok(()) };
+        let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many fds for one message"));
+        }
+        let iov = [IoSlice::new(lines.as_bytes())];
+        sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_the_protocol() {
+        let m = Message::parse(b"READY=1\nSTATUS=all well\nMAINPID=12\nFDNAME=listen\nX_OTHER=1\n");
+        let want = [
+            Field::Ready,
+            Field::Status("all well".into()),
+            Field::MainPid(12),
+            Field::FdName("listen".into()),
+        ];
+        assert_eq!((m.fields.as_slice(), m.malformed), (&want[..], 0));
+    }
+
+    #[test]
+    fn garbage_is_counted_and_nothing_more() {
+        for bad in
+            [&b"\xff\xfe=1"[..], b"READY", b"=1", b"READY=yes", b"MAINPID=-4", b"FDNAME=a:b", b"ERRNO=x"]
+        {
+            let m = Message::parse(bad);
+            assert_eq!((m.fields.len(), m.malformed), (0, 1), "{bad:?}");
+        }
+        assert!(Message::parse("A\n".repeat(4000).as_bytes()).malformed <= 64);
+        let long = format!("STATUS={}\x1b[2J", "x".repeat(3000));
+        let Field::Status(s) = &Message::parse(long.as_bytes()).fields[0] else { panic!() };
+        assert_eq!(s.len(), 512, "bounded, and without control characters");
+    }
+
+    #[test]
+    fn carries_lines_fds_and_the_sender() {
+        let dir = tempfile::tempdir().unwrap();
+        let rx = NotifySocket::bind(&dir.path().join("n")).unwrap();
+        assert!(rx.recv().unwrap().is_none());
+        let tx = Notifier::to(rx.path().as_os_str()).unwrap();
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        tx.send_fds("FDSTORE=1\nFDNAME=x", &[a.as_fd(), b.as_fd()]).unwrap();
+        tx.send("READY=1").unwrap();
+        let d = rx.recv().unwrap().unwrap();
+        assert_eq!((d.pid, d.fds.len()), (std::process::id() as i32, 2));
+        assert!(d.message.has(&Field::FdStore));
+        assert!(rx.recv().unwrap().unwrap().message.has(&Field::Ready));
+    }
+
+    #[test]
+    fn a_new_receiver_takes_the_path_of_an_ended_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n");
+        drop(NotifySocket::bind(&path).unwrap());
+        assert!(NotifySocket::bind(&path).is_ok());
+        assert!(NotifySocket::bind(&dir.path().join("x".repeat(120))).is_err());
+    }
+
+    #[test]
+    fn nobody_to_tell_is_fine_and_a_bad_name_is_not() {
+        Notifier::default().send("READY=1").unwrap();
+        assert!(Notifier::to(OsStr::new("relative")).unwrap_err().to_string().contains("relative"));
+    }
+}
