@@ -1,7 +1,17 @@
 //! What the three programs share: configuration, command line, exit codes, logs; and one module for each program.
 //!
-//! Read in this order: [`exit`], `config`, `cop`, `manager`, `server`, `drill`.
-//! `cop`, `drill` and the shared modules never name `engine` or `proxy`: cop must stay tiny (tests/tidy.rs checks).
+//! Read in this order: [`exit`], [`suite`], [`config`], [`cop`], [`manager`], [`server`], [`drill`].
+//! `cop`, `drill` and the shared modules never name the engine or the proxy: cop must stay tiny (tests/tidy.rs checks).
 
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod control;
+pub mod cop;
+pub mod drill;
 pub mod exit;
+pub mod logging;
+pub mod manager;
+pub mod server;
+pub mod suite;
+pub mod ward;

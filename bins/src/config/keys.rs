@@ -1,0 +1,150 @@
+//! The table of keys. A key that isn't here doesn't exist; its default is read by the same function as an operator's value.
+
+use super::value::{self, Raw, Wrong};
+use super::{Config, OnManagerDeath};
+
+/// One key.
+pub struct Key {
+    /// `section.name`
+    pub path: &'static str,
+    /// What it takes, for the reference.
+    pub takes: &'static str,
+    /// Its default as an operator would write it; empty where it depends on the user (see [`Key::doc`]).
+    pub default: &'static str,
+    /// One or two sentences.
+    pub doc: &'static str,
+    /// Puts a value in its place.
+    pub set: fn(&mut Config, &Raw) -> Result<(), Wrong>,
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn env(&self) -> String {
+        match self.path {
+            "suite.runtime_dir" => "TRAFFIC_RUNTIME_DIR".into(),
+            "suite.state_dir" => "TRAFFIC_STATE_DIR".into(),
+            path => format!("TRAFFIC_{}", path.replace('.', "_").to_uppercase()),
+        }
+    }
+}
+
+/// `key!(path, takes, default, doc, |config, value| place = expression)`
+macro_rules! key {
+    ($path:literal, $takes:literal, $default:literal, $doc:literal, |$c:ident, $v:ident| $place:expr => $value:expr) => {
+        Key {
+            path: $path,
+            takes: $takes,
+            default: $default,
+            doc: $doc,
+            set: |$c, $v| {
+                $place = $value?;
+                Ok(())
+            },
+        }
+    };
+}
+
+/// All keys but `[[route]]`, in the order of the reference.
+pub static KEYS: &[Key] = &[
+    key!("suite.runtime_dir", "path", "",
+        "Locks and sockets. Default: /run/traffic for root, else $XDG_RUNTIME_DIR/traffic, else /tmp/traffic-UID.",
+        |c, v| c.suite.runtime_dir => value::path(v)),
+    key!("suite.state_dir", "path", "",
+        "Logs and status. Default: /var/lib/traffic for root, else $XDG_STATE_HOME/traffic, else ~/.local/state/traffic.",
+        |c, v| c.suite.state_dir => value::path(v)),
+    key!("suite.log", "filter", "\"info\"", "What is logged: error, warn, info, debug or trace; by module as env_logger has it.",
+        |c, v| c.suite.log => value::text(v)),
+    key!("suite.log_file", "path", "", "Where the daemon logs. Default: traffic.log in the state directory.",
+        |c, v| c.suite.log_file => value::path(v).map(Some)),
+    key!("cop.interval", "duration", "\"1s\"", "Between checks of the locks, and between good heartbeats.",
+        |c, v| c.cop.interval => value::positive(v)),
+    key!("cop.timeout", "duration", "\"1s\"",
+        "How long a heartbeat may take. After a miss the next one follows in a quarter of the interval: with the defaults a hang is a verdict after 3.25 s at the latest.",
+        |c, v| c.cop.timeout => value::positive(v)),
+    key!("cop.failures", "integer", "2", "Failed heartbeats in a row until the process is replaced.",
+        |c, v| c.cop.failures => value::integer(v, 1, 1000).map(|n| n as u32)),
+    key!("cop.start_grace", "duration", "\"30s\"", "A process that isn't ready after this long has hung; no verdict comes earlier.",
+        |c, v| c.cop.start_grace => value::positive(v)),
+    key!("cop.kill_timeout", "duration", "\"10s\"", "How long a process may take to vanish after SIGKILL.",
+        |c, v| c.cop.kill_timeout => value::positive(v)),
+    key!("cop.core_signal", "signal or \"none\"", "\"none\"", "Sent to a hung process before SIGKILL, so that it leaves a core.",
+        |c, v| c.cop.core_signal => value::signal(v)),
+    key!("cop.on_manager_death", "\"adopt\" or \"kill\"", "\"adopt\"",
+        "adopt: the server goes on and the next manager adopts it; kill: the server goes with its manager, as in Traffic Server.",
+        |c, v| c.cop.on_manager_death => on_manager_death(v)),
+    key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: /status, /healthz.",
+        |c, v| c.manager.admin => value::address_or_none(v)),
+    key!("manager.respawn.initial", "duration", "\"0ms\"", "Wait before the first respawn.",
+        |c, v| c.manager.respawn.initial => value::duration(v)),
+    key!("manager.respawn.factor", "number", "2", "Growth of the wait from one crash to the next.",
+        |c, v| c.manager.respawn.factor => value::number(v, 1.0, 100.0)),
+    key!("manager.respawn.max", "duration", "\"30s\"", "Longest wait; also the wait after an error that a retry can't mend.",
+        |c, v| c.manager.respawn.max => value::positive(v)),
+    key!("manager.respawn.jitter", "number", "0.1", "Random part of the wait, 0 to 1.",
+        |c, v| c.manager.respawn.jitter => value::number(v, 0.0, 1.0)),
+    key!("manager.respawn.stable_after", "duration", "\"10s\"", "A server that was ready for so long is forgiven its earlier crashes.",
+        |c, v| c.manager.respawn.stable_after => value::duration(v)),
+    key!("manager.respawn.give_up_after", "integer", "0", "Crashes in a row after which nothing more is tried; 0 is never.",
+        |c, v| c.manager.respawn.give_up_after => value::integer(v, 0, 1_000_000).map(|n| n as u32)),
+    key!("server.command", "array of text", "[]", "Another program in the place of traffic_server; it gets the listeners as LISTEN_FDS and says READY=1 on NOTIFY_SOCKET.",
+        |c, v| c.server.command => value::list(v, value::text)),
+    key!("server.listen", "array of addresses", "[\"127.0.0.1:8080\"]", "host:port, :port (all IPv4 addresses), unix:/path; port 0 takes a free one (see the file `ports` in the runtime directory).",
+        |c, v| c.server.listen => value::list(v, value::listen)),
+    key!("server.threads", "integer", "0", "Event threads; 0 is one a core.",
+        |c, v| c.server.threads => value::integer(v, 0, 1024).map(|n| n as usize)),
+    key!("server.max_connections", "integer", "20000", "Client connections at once; more wait in the kernel's backlog.",
+        |c, v| c.server.max_connections => value::integer(v, 1, 10_000_000).map(|n| n as usize)),
+    key!("server.drain_timeout", "duration", "\"30s\"", "How long requests in progress may take after SIGTERM.",
+        |c, v| c.server.drain_timeout => value::duration(v)),
+    key!("server.idle_timeout", "duration", "\"60s\"", "How long a keep-alive connection may be without a request.",
+        |c, v| c.server.idle_timeout => value::positive(v)),
+];
+
+fn on_manager_death(v: &Raw) -> Result<OnManagerDeath, Wrong> {
+    match value::text(v)?.as_str() {
+        "adopt" => Ok(OnManagerDeath::Adopt),
+        "kill" => Ok(OnManagerDeath::Kill),
+        other => Err(format!("{other:?} is neither \"adopt\" nor \"kill\"")),
+    }
+}
+
+/// The key of that path.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.path == path)
+}
+
+/// The key that was probably meant: nearest by edits, if near enough.
+pub fn nearest(path: &str) -> Option<&'static str> {
+    let known = KEYS.iter().map(|k| k.path).chain(["route"]);
+    known.map(|k| (distance(k, path), k)).min().filter(|(d, k)| *d <= 1 + k.len() / 4).map(|(_, k)| k)
+}
+
+/// Levenshtein distance; the inputs are short.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(100).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, cb) in b.iter().enumerate() {
+            let cost = before + usize::from(ca != *cb);
+            before = row[j + 1];
+            row[j + 1] = cost.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_near_misses_are_recognised() {
+        for (i, k) in KEYS.iter().enumerate() {
+            assert!(KEYS[i + 1..].iter().all(|o| o.path != k.path && o.env() != k.env()), "{}", k.path);
+        }
+        assert_eq!(nearest("server.listn"), Some("server.listen"));
+        assert_eq!(nearest("cop.intervall"), Some("cop.interval"));
+        assert_eq!(nearest("something.else.entirely"), None);
+    }
+}

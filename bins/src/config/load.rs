@@ -1,0 +1,393 @@
+//! The sources, their precedence, and every fault with its place.
+
+use super::keys::{self, KEYS, Key};
+use super::route::{self, Route};
+use super::value::Raw;
+use super::{Config, Listen};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::de::{DeTable, DeValue};
+
+/// Larger files are refused.
+const MAX_FILE: u64 = 1 << 20;
+/// Read when no file is named, if it's there.
+pub const DEFAULT_FILE: &str = "/etc/traffic/traffic.toml";
+
+/// Where to look.
+#[derive(Debug, Default)]
+pub struct Sources<'a> {
+    /// A file that must exist; else [`DEFAULT_FILE`] if it's there.
+    pub file: Option<PathBuf>,
+    /// `KEY=VALUE` of the command line, later ones win.
+    pub set: &'a [String],
+    /// The environment.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The table's default.
+    Default,
+    /// A line of the file.
+    File(usize),
+    /// An environment variable.
+    Env(String),
+    /// `--set`.
+    Cli,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(line) => write!(f, "file, line {line}"),
+            Source::Env(name) => write!(f, "environment {name}"),
+            Source::Cli => f.write_str("command line"),
+        }
+    }
+}
+
+/// What was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// The file, if one was read.
+    pub file: Option<PathBuf>,
+    /// For each key as written (`server.listen`): its value as text, and where it came from.
+    pub effective: BTreeMap<&'static str, (String, Source)>,
+}
+
+impl Loaded {
+    /// The effective values, one a line, with their sources.
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        for k in KEYS {
+            if let Some((value, source)) = self.effective.get(k.path) {
+                out += &format!("{:<32} = {value:<28} # {source}\n", k.path);
+            }
+        }
+        for r in &self.config.routes {
+            let to: Vec<_> = r.origins.iter().map(ToString::to_string).collect();
+            out += &format!("route {}{} -> {}\n", r.host, r.prefix, to.join(" "));
+        }
+        out
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// `file:line:column`, `environment NAME` or `--set KEY`.
+    pub place: String,
+    /// What is wrong there.
+    pub what: String,
+}
+
+/// All that is wrong, in the order of its places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            let end = if i + 1 < self.0.len() { "\n" } else { "" };
+            write!(f, "{}: {}{end}", fault.place, fault.what)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// Loads everything.
+///
+/// # Errors
+/// All faults of all sources at once.
+pub fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
+    let mut l = Loader::default();
+    let found: BTreeMap<OsString, OsString> = sources.env.iter().cloned().collect();
+    l.defaults(&found);
+    let file = sources.file.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|p| p.exists()));
+    if let Some(path) = &file {
+        l.file(path);
+    }
+    l.env(&found);
+    l.cli(sources.set);
+    l.whole(file.as_deref());
+    if l.faults.is_empty() {
+        Ok(Loaded { config: l.config, file, effective: l.effective })
+    } else {
+        Err(Faults(l.faults))
+    }
+}
+
+#[derive(Default)]
+struct Loader {
+    config: Config,
+    effective: BTreeMap<&'static str, (String, Source)>,
+    faults: Vec<Fault>,
+}
+
+impl Loader {
+    fn fault(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.faults.push(Fault { place: place.into(), what: what.into() });
+    }
+
+    fn set(&mut self, key: &'static Key, value: &Raw, place: impl Fn() -> String, source: Source) {
+        match (key.set)(&mut self.config, value) {
+            Ok(()) => {
+                self.effective.insert(key.path, (value.to_string(), source));
+            }
+            Err(why) => self.fault(place(), format!("{}: {why}", key.path)),
+        }
+    }
+
+    fn defaults(&mut self, env: &BTreeMap<OsString, OsString>) {
+        for key in KEYS {
+            let text = match key.default {
+                "" => user_default(key.path, env).map(Raw::Text),
+                toml => parse_text(toml).ok(),
+            };
+            if let Some(value) = text {
+                self.set(key, &value, || "default".into(), Source::Default);
+            }
+        }
+    }
+
+    fn env(&mut self, env: &BTreeMap<OsString, OsString>) {
+        for key in KEYS {
+            let name = key.env();
+            let Some(value) = env.get(OsStr::new(&name)) else { continue };
+            let place = format!("environment {name}");
+            match value.to_str() {
+                Some(text) => {
+                    let raw = loose(key, text);
+                    self.set(key, &raw, || place.clone(), Source::Env(name.clone()));
+                }
+                None => self.fault(place, "not UTF-8"),
+            }
+        }
+    }
+
+    fn cli(&mut self, set: &[String]) {
+        for pair in set {
+            let Some((name, text)) = pair.split_once('=') else {
+                self.fault(format!("--set {pair}"), "expected KEY=VALUE");
+                continue;
+            };
+            let name = name.trim();
+            match keys::find(name) {
+                Some(key) => {
+                    let raw = loose(key, text);
+                    self.set(key, &raw, || format!("--set {name}"), Source::Cli);
+                }
+                None => self.fault(format!("--set {name}"), unknown(name)),
+            }
+        }
+    }
+
+    // ---- the file ----
+
+    fn file(&mut self, path: &Path) {
+        let shown = path.display().to_string();
+        let text = match read(path) {
+            Ok(text) => text,
+            Err(why) => return self.fault(shown, why),
+        };
+        let place = |span: Range<usize>| {
+            let (line, column) = line_column(&text, span.start);
+            format!("{shown}:{line}:{column}")
+        };
+        let (table, errors) = DeTable::parse_recoverable(&text);
+        for e in errors {
+            self.fault(place(e.span().unwrap_or(0..0)), e.message().to_owned());
+        }
+        let line = |span: Range<usize>| Source::File(line_column(&text, span.start).0);
+        self.table("", table.get_ref(), &place, &line);
+    }
+
+    /// Goes down the tables, joining names with dots.
+    fn table(
+        &mut self,
+        above: &str,
+        table: &DeTable<'_>,
+        place: &impl Fn(Range<usize>) -> String,
+        line: &impl Fn(Range<usize>) -> Source,
+    ) {
+        for (name, value) in table {
+            let path = if above.is_empty() { name.get_ref().to_string() } else { format!("{above}.{}", name.get_ref()) };
+            if path == "route" {
+                self.routes(value, place);
+            } else if let Some(key) = keys::find(&path) {
+                self.set(key, &raw(value.get_ref()), || place(value.span()), line(value.span()));
+            } else if let (DeValue::Table(t), true) = (value.get_ref(), is_section(&path)) {
+                self.table(&path, t, place, line);
+            } else if is_section(&path) {
+                let what = format!("{path} is a section: expected a table, got {}", raw(value.get_ref()).kind());
+                self.fault(place(value.span()), what);
+            } else {
+                self.fault(place(name.span()), unknown(&path));
+            }
+        }
+    }
+
+    fn routes(&mut self, value: &toml::Spanned<DeValue<'_>>, place: &impl Fn(Range<usize>) -> String) {
+        let DeValue::Array(list) = value.get_ref() else {
+            return self.fault(place(value.span()), "route: is an array of tables: write [[route]]");
+        };
+        for item in list.iter() {
+            let DeValue::Table(t) = item.get_ref() else {
+                self.fault(place(item.span()), "route: expected a table");
+                continue;
+            };
+            let mut r = Route { host: "*".into(), prefix: "/".into(), origins: Vec::new() };
+            let mut has_origin = false;
+            for (name, value) in t {
+                let given = raw(value.get_ref());
+                let outcome = match name.get_ref().as_ref() {
+                    "host" => route::host(&given).map(|h| r.host = h),
+                    "prefix" => route::prefix(&given).map(|p| r.prefix = p),
+                    "origin" => {
+                        has_origin = true;
+                        route::origins(&given).map(|o| r.origins = o)
+                    }
+                    other => {
+                        let known = route::ROUTE_KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
+                        self.fault(place(name.span()), format!("unknown key route.{other}; known are {known}"));
+                        continue;
+                    }
+                };
+                if let Err(why) = outcome {
+                    self.fault(place(value.span()), format!("route.{}: {why}", name.get_ref()));
+                }
+            }
+            if !has_origin {
+                self.fault(place(item.span()), "route: needs an origin");
+            }
+            if self.config.routes.iter().any(|o| (&o.host, &o.prefix) == (&r.host, &r.prefix)) {
+                self.fault(place(item.span()), format!("route: {}{} is there twice", r.host, r.prefix));
+            }
+            self.config.routes.push(r);
+        }
+    }
+
+    /// What can only be seen when all is there.
+    fn whole(&mut self, file: Option<&Path>) {
+        let place = |l: &Loader, key: &'static str| match l.effective.get(key) {
+            Some((_, Source::File(line))) => {
+                format!("{}:{line}", file.unwrap_or(Path::new("?")).display())
+            }
+            Some((_, Source::Env(name))) => format!("environment {name}"),
+            Some((_, Source::Cli)) => format!("--set {key}"),
+            _ => key.to_owned(),
+        };
+        let listen = self.config.server.listen.clone();
+        for (i, l) in listen.iter().enumerate() {
+            let any_port = matches!(l, Listen::Tcp(a) if a.port() == 0);
+            if !any_port && listen[..i].contains(l) {
+                self.fault(place(self, "server.listen"), format!("server.listen: {l} is there twice"));
+            }
+        }
+        if listen.is_empty() {
+            self.fault(place(self, "server.listen"), "server.listen: needs at least one address");
+        }
+        // the longest name we put there, with its slash
+        let longest = self.config.suite.runtime_dir.join("manager.notify");
+        let bytes = longest.as_os_str().len();
+        if bytes > supervisor::dirs::MAX_SOCKET_PATH {
+            let what = format!(
+                "suite.runtime_dir: {} would be {bytes} bytes; the path of a Unix socket has at most 107",
+                longest.display()
+            );
+            self.fault(place(self, "suite.runtime_dir"), what);
+        }
+    }
+}
+
+fn unknown(path: &str) -> String {
+    match keys::nearest(path) {
+        Some(near) => format!("unknown key {path}; did you mean {near}?"),
+        None => format!("unknown key {path}"),
+    }
+}
+
+fn is_section(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("is larger than {MAX_FILE} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|e| format!("is not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
+}
+
+/// Line and column, both from 1, of a byte offset.
+fn line_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
+    let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    (line, before.len() - start + 1)
+}
+
+fn raw(v: &DeValue<'_>) -> Raw {
+    match v {
+        DeValue::String(s) => Raw::Text(s.to_string()),
+        DeValue::Integer(i) => match i64::from_str_radix(&i.as_str().replace('_', ""), i.radix()) {
+            Ok(n) => Raw::Int(n),
+            Err(_) => Raw::Other("an integer that is too large"),
+        },
+        DeValue::Float(f) => f.as_str().replace('_', "").parse().map_or(Raw::Other("a float"), Raw::Float),
+        DeValue::Boolean(b) => Raw::Bool(*b),
+        DeValue::Array(list) => Raw::List(list.iter().map(|v| raw(v.get_ref())).collect()),
+        DeValue::Table(_) => Raw::Other("a table"),
+        DeValue::Datetime(_) => Raw::Other("a date"),
+    }
+}
+
+fn parse_text(toml: &str) -> Result<Raw, ()> {
+    DeValue::parse(toml).map(|v| raw(v.get_ref())).map_err(|_| ())
+}
+
+/// A value of the environment or the command line: TOML, or bare text where text is taken; lists may be given with commas.
+fn loose(key: &Key, text: &str) -> Raw {
+    let array = key.takes.starts_with("array");
+    match parse_text(text) {
+        Ok(v) => v,
+        Err(()) if array => Raw::List(text.split(',').map(|s| Raw::Text(s.trim().to_owned())).collect()),
+        Err(()) => Raw::Text(text.to_owned()),
+    }
+}
+
+/// Defaults that depend on who asks.
+fn user_default(path: &str, env: &BTreeMap<OsString, OsString>) -> Option<String> {
+    let uid = rustix::process::geteuid().as_raw();
+    let var = |k: &str| env.get(OsStr::new(k)).and_then(|v| v.to_str()).filter(|v| v.starts_with('/'));
+    match path {
+        "suite.runtime_dir" if uid == 0 => Some("/run/traffic".into()),
+        "suite.runtime_dir" => Some(match var("XDG_RUNTIME_DIR") {
+            Some(dir) => format!("{dir}/traffic"),
+            None => format!("/tmp/traffic-{uid}"),
+        }),
+        "suite.state_dir" if uid == 0 => Some("/var/lib/traffic".into()),
+        "suite.state_dir" => Some(match (var("XDG_STATE_HOME"), var("HOME")) {
+            (Some(dir), _) => format!("{dir}/traffic"),
+            (None, Some(home)) => format!("{home}/.local/state/traffic"),
+            (None, None) => format!("/tmp/traffic-{uid}-state"),
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+//! Configuration: one table of keys, from which the parser, the environment variables and the reference are made.
+//!
+//! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
+//!
+//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`],
+//! [`load`](mod@load) (the sources and their faults), [`reference`] (the table as text).
+
+pub mod keys;
+pub mod load;
+pub mod reference;
+pub mod route;
+pub mod value;
+
+pub use load::{Fault, Faults, Loaded, Source, Sources, load};
+pub use route::{Origin, Route};
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// `[suite]`
+    pub suite: Suite,
+    /// `[cop]`
+    pub cop: Cop,
+    /// `[manager]`
+    pub manager: Manager,
+    /// `[server]`
+    pub server: Server,
+    /// `[[route]]`
+    pub routes: Vec<Route>,
+}
+
+/// What all three programs share.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Suite {
+    /// Locks and sockets.
+    pub runtime_dir: PathBuf,
+    /// Logs, status, cache.
+    pub state_dir: PathBuf,
+    /// env_logger filter.
+    pub log: String,
+    /// Where the daemon logs; `state_dir/traffic.log` if not set.
+    pub log_file: Option<PathBuf>,
+}
+
+/// What happens to the server when the manager dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnManagerDeath {
+    /// It goes on; the next manager adopts it.
+    #[default]
+    Adopt,
+    /// It is killed, as Traffic Server does.
+    Kill,
+}
+
+/// The watcher.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Cop {
+    /// Between checks, and between good heartbeats.
+    pub interval: Duration,
+    /// How long a heartbeat may take.
+    pub timeout: Duration,
+    /// Failed heartbeats in a row that are a verdict.
+    pub failures: u32,
+    /// From spawn to ready.
+    pub start_grace: Duration,
+    /// After SIGKILL.
+    pub kill_timeout: Duration,
+    /// Sent before SIGKILL to a hung process, so that it leaves a core.
+    pub core_signal: Option<i32>,
+    /// See there.
+    pub on_manager_death: OnManagerDeath,
+}
+
+/// The manager.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Manager {
+    /// Read-only HTTP for status and metrics.
+    pub admin: Option<SocketAddr>,
+    /// Respawns of the server.
+    pub respawn: Respawn,
+}
+
+/// How respawns are braked.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Respawn {
+    /// Wait before the first.
+    pub initial: Duration,
+    /// Growth.
+    pub factor: f64,
+    /// Longest wait.
+    pub max: Duration,
+    /// Random part, 0 to 1.
+    pub jitter: f64,
+    /// Ready for so long: forgiven.
+    pub stable_after: Duration,
+    /// Crashes in a row; 0 is never.
+    pub give_up_after: u32,
+}
+
+/// The server.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Server {
+    /// Any program; empty is our traffic_server.
+    pub command: Vec<String>,
+    /// Addresses.
+    pub listen: Vec<Listen>,
+    /// Event threads; 0 is one a core.
+    pub threads: usize,
+    /// Client connections at once.
+    pub max_connections: usize,
+    /// From SIGTERM to the end.
+    pub drain_timeout: Duration,
+    /// Keep-alive connections without a request.
+    pub idle_timeout: Duration,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::Tcp(a) => a.fmt(f),
+            Listen::Unix(p) => write!(f, "unix:{}", p.display()),
+        }
+    }
+}

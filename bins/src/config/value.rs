@@ -1,0 +1,199 @@
+//! Texts into values, each with an error that says what was expected.
+
+use super::Listen;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A value as it was written, whatever the source.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Raw {
+    /// Text.
+    Text(String),
+    /// An integer.
+    Int(i64),
+    /// A number with a point.
+    Float(f64),
+    /// true or false.
+    Bool(bool),
+    /// An array.
+    List(Vec<Raw>),
+    /// Something no key takes: a table, a date.
+    Other(&'static str),
+}
+
+impl Raw {
+    /// Its type, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Raw::Text(_) => "text",
+            Raw::Int(_) => "an integer",
+            Raw::Float(_) => "a float",
+            Raw::Bool(_) => "a boolean",
+            Raw::List(_) => "an array",
+            Raw::Other(kind) => kind,
+        }
+    }
+}
+
+impl std::fmt::Display for Raw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Raw::Text(s) => write!(f, "{s:?}"),
+            Raw::Int(n) => n.fmt(f),
+            Raw::Float(n) => n.fmt(f),
+            Raw::Bool(b) => b.fmt(f),
+            Raw::List(l) => {
+                write!(f, "[{}]", l.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+            }
+            Raw::Other(kind) => f.write_str(kind),
+        }
+    }
+}
+
+/// What is wrong with a value.
+pub type Wrong = String;
+
+fn expected<T>(what: &str, got: &Raw) -> Result<T, Wrong> {
+    Err(format!("expected {what}, got {} ({got})", got.kind()))
+}
+
+/// Text.
+pub fn text(v: &Raw) -> Result<String, Wrong> {
+    match v {
+        Raw::Text(s) => Ok(s.clone()),
+        other => expected("text", other),
+    }
+}
+
+/// `"500ms"`, `"1s"`, `"1m 30s"`.
+pub fn duration(v: &Raw) -> Result<Duration, Wrong> {
+    match v {
+        Raw::Text(s) if s == "0" => Ok(Duration::ZERO),
+        Raw::Text(s) => humantime::parse_duration(s)
+            .map_err(|e| format!("{s:?} is not a duration such as \"500ms\" or \"1m30s\": {e}")),
+        Raw::Int(n) => Err(format!("a duration needs a unit: \"{n}s\" or \"{n}ms\"")),
+        other => expected("a duration such as \"500ms\"", other),
+    }
+}
+
+/// A duration above zero.
+pub fn positive(v: &Raw) -> Result<Duration, Wrong> {
+    duration(v).and_then(|d| if d.is_zero() { Err("must be more than zero".into()) } else { Ok(d) })
+}
+
+/// An integer within `min..=max`.
+pub fn integer(v: &Raw, min: u64, max: u64) -> Result<u64, Wrong> {
+    match v {
+        Raw::Int(n) => u64::try_from(*n)
+            .ok()
+            .filter(|n| (min..=max).contains(n))
+            .ok_or_else(|| format!("{n} is out of range {min}..{max}")),
+        other => expected("an integer", other),
+    }
+}
+
+/// A number within `min..=max`.
+pub fn number(v: &Raw, min: f64, max: f64) -> Result<f64, Wrong> {
+    let n = match v {
+        Raw::Int(n) => *n as f64,
+        Raw::Float(n) => *n,
+        other => return expected("a number", other),
+    };
+    if (min..=max).contains(&n) { Ok(n) } else { Err(format!("{n} is out of range {min}..{max}")) }
+}
+
+/// An absolute path.
+pub fn path(v: &Raw) -> Result<PathBuf, Wrong> {
+    let p = PathBuf::from(text(v)?);
+    if p.is_absolute() { Ok(p) } else { Err(format!("{:?} is not an absolute path", p.display().to_string())) }
+}
+
+/// A list of something; a single value counts as a list of one.
+pub fn list<T>(v: &Raw, item: impl Fn(&Raw) -> Result<T, Wrong>) -> Result<Vec<T>, Wrong> {
+    match v {
+        Raw::List(l) => l.iter().map(item).collect(),
+        one => Ok(vec![item(one)?]),
+    }
+}
+
+/// `host:port`, `:port`, `unix:/path`.
+pub fn listen(v: &Raw) -> Result<Listen, Wrong> {
+    let s = text(v)?;
+    let form = "\"127.0.0.1:8080\", \"[::]:80\", \":8080\" or \"unix:/path\"";
+    if let Some(p) = s.strip_prefix("unix:") {
+        return match p.len() {
+            _ if !p.starts_with('/') => Err(format!("{s:?}: the path of a Unix socket must be absolute")),
+            n if n > supervisor::dirs::MAX_SOCKET_PATH => {
+                Err(format!("{s:?}: {n} bytes; the path of a Unix socket has at most 107"))
+            }
+            _ => Ok(Listen::Unix(p.into())),
+        };
+    }
+    let full = if s.starts_with(':') { format!("0.0.0.0{s}") } else { s.clone() };
+    full.parse().map(Listen::Tcp).map_err(|_| format!("{s:?} is not an address such as {form}"))
+}
+
+/// An address, or `none`.
+pub fn address_or_none(v: &Raw) -> Result<Option<SocketAddr>, Wrong> {
+    match text(v)?.as_str() {
+        "none" => Ok(None),
+        s => s.parse().map(Some).map_err(|_| format!("{s:?} is neither an address such as \"127.0.0.1:8083\" nor \"none\"")),
+    }
+}
+
+/// A signal's name or number, or `none`.
+pub fn signal(v: &Raw) -> Result<Option<i32>, Wrong> {
+    use nix::sys::signal::Signal;
+    let s = match v {
+        Raw::Int(n) => n.to_string(),
+        other => text(other)?,
+    };
+    if s == "none" {
+        return Ok(None);
+    }
+    let by_name = || format!("SIG{}", s.trim_start_matches("SIG")).parse::<Signal>().ok();
+    let by_number = || s.parse::<i32>().ok().and_then(|n| Signal::try_from(n).ok());
+    match by_number().or_else(by_name) {
+        Some(n) => Ok(Some(n as i32)),
+        None => Err(format!("{s:?} is no signal; a name such as \"SIGABRT\", a number, or \"none\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(s: &str) -> Raw {
+        Raw::Text(s.into())
+    }
+
+    #[test]
+    fn durations_need_units() {
+        assert_eq!(duration(&t("1m30s")), Ok(Duration::from_secs(90)));
+        assert_eq!(duration(&t("500ms")), Ok(Duration::from_millis(500)));
+        assert!(duration(&Raw::Int(5)).unwrap_err().contains("\"5s\""));
+        assert!(duration(&t("soon")).unwrap_err().contains("soon"));
+        assert!(positive(&t("0s")).is_err());
+    }
+
+    #[test]
+    fn listen_forms() {
+        assert_eq!(listen(&t(":8080")).unwrap().to_string(), "0.0.0.0:8080");
+        assert_eq!(listen(&t("[::1]:80")).unwrap().to_string(), "[::1]:80");
+        assert_eq!(listen(&t("unix:/run/x")).unwrap().to_string(), "unix:/run/x");
+        for bad in ["", "localhost", "1.2.3.4", "1.2.3.4:99999", "unix:x"] {
+            assert!(listen(&t(bad)).is_err(), "{bad}");
+        }
+        assert!(listen(&t(&format!("unix:/{}", "x".repeat(200)))).unwrap_err().contains("107"));
+    }
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for s in ["SIGABRT", "ABRT", "6"] {
+            assert_eq!(signal(&t(s)), Ok(Some(6)), "{s}");
+        }
+        assert_eq!((signal(&t("none")), signal(&Raw::Int(3))), (Ok(None), Ok(Some(3))));
+        assert!(signal(&t("SIGNOPE")).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! `traffic_cop start`: everything that can be refused is refused before the fork, and the rest is reported back.
+
+use super::watch::Cop;
+use crate::cli::Common;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::logging::{self, Fatal};
+use crate::suite::Runtime;
+use anyhow::Context;
+use lockfile::{Got, Lockfile};
+use std::cell::{Cell, RefCell};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use supervisor::daemonize::{Side, daemonize, redirect_std};
+use supervisor::fd_store::FdStore;
+use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
+use supervisor::{dirs, listen_fds, reaper};
+
+const NAME: &str = "traffic_cop";
+
+/// Starts the suite; in the foreground it returns when the suite has ended.
+///
+/// # Errors
+/// Why it doesn't serve: the configuration, a directory, the lock, or what the manager said.
+pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
+    let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
+    // the daemon's directory is /: what was given relative to ours is made absolute now
+    let common = common.absolute().context("reading the current directory")?;
+    let config = common.load()?.config;
+    dirs::ensure(&config.suite.runtime_dir)?;
+    dirs::ensure(&config.suite.state_dir)?;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    if let Some(h) = Lockfile::holder(&runtime.lock("cop"))? {
+        return Err(held(&runtime, h.pid).into());
+    }
+    let mut store = FdStore::new(512);
+    if foreground {
+        // first of all, so that no signal is lost
+        let signals = catch()?;
+        logging::init(NAME, &config.suite.log);
+        store.adopt(inherited)?;
+        return watch(config, common, signals, store, Box::new(|_| {}));
+    }
+    let log = open_log(&config)?;
+    let keep: Vec<_> = inherited.iter().map(|i| i.fd.as_fd()).chain([log.1.as_fd()]).collect();
+    let side = daemonize(0o027, &keep).context("detaching")?;
+    let reporter = match side {
+        Side::Parent(report) => return told(report.wait(), &log.0),
+        Side::Daemon(reporter) => reporter,
+    };
+    // nothing but the reporter can tell anybody anything from here on
+    let signals = catch()?;
+    redirect_std(None, Some(&log.1), Some(&log.1))?;
+    drop(log);
+    logging::init(NAME, &config.suite.log);
+    store.adopt(inherited)?;
+    // whoever comes first uses it: the loop, or an error before there is a loop
+    let reporter = Rc::new(Cell::new(Some(reporter)));
+    let for_start = reporter.clone();
+    let on_start: super::watch::OnStart = Box::new(move |r| {
+        if let Some(reporter) = for_start.take() {
+            match r {
+                Ok(()) => reporter.report(0, ""),
+                Err(f) => reporter.report(f.exit.code(), &f.text),
+            }
+        }
+    });
+    let result = watch(config, common, signals, store, on_start);
+    if let (Some(reporter), Err(e)) = (reporter.take(), &result) {
+        reporter.report(logging::exit_of(e).code(), &format!("{e:#}"));
+    }
+    result
+}
+
+fn watch(
+    config: Config,
+    common: Common,
+    signals: Signals,
+    store: FdStore,
+    on_start: super::watch::OnStart,
+) -> anyhow::Result<Exit> {
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let mut lock = Lockfile::new(runtime.lock("cop"));
+    if let Got::Held(h) = lock.get()? {
+        return Err(held(&runtime, h.pid).into());
+    }
+    reaper::become_subreaper()?;
+    log::info!("event=start version={} runtime_dir={}", env!("CARGO_PKG_VERSION"), runtime.dir().display());
+    // what couldn't be served is said by the one who is told: in the foreground that's our own stderr
+    let failure = Rc::new(RefCell::new(None));
+    let keep = failure.clone();
+    let cop = Cop::new(
+        config,
+        common,
+        signals,
+        store,
+        Box::new(move |r| {
+            *keep.borrow_mut() = r.err().map(|f| Fatal::new(f.exit, f.text.clone()));
+            on_start(r);
+        }),
+    )?;
+    let exit = cop.run();
+    lock.close();
+    match failure.take() {
+        Some(f) => Err(f.into()),
+        None => Ok(exit),
+    }
+}
+
+fn catch() -> std::io::Result<Signals> {
+    Signals::catch(&[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])
+}
+
+fn held(runtime: &Runtime, pid: i32) -> Fatal {
+    let lock = runtime.lock("cop");
+    Fatal::new(Exit::LockHeld, format!("already running: {} is held by pid {pid}", lock.display()))
+}
+
+/// The daemon's log, opened while errors can still be shown.
+fn open_log(config: &Config) -> anyhow::Result<(PathBuf, File)> {
+    let path = config.suite.log_file.clone().unwrap_or_else(|| config.suite.state_dir.join("traffic.log"));
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&path);
+    let file = file.with_context(|| format!("opening the log {}", path.display()))?;
+    Ok((path, file))
+}
+
+/// The parent's end: what the daemon reported.
+fn told(report: Option<(u8, String)>, log: &std::path::Path) -> anyhow::Result<Exit> {
+    match report {
+        Some((0, _)) => Ok(Exit::Done),
+        Some((code, text)) => {
+            let exit = Exit::ALL.into_iter().find(|e| e.code() == code).unwrap_or(Exit::Failure);
+            Err(Fatal::new(exit, text).into())
+        }
+        None => {
+            let why = format!("the daemon ended before it could say how the start went; its log is {}", log.display());
+            Err(Fatal::new(Exit::Bug, why).into())
+        }
+    }
+}

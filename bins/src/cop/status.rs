@@ -1,0 +1,135 @@
+//! `status`: what the locks, the manager and the port itself say, at this moment.
+
+use super::beats::{self, Proof};
+use crate::cli::Common;
+use crate::config::Config;
+use crate::control;
+use crate::exit::Exit;
+use crate::suite::Runtime;
+use lockfile::Lockfile;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+use std::time::Duration;
+use supervisor::clock;
+use supervisor::probe::Target;
+
+/// How long the manager and the port are given to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Prints the state of the suite and says it by exit code.
+///
+/// # Errors
+/// The configuration can't be read: it names the runtime directory.
+pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
+    let config = common.load()?.config;
+    let (status, exit) = look(&config);
+    if json { println!("{status}") } else { print!("{}", render(&status)) }
+    Ok(exit)
+}
+
+/// Looks at everything.
+pub fn look(config: &Config) -> (Value, Exit) {
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let manager = control::request(&runtime.control(), "GET", "/status", PATIENCE);
+    let said: Value = match &manager {
+        Ok((200, body)) => serde_json::from_str(body).unwrap_or(Value::Null),
+        _ => Value::Null,
+    };
+    let holder = |p: &str| Lockfile::holder(&runtime.lock(p)).ok().flatten().map(|h| h.pid);
+    let pids = ["cop", "manager", "server"].map(holder);
+    let mut processes = Vec::new();
+    for (name, pid) in ["cop", "manager", "server"].into_iter().zip(pids) {
+        let mut row = said.get(name).cloned().unwrap_or(json!({}));
+        row["name"] = json!(name);
+        row["pid"] = json!(pid);
+        let alive = pid.is_some_and(|p| supervisor::pidfd::PidFd::open(p).is_ok_and(|f| f.is_alive()));
+        row["state"] = match (pid, alive) {
+            (None, _) => row.get("state").filter(|s| *s != "ready").cloned().unwrap_or(json!("down")),
+            (Some(_), false) => json!("dead, its lock is still held"),
+            (Some(p), true) => match std::fs::read_to_string(format!("/proc/{p}/stat")) {
+                Ok(s) if s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('T')) => json!("stopped"),
+                _ if name == "server" => row.get("state").cloned().unwrap_or(json!("running")),
+                _ => json!("running"),
+            },
+        };
+        row["rss_kib"] = json!(pid.and_then(rss_kib));
+        processes.push(row);
+    }
+    let foreign = !config.server.command.is_empty();
+    let answers = match runtime.targets().first() {
+        _ if foreign => said["server"]["state"] == "ready",
+        Some(t) => pids[2].is_some_and(|pid| heartbeat(&runtime, t, pid)),
+        None => false,
+    };
+    let (state, exit) = match (pids.iter().all(Option::is_some) && !said.is_null(), answers) {
+        _ if pids.iter().all(Option::is_none) => ("down", Exit::NotRunning),
+        (true, true) => ("serving", Exit::Done),
+        (false, true) => ("degraded", Exit::Degraded),
+        (_, false) => ("degraded: the server doesn't answer", Exit::Degraded),
+    };
+    let mut suite = json!({
+        "state": state,
+        "version": env!("CARGO_PKG_VERSION"),
+        "runtime_dir": runtime.dir(),
+    });
+    if let Err(e) = manager
+        && exit == Exit::Degraded
+    {
+        suite["manager_error"] = json!(e.to_string());
+    }
+    (json!({ "suite": suite, "processes": processes, "listen": said["listen"] }), exit)
+}
+
+/// One heartbeat through the port, with patience.
+fn heartbeat(runtime: &Runtime, target: &Target, pid: i32) -> bool {
+    let Ok(token) = runtime.token() else { return false };
+    let nonce = format!("status-{}", std::process::id());
+    let Ok(mut probe) = beats::fetch_server(target, &token, &nonce) else { return false };
+    let until = clock::now() + PATIENCE;
+    loop {
+        let left = until.saturating_sub(clock::now());
+        if left.is_zero() {
+            return false;
+        }
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let flags: PollFlags = probe.interest();
+        let _ = poll(&mut [PollFd::new(&probe, flags)], Some(&timeout));
+        match probe.step() {
+            None => {}
+            Some(Ok(a)) => return beats::judge_server(&a, &nonce, pid) == Proof::Alive,
+            Some(Err(_)) => return false,
+        }
+    }
+}
+
+fn rss_kib(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64 / 1024)
+}
+
+/// The table for people.
+fn render(v: &Value) -> String {
+    let text = |v: &Value| match v {
+        Value::Null => "-".to_owned(),
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    let mut out = format!("suite    {}\n", text(&v["suite"]["state"]));
+    if let Some(list) = v["listen"].as_array() {
+        out += &format!("listen   {}\n", list.iter().map(text).collect::<Vec<_>>().join(" "));
+    }
+    out += &format!("{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n", "", "pid", "state", "restarts", "rss KiB", "last exit");
+    for p in v["processes"].as_array().into_iter().flatten() {
+        out += &format!(
+            "{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n",
+            text(&p["name"]),
+            text(&p["pid"]),
+            text(&p["state"]),
+            text(&p["restarts"]),
+            text(&p["rss_kib"]),
+            text(&p["last_exit"]),
+        );
+    }
+    out
+}

@@ -1,0 +1,112 @@
+//! `stop`, `restart`, `reload`: they return when it has happened, and say what really did.
+
+use crate::ward::Ward;
+use crate::cli::Common;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::logging::Fatal;
+use crate::suite::Runtime;
+use policy::ladder::{Ladder, Rung, Rungs};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::time::Duration;
+use supervisor::clock;
+
+/// Ends the suite and waits until all three are gone.
+///
+/// # Errors
+/// Something of it can't be ended.
+pub fn run(common: &Common) -> anyhow::Result<Exit> {
+    let config = common.load()?.config;
+    match stop(&config)? {
+        0 => {
+            eprintln!("traffic_cop: not running (runtime directory {})", config.suite.runtime_dir.display());
+            Ok(Exit::NotRunning)
+        }
+        _ => Ok(Exit::Done),
+    }
+}
+
+/// Ends cop (which ends the others in order), and then whatever is left. Returns how many processes there were.
+fn stop(config: &Config) -> anyhow::Result<u32> {
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let hard = config.cop.kill_timeout;
+    let drain = config.server.drain_timeout;
+    let core = config.cop.core_signal.map(|_| Duration::from_secs(5));
+    // each is given the time to take down those below it
+    let server = Rungs { polite: drain + Duration::from_secs(1), core, kill: hard };
+    let whole = |r: &Rungs| r.polite + r.core.unwrap_or_default() + r.kill + Duration::from_secs(3);
+    let manager = Rungs { polite: whole(&server), ..server };
+    let cop = Rungs { polite: whole(&manager), ..server };
+    let mut ended = 0;
+    for (program, rungs) in [("cop", cop), ("manager", manager), ("server", server)] {
+        if let Some(ward) = Ward::of_lock(&runtime.lock(program), 0).unwrap_or(None) {
+            end(program, &ward, rungs, config.cop.core_signal)?;
+            ended += 1;
+        }
+    }
+    if ended > 0 {
+        runtime.clean();
+    }
+    Ok(ended)
+}
+
+/// Walks one process down the ladder and waits for its end.
+fn end(program: &str, ward: &Ward, rungs: Rungs, core_signal: Option<i32>) -> anyhow::Result<()> {
+    let (mut ladder, first) = Ladder::begin(rungs, clock::now());
+    ward.send(first, core_signal);
+    // a stopped process (SIGSTOP) can't act on anything before it is woken
+    let _ = ward.signal(nix::libc::SIGCONT);
+    while !ward.has_ended() {
+        let Some(deadline) = ladder.deadline() else {
+            let why = format!("traffic_{program} (pid {}) can't be ended: SIGKILL had no effect", ward.pid);
+            return Err(Fatal::new(Exit::Os, why).into());
+        };
+        let left = deadline.saturating_sub(clock::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], Some(&timeout));
+        if let Some(rung) = ladder.tick(clock::now()).filter(|r| *r != Rung::Stuck) {
+            eprintln!("traffic_cop: traffic_{program} (pid {}) doesn't end: {rung:?}", ward.pid);
+            ward.send(rung, core_signal);
+        }
+    }
+    Ok(())
+}
+
+/// Stops a running suite and starts it again with its own options; those given now come on top.
+///
+/// # Errors
+/// As stop and start.
+pub fn restart(common: &Common) -> anyhow::Result<Exit> {
+    let config = common.load()?.config;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let before = Ward::of_lock(&runtime.lock("cop"), 0).unwrap_or(None).and_then(|w| options_of(w.pid));
+    let common = match before {
+        Some(running) => running.with(common),
+        None => common.clone(),
+    };
+    // refuse before anything is stopped
+    let config = common.load()?.config;
+    stop(&config)?;
+    super::start::run(&common, false)
+}
+
+/// The common options a running cop was started with.
+fn options_of(pid: i32) -> Option<Common> {
+    use clap::Parser;
+    use std::os::unix::ffi::OsStringExt;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let args = line.split(|&b| b == 0).filter(|a| !a.is_empty()).map(|a| std::ffi::OsString::from_vec(a.to_vec()));
+    match super::Cli::try_parse_from(args).ok()?.command {
+        super::Command::Start { common, .. } | super::Command::Restart(common) => Some(common.absolute_to(&cwd)),
+        _ => None,
+    }
+}
+
+/// Has the running manager take the configuration.
+///
+/// # Errors
+/// The configuration is wrong (nothing is sent then), or nobody is there.
+pub fn reload(common: &Common) -> anyhow::Result<Exit> {
+    crate::commands::ask(common, "POST", "/reload")
+}

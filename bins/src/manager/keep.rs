@@ -1,0 +1,496 @@
+//! Keeping a server on the listeners: the child machine of `policy`, with hands.
+//!
+//! Everything here is synchronous and short; the tasks of the manager call it when something happened. After each event
+//! the one timer is set to the machine's next deadline.
+
+use super::listeners::{self, Listener};
+use crate::cli::Common;
+use crate::config::Config;
+use crate::ward::Ward;
+use crate::exit::Exit;
+use crate::suite::{self, Runtime};
+use engine::io::Async;
+use policy::Time;
+use policy::child::{Action, Child, Event, Limits, State};
+use policy::ladder::Rungs;
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::future::poll_fn;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use supervisor::clock;
+use supervisor::notify::{Datagram, Field, Notifier};
+use supervisor::pidfd::PidFd;
+use supervisor::spawn::{Spec, SpawnError, spawn};
+
+/// The manager's state.
+pub struct Keep {
+    config: RefCell<Config>,
+    common: Common,
+    runtime: Runtime,
+    listeners: RefCell<Vec<Listener>>,
+    upstream: Notifier,
+    server: RefCell<Server>,
+    cop: Cell<i32>,
+    started: Time,
+    timer: Cell<Option<Time>>,
+    end: RefCell<End>,
+    changes: RefCell<Vec<Waker>>,
+}
+
+/// The server that is, and what is remembered of those that were.
+struct Server {
+    machine: Child,
+    ward: Option<Ward>,
+    adopted: bool,
+    since: Time,
+    ever_ready: bool,
+    said: String,
+    last_exit: Option<String>,
+}
+
+#[derive(Default)]
+struct End {
+    exit: Option<Exit>,
+    stopping: bool,
+    failure: Option<anyhow::Error>,
+    waker: Option<Waker>,
+}
+
+impl Keep {
+    /// Nothing runs yet: see [`Keep::begin`].
+    pub fn new(
+        config: Config,
+        common: Common,
+        runtime: Runtime,
+        listeners: Vec<Listener>,
+        upstream: Notifier,
+    ) -> Rc<Keep> {
+        let now = clock::now();
+        let server = Server {
+            machine: Child::new(limits(&config)),
+            ward: None,
+            adopted: false,
+            since: now,
+            ever_ready: false,
+            said: String::new(),
+            last_exit: None,
+        };
+        Rc::new(Keep {
+            config: RefCell::new(config),
+            common,
+            runtime,
+            listeners: RefCell::new(listeners),
+            upstream,
+            server: RefCell::new(server),
+            cop: Cell::new(rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())),
+            started: now,
+            timer: Cell::new(None),
+            end: RefCell::default(),
+            changes: RefCell::default(),
+        })
+    }
+
+    /// The files of this suite.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The server's pid, if one lives.
+    pub fn server_pid(&self) -> Option<i32> {
+        self.server.borrow().ward.as_ref().map(|w| w.pid)
+    }
+
+    /// Has cop keep duplicates of the listeners.
+    pub fn store_fds(&self, cop: &Notifier) {
+        for l in self.listeners.borrow().iter() {
+            let name = l.fd_name();
+            if let Err(e) = cop.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), &[l.fd.as_fd()]) {
+                log::warn!("event=fdstore-failed name={name}: {e}");
+            }
+        }
+    }
+
+    /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
+    pub fn met_cop(&self, pid: i32) {
+        if pid > 0 && self.cop.replace(pid) != pid {
+            log::info!("event=new-cop pid={pid}");
+            self.store_fds(&self.upstream);
+            let _ = self.upstream.send("READY=1");
+            self.tell_server();
+        }
+    }
+
+    /// Adopts the server that runs, or starts one.
+    pub fn begin(self: &Rc<Self>) {
+        match Ward::of_lock(&self.runtime.lock("server"), 1) {
+            Ok(Some(w)) => {
+                log::info!("event=adopt of=server pid={}", w.pid);
+                {
+                    let mut s = self.server.borrow_mut();
+                    (s.adopted, s.ever_ready, s.since) = (true, true, clock::now());
+                }
+                self.hold(w);
+                self.feed(Event::Adopted { ready: true });
+                self.announce_ready();
+            }
+            Ok(None) => {}
+            Err(e) => log::info!("event=adopt-failed of=server: {e}"),
+        }
+        self.feed(Event::WantUp);
+    }
+
+    /// Ends the server in order, then the manager.
+    pub fn stop(self: &Rc<Self>) {
+        self.end.borrow_mut().stopping = true;
+        let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
+        self.feed(Event::WantDown);
+        self.maybe_end();
+    }
+
+    /// Replaces the server in order.
+    pub fn restart(self: &Rc<Self>) {
+        self.feed(Event::Restart);
+    }
+
+    /// Takes the configuration anew; what it says is refused as a whole if anything in it is wrong.
+    ///
+    /// # Errors
+    /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
+    pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
+        let new = self.common.load()?.config;
+        let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
+        let old = self.config.borrow().clone();
+        let changed = [
+            old.suite.runtime_dir != new.suite.runtime_dir,
+            old.suite.state_dir != new.suite.state_dir,
+            old.manager.admin != new.manager.admin,
+        ];
+        let kept: Vec<_> = fixed.iter().zip(changed).filter_map(|(k, c)| c.then_some(*k)).collect();
+        // those that stay are handed over to the new list; only what is really new is bound
+        let duplicates = {
+            let list = self.listeners.borrow();
+            let copy = |l: &Listener| {
+                Ok(supervisor::listen_fds::Inherited { name: l.fd_name(), fd: l.fd.try_clone()? })
+            };
+            list.iter().map(copy).collect::<std::io::Result<Vec<_>>>()?
+        };
+        let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
+        listeners::publish(&listeners, &self.runtime)?;
+        for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
+            let _ = self.upstream.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", gone.fd_name()));
+        }
+        *self.listeners.borrow_mut() = listeners;
+        self.store_fds(&self.upstream);
+        self.server.borrow_mut().machine.set_limits(limits(&new));
+        *self.config.borrow_mut() = new;
+        self.restart();
+        let note = match kept.as_slice() {
+            [] => String::new(),
+            keys => format!("; needs a restart of the suite: {}", keys.join(", ")),
+        };
+        Ok(format!("configuration taken, the server is being replaced{note}"))
+    }
+
+    /// Waits until the server is ready, or until it is clear that it won't be.
+    ///
+    /// # Errors
+    /// It isn't ready after `patience`.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), String> {
+        let ready = poll_fn(|cx| match self.server.borrow().machine.state() {
+            State::Ready { .. } => Poll::Ready(()),
+            _ => {
+                self.changes.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        match engine::time::timeout(patience, ready).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let s = self.server.borrow();
+                let last = s.last_exit.as_deref().unwrap_or("none");
+                Err(format!("the server is {} (last exit: {last}; it said: {:?})", s.machine.state().name(), s.said))
+            }
+        }
+    }
+
+    /// How long a server may take to be replaced in order.
+    pub fn patience(&self) -> Duration {
+        let c = self.config.borrow();
+        c.server.drain_timeout + c.cop.start_grace + c.cop.kill_timeout
+    }
+
+    /// Resolves when the manager is to end.
+    ///
+    /// # Errors
+    /// It ends because of this.
+    pub async fn ended(&self) -> anyhow::Result<Exit> {
+        poll_fn(|cx| {
+            let mut end = self.end.borrow_mut();
+            end.waker = Some(cx.waker().clone());
+            match (end.failure.take(), end.exit) {
+                (Some(e), _) => Poll::Ready(Err(e)),
+                (None, Some(exit)) => Poll::Ready(Ok(exit)),
+                (None, None) => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The state as JSON.
+    pub fn status(&self) -> Value {
+        let now = clock::now();
+        let s = self.server.borrow();
+        let seconds = |t: Time| now.saturating_sub(t).as_secs();
+        json!({
+            "manager": {
+                "pid": std::process::id(),
+                "state": "running",
+                "uptime_s": seconds(self.started),
+                "cop": self.cop.get(),
+            },
+            "server": {
+                "pid": s.ward.as_ref().map(|w| w.pid),
+                "state": s.machine.state().name(),
+                "since_s": seconds(s.since),
+                "generation": s.machine.generation(),
+                "restarts": s.machine.restarts(),
+                "crashes_in_a_row": s.machine.crashes(),
+                "adopted": s.adopted,
+                "last_exit": s.last_exit,
+                "status": s.said,
+            },
+            "listen": listeners::names(&self.listeners.borrow()),
+        })
+    }
+
+    /// A datagram on the notify socket.
+    pub fn heard(self: &Rc<Self>, d: Datagram) {
+        let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
+        if !ours {
+            return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
+        }
+        let generation = self.server.borrow().machine.generation();
+        for field in d.message.fields {
+            match field {
+                Field::Ready => {
+                    {
+                        let mut s = self.server.borrow_mut();
+                        (s.ever_ready, s.since) = (true, clock::now());
+                    }
+                    self.feed(Event::Ready(generation));
+                    self.announce_ready();
+                }
+                Field::Status(text) => self.server.borrow_mut().said = text,
+                Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
+                Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
+                _ => {}
+            }
+        }
+    }
+
+    // ---- the machine's hands ----
+
+    fn announce_ready(&self) {
+        let _ = self.upstream.send("READY=1");
+        self.tell_server();
+    }
+
+    /// Tells cop which server there is.
+    fn tell_server(&self) {
+        let s = self.server.borrow();
+        let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
+            (true, State::Ready { .. }, Some(w)) => w.pid,
+            (true, ..) => -1,
+            (false, ..) => 0,
+        };
+        let _ = self.upstream.send(&format!("X_TRAFFIC_SERVER={pid}"));
+    }
+
+    fn feed(self: &Rc<Self>, event: Event) {
+        let now = clock::now();
+        let (before, action, after) = {
+            let mut s = self.server.borrow_mut();
+            let before = s.machine.state().name();
+            let action = s.machine.handle(event, now, clock::jitter());
+            (before, action, s.machine.state().name())
+        };
+        if before != after {
+            log::info!("event=state of=server from={before} to={after}");
+            self.changes.borrow_mut().drain(..).for_each(Waker::wake);
+        }
+        match action {
+            Action::Nothing => {}
+            Action::Spawn => self.launch(),
+            Action::Send(rung) => {
+                if before == "ready" {
+                    self.tell_server();
+                }
+                let core = self.config.borrow().cop.core_signal;
+                if let Some(w) = &self.server.borrow().ward {
+                    log::info!("event=signal of=server pid={} rung={rung:?}", w.pid);
+                    w.send(rung, core);
+                }
+            }
+            Action::AnnounceGaveUp => {
+                log::error!("event=gave-up of=server: no more is tried until somebody asks for it");
+                let _ = self.upstream.send("STATUS=gave up on the server after a crash loop");
+            }
+        }
+        self.arm();
+    }
+
+    /// One timer for the machine's deadline; a timer that was set for another one finds that out when it fires.
+    fn arm(self: &Rc<Self>) {
+        let deadline = self.server.borrow().machine.deadline();
+        if deadline == self.timer.replace(deadline) {
+            return;
+        }
+        let Some(at) = deadline else { return };
+        let keep = self.clone();
+        engine::spawn(async move {
+            engine::time::sleep(at.saturating_sub(clock::now())).await;
+            if keep.timer.get() == Some(at) {
+                keep.timer.set(None);
+                keep.feed(Event::Tick);
+            }
+        });
+    }
+
+    fn launch(self: &Rc<Self>) {
+        match self.spawn_server() {
+            Ok((pid, pidfd)) => {
+                let generation = self.server.borrow().machine.generation() + 1;
+                {
+                    let mut s = self.server.borrow_mut();
+                    (s.adopted, s.since) = (false, clock::now());
+                    s.said.clear();
+                }
+                log::info!("event=spawn of=server pid={pid} generation={generation}");
+                self.hold(Ward::new(pid, pidfd, generation));
+                self.feed(Event::Spawned);
+            }
+            Err(e) => {
+                log::error!("event=spawn-failed of=server: {e:#}");
+                let permanent = e.downcast_ref::<SpawnError>().is_some_and(SpawnError::is_permanent);
+                self.server.borrow_mut().last_exit = Some(format!("{e:#}"));
+                if permanent && !self.server.borrow().ever_ready {
+                    return self.fail(e.context("the server can't be started"));
+                }
+                self.feed(Event::SpawnFailed { permanent });
+            }
+        }
+    }
+
+    fn spawn_server(&self) -> anyhow::Result<(i32, PidFd)> {
+        let config = self.config.borrow();
+        let (program, argv) = match config.server.command.split_first() {
+            Some((program, _)) => {
+                (program.into(), config.server.command.iter().map(OsString::from).collect::<Vec<_>>())
+            }
+            None => {
+                let mut argv = vec![OsString::from("traffic_server"), "run".into()];
+                argv.extend(self.common.to_args());
+                (suite::sibling("traffic_server")?, argv)
+            }
+        };
+        let list = self.listeners.borrow();
+        let spawned = spawn(&Spec {
+            program,
+            argv,
+            env: suite::child_env(&[
+                ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
+                ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
+            ]),
+            fds: list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect(),
+            stdio: [None; 3],
+            cwd: None,
+            umask: 0o027,
+            nofile: None,
+            oom_score_adj: None,
+        })?;
+        Ok((spawned.pid, spawned.pidfd))
+    }
+
+    /// Takes hold of a server process and waits for its end.
+    fn hold(self: &Rc<Self>, ward: Ward) {
+        let generation = ward.generation;
+        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
+            Ok(mut end) => {
+                let keep = self.clone();
+                engine::spawn(async move {
+                    let _ = end.readable().await;
+                    keep.exited(generation);
+                });
+            }
+            Err(e) => self.fail(anyhow::Error::from(e).context("watching the server")),
+        }
+        self.server.borrow_mut().ward = Some(ward);
+    }
+
+    fn exited(self: &Rc<Self>, generation: u64) {
+        let (ward, ever_ready) = {
+            let mut s = self.server.borrow_mut();
+            match s.ward.take_if(|w| w.generation == generation) {
+                Some(w) => (w, s.ever_ready),
+                None => return,
+            }
+        };
+        let status = ward.reap();
+        let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
+        log::warn!("event=exit of=server pid={}: {how}", ward.pid);
+        let permanent = status.and_then(|s| s.code()).filter(|c| Exit::is_permanent(*c));
+        {
+            let mut s = self.server.borrow_mut();
+            s.last_exit = Some(how.clone());
+            s.since = clock::now();
+        }
+        if let (Some(code), false) = (permanent, ever_ready) {
+            let said = self.server.borrow().said.clone();
+            let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code).unwrap_or(Exit::Failure);
+            let why = if said.is_empty() { how } else { said };
+            return self.fail(crate::logging::Fatal::new(exit, format!("the server: {why}")).into());
+        }
+        self.feed(Event::Exited(generation, permanent.is_some()));
+        self.tell_server();
+        self.maybe_end();
+    }
+
+    fn fail(&self, e: anyhow::Error) {
+        let mut end = self.end.borrow_mut();
+        end.failure.get_or_insert(e);
+        end.waker.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn maybe_end(&self) {
+        let mut end = self.end.borrow_mut();
+        let down = !self.server.borrow().machine.state().is_alive();
+        if end.stopping && down && self.server.borrow().ward.is_none() {
+            end.exit = Some(Exit::Done);
+            end.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let r = &config.manager.respawn;
+    Limits {
+        start_grace: config.cop.start_grace,
+        stop: Rungs {
+            polite: config.server.drain_timeout + Duration::from_secs(1),
+            core: config.cop.core_signal.map(|_| Duration::from_secs(5)),
+            kill: config.cop.kill_timeout,
+        },
+        respawn: policy::backoff::Limits {
+            initial: r.initial,
+            factor: r.factor,
+            max: r.max,
+            jitter: r.jitter,
+            stable_after: r.stable_after,
+            give_up_after: r.give_up_after,
+        },
+    }
+}

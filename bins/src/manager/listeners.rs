@@ -1,0 +1,186 @@
+//! The listening sockets: taken over from whoever kept them, else bound; never closed while the manager lives.
+
+use crate::config::Listen;
+use crate::exit::Exit;
+use crate::logging::Fatal;
+use crate::suite::Runtime;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
+};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use supervisor::dirs;
+use supervisor::listen_fds::{Inherited, name_for};
+
+/// Connections the kernel holds for us while nobody accepts; cut to net.core.somaxconn by the kernel.
+const BACKLOG: i32 = 65_535;
+
+/// A listening socket with what it stands for.
+#[derive(Debug)]
+pub struct Listener {
+    /// As configured.
+    pub wanted: Listen,
+    /// As bound: differs from `wanted` for port 0.
+    pub bound: String,
+    /// The socket, non-blocking.
+    pub fd: OwnedFd,
+}
+
+impl Listener {
+    /// The name under which it is stored and handed over.
+    pub fn fd_name(&self) -> String {
+        name_for(&format!("listen {}", self.wanted))
+    }
+}
+
+/// One listener for each configured address: the inherited one where there is one, else a new one.
+///
+/// # Errors
+/// An address can't be bound: the reason, and who has it if that can be seen.
+pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
+    let mut list = Vec::with_capacity(wanted.len());
+    for w in wanted {
+        let name = name_for(&format!("listen {w}"));
+        let at = inherited.iter().position(|i| i.name == name).or_else(|| {
+            // from systemd's socket units: no name of ours, but the right address
+            inherited.iter().position(|i| !i.name.starts_with("listen") && is_bound_to(&i.fd, w))
+        });
+        let fd = match at {
+            Some(i) => {
+                let fd = inherited.swap_remove(i).fd;
+                rustix::io::ioctl_fionbio(&fd, true)?;
+                fd
+            }
+            None => open(w).map_err(|e| refused(w, &e))?,
+        };
+        let bound = address(&fd, w).map_err(|e| refused(w, &e))?;
+        list.push(Listener { wanted: w.clone(), bound, fd });
+    }
+    for left in inherited.iter().filter(|i| i.name.starts_with("listen")) {
+        log::info!("event=listener-dropped name={:?}: not configured any more", left.name);
+    }
+    Ok(list)
+}
+
+fn refused(w: &Listen, e: &io::Error) -> Fatal {
+    Fatal::new(Exit::Os, format!("cannot listen on {w}: {e}"))
+}
+
+fn open(w: &Listen) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = match w {
+        Listen::Tcp(a) => {
+            let family = if a.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let fd = socket_with(family, SocketType::STREAM, flags, None)?;
+            sockopt::set_socket_reuseaddr(&fd, true)?;
+            if a.is_ipv6() {
+                sockopt::set_ipv6_v6only(&fd, true)?;
+            }
+            bind(&fd, a)?;
+            fd
+        }
+        Listen::Unix(path) => {
+            let addr = SocketAddrUnix::new(path.as_path())?;
+            let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            remove_dead_socket(path)?;
+            bind(&fd, &addr)?;
+            fd
+        }
+    };
+    listen(&fd, BACKLOG)?;
+    Ok(fd)
+}
+
+/// A socket file that nobody listens on is left over from an ended process; one that answers is somebody's.
+fn remove_dead_socket(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(m) if !m.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+    }
+}
+
+fn is_bound_to(fd: &OwnedFd, w: &Listen) -> bool {
+    match w {
+        Listen::Tcp(a) => getsockname(fd).ok().and_then(|s| SocketAddr::try_from(s).ok()).is_some_and(|s| s == *a),
+        Listen::Unix(p) => getsockname(fd)
+            .ok()
+            .and_then(|s| SocketAddrUnix::try_from(s).ok())
+            .and_then(|s| s.path_bytes().map(|b| b == p.as_os_str().as_encoded_bytes()))
+            .unwrap_or(false),
+    }
+}
+
+fn address(fd: &OwnedFd, w: &Listen) -> io::Result<String> {
+    match w {
+        Listen::Tcp(_) => {
+            let a = SocketAddr::try_from(getsockname(fd)?).map_err(|_| io::Error::other("not a TCP socket"))?;
+            Ok(a.to_string())
+        }
+        Listen::Unix(p) => Ok(format!("unix:{}", p.display())),
+    }
+}
+
+/// Writes the `ports` file.
+///
+/// # Errors
+/// It can't be written.
+pub fn publish(list: &[Listener], runtime: &Runtime) -> io::Result<()> {
+    let text: String = list.iter().map(|l| format!("{}\n", l.bound)).collect();
+    dirs::write_atomically(&runtime.ports(), text.as_bytes(), 0o644)
+}
+
+/// The bound addresses.
+pub fn names(list: &[Listener]) -> Vec<&str> {
+    list.iter().map(|l| l.bound.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp() -> Listen {
+        Listen::Tcp("127.0.0.1:0".parse().unwrap())
+    }
+
+    #[test]
+    fn what_was_kept_is_taken_and_not_bound_again() {
+        let first = take_or_bind(&[tcp()], Vec::new()).unwrap().remove(0);
+        let kept = Inherited { name: first.fd_name(), fd: first.fd.try_clone().unwrap() };
+        let second = take_or_bind(&[tcp()], vec![kept]).unwrap().remove(0);
+        assert_eq!(first.bound, second.bound);
+        assert!(!first.bound.ends_with(":0"));
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let first = take_or_bind(&[tcp()], Vec::new()).unwrap().remove(0);
+        let taken = Listen::Tcp(first.bound.parse().unwrap());
+        let e = take_or_bind(&[taken], Vec::new()).unwrap_err().to_string();
+        assert!(e.contains(&first.bound) && e.contains("in use"), "{e}");
+    }
+
+    #[test]
+    fn a_dead_socket_file_is_replaced_and_a_living_one_is_not() {
+        let d = tempfile::tempdir().unwrap();
+        let w = Listen::Unix(d.path().join("s"));
+        let first = take_or_bind(std::slice::from_ref(&w), Vec::new()).unwrap();
+        assert!(take_or_bind(std::slice::from_ref(&w), Vec::new()).is_err());
+        drop(first);
+        assert!(take_or_bind(std::slice::from_ref(&w), Vec::new()).is_ok());
+        let file = d.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(take_or_bind(&[Listen::Unix(file.clone())], Vec::new()).is_err());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,208 @@
+//! `traffic_manager`: holds the listening sockets for ever and keeps a server on them.
+//!
+//! One thread, since it forks: an engine of one loop ([`engine::block_on`]) on which each fd has a small task of its own.
+//! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
+//!
+//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`listeners`],
+//! [`control`] (what may be asked over the control socket).
+
+pub mod control;
+pub mod keep;
+pub mod listeners;
+
+use crate::cli::Common;
+use crate::commands;
+use crate::exit::Exit;
+use crate::logging::{self, Fatal};
+use crate::suite::Runtime;
+use engine::io::Async;
+use keep::Keep;
+use lockfile::{Got, Lockfile};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use supervisor::listen_fds::{self, Inherited};
+use supervisor::notify::{NotifySocket, Notifier};
+use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
+use supervisor::{dirs, reaper};
+
+const NAME: &str = "traffic_manager";
+
+/// Holds the listening sockets and keeps a traffic_server on them; without `run` it talks to the manager that runs.
+#[derive(Debug, clap::Parser)]
+#[command(name = "traffic_manager", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Be the manager (traffic_cop starts it this way)
+    Run(Common),
+    /// Print the running manager's state as JSON
+    Status(Common),
+    /// Have the running manager take its configuration anew
+    Reload(Common),
+    /// Replace the server in order
+    Restart(Common),
+    /// Say everything that is wrong with a configuration, or what it comes to
+    CheckConfig(Common),
+}
+
+/// Carries out the command line.
+///
+/// # Errors
+/// What went wrong, with its exit code.
+pub fn run(cli: Cli) -> anyhow::Result<Exit> {
+    match cli.command {
+        Command::Run(common) => serve(&common),
+        Command::Status(common) => commands::ask(&common, "GET", "/status"),
+        Command::Reload(common) => commands::ask(&common, "POST", "/reload"),
+        Command::Restart(common) => commands::ask(&common, "POST", "/restart"),
+        Command::CheckConfig(common) => commands::check_config(&common),
+    }
+}
+
+/// The manager's whole life. A failure is told to cop before the end, which reports it to the operator.
+fn serve(common: &Common) -> anyhow::Result<Exit> {
+    // first of all, so that no signal is lost
+    let signals = Signals::catch(&[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])?;
+    let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
+    let upstream = Notifier::from_env()?;
+    let result = live(common, signals, inherited, &upstream);
+    if let Err(e) = &result {
+        let text = format!("{e:#}").replace('\n', "; ");
+        let _ = upstream.send(&format!("STATUS={text}\nX_TRAFFIC_EXIT={}", logging::exit_of(e).code()));
+    }
+    result
+}
+
+fn live(
+    common: &Common,
+    signals: Signals,
+    inherited: Vec<Inherited>,
+    upstream: &Notifier,
+) -> anyhow::Result<Exit> {
+    let common = common.absolute()?;
+    let config = common.load()?.config;
+    logging::init(NAME, &config.suite.log);
+    dirs::ensure(&config.suite.runtime_dir)?;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let mut lock = Lockfile::new(runtime.lock("manager"));
+    take_lock(&mut lock, config.cop.start_grace)?;
+    reaper::become_subreaper()?;
+    let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
+    let notify = NotifySocket::bind(&runtime.notify("manager"))?;
+    let control = control::bind(&runtime)?;
+    listeners::publish(&listeners, &runtime)?;
+    log::info!("event=start listen={:?}", listeners::names(&listeners));
+    let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?);
+    keep.store_fds(upstream);
+    let exit = engine::block_on(main_loop(keep, signals, notify, control))??;
+    lock.close();
+    Ok(exit)
+}
+
+/// Everything that can happen has a task; the main one waits for the end.
+async fn main_loop(
+    keep: Rc<Keep>,
+    signals: Signals,
+    notify: NotifySocket,
+    control: std::os::unix::net::UnixListener,
+) -> anyhow::Result<Exit> {
+    engine::spawn(hear_signals(keep.clone(), Async::new(signals)?));
+    engine::spawn(hear_server(keep.clone(), Async::new(notify)?));
+    engine::spawn(control::serve(keep.clone(), control));
+    keep.begin();
+    let exit = keep.ended().await;
+    keep.runtime().clean_manager();
+    Ok(exit)
+}
+
+async fn hear_signals(keep: Rc<Keep>, signals: Async<Signals>) {
+    let mut signals = signals;
+    loop {
+        if signals.readable().await.is_err() {
+            return;
+        }
+        for signal in signals.get_mut().pending() {
+            match signal {
+                SIGCHLD => {}
+                SIGHUP => match keep.reload() {
+                    Ok(text) => log::info!("event=reload: {text}"),
+                    Err(e) => log::error!("event=reload-refused: {e:#}"),
+                },
+                SIGUSR1 | SIGUSR2 => log::info!("event=state {}", keep.status()),
+                _ => {
+                    log::info!("event=stop signal={signal}");
+                    keep.stop();
+                }
+            }
+        }
+        let ours = keep.server_pid();
+        for pid in reaper::reap_strangers(|p| Some(p) == ours) {
+            log::debug!("event=reaped pid={pid}");
+        }
+        signals.clear_readable();
+    }
+}
+
+async fn hear_server(keep: Rc<Keep>, socket: Async<NotifySocket>) {
+    let mut socket = socket;
+    loop {
+        if socket.readable().await.is_err() {
+            return;
+        }
+        for _ in 0..64 {
+            match socket.get_mut().recv() {
+                Ok(Some(d)) => keep.heard(d),
+                Ok(None) => {
+                    socket.clear_readable();
+                    break;
+                }
+                Err(e) => {
+                    log::warn!("event=notify-failed: {e}");
+                    socket.clear_readable();
+                    break;
+                }
+            }
+        }
+        engine::yield_now().await;
+    }
+}
+
+/// Takes a lock whose holder may be just ending: waits for it (event: its pidfd) instead of giving up at once.
+///
+/// # Errors
+/// Somebody else holds it and goes on living.
+pub fn take_lock(lock: &mut Lockfile, patience: Duration) -> anyhow::Result<()> {
+    let until = Instant::now() + patience.min(Duration::from_secs(10));
+    loop {
+        let holder = match lock.get()? {
+            Got::Acquired => return Ok(()),
+            Got::Held(h) => h,
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let ended = match supervisor::pidfd::PidFd::open(holder.pid) {
+            // it ended between the two questions
+            Err(_) => true,
+            Ok(p) => !left.is_zero() && p.poll_exit(left.min(Duration::from_millis(500)))?.is_some(),
+        };
+        if left.is_zero() {
+            let why = format!("{} is held by pid {}", lock.path().display(), holder.pid);
+            return Err(Fatal::new(Exit::LockHeld, why).into());
+        }
+        if ended {
+            // the kernel lets go of a dead process's locks before its pidfd says so; what is left shares its fds
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Runtime {
+    /// Removes what only a living manager has a use for.
+    fn clean_manager(&self) {
+        let _ = std::fs::remove_file(self.control());
+        let _ = std::fs::remove_file(self.notify("manager"));
+    }
+}

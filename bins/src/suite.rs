@@ -1,0 +1,154 @@
+//! The places and names that the three programs agree on.
+
+use anyhow::Context;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use supervisor::probe::Target;
+
+/// The files of a runtime directory.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    dir: PathBuf,
+}
+
+impl Runtime {
+    /// Of that directory.
+    pub fn new(dir: &Path) -> Runtime {
+        Runtime { dir: dir.to_owned() }
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A program's lock: `cop`, `manager` or `server`.
+    pub fn lock(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("{program}.lock"))
+    }
+
+    /// The manager's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.dir.join("manager.sock")
+    }
+
+    /// A program's notify socket: `cop` or `manager`.
+    pub fn notify(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("{program}.notify"))
+    }
+
+    /// The addresses that are really bound, one a line.
+    pub fn ports(&self) -> PathBuf {
+        self.dir.join("ports")
+    }
+
+    /// Where heartbeats of the server can be sent, read from [`Runtime::ports`]; empty while it isn't there.
+    pub fn targets(&self) -> Vec<Target> {
+        let text = std::fs::read_to_string(self.ports()).unwrap_or_default();
+        text.lines().filter_map(Target::parse).collect()
+    }
+
+    /// The heartbeat's token; made if there is none yet.
+    ///
+    /// # Errors
+    /// The file can be neither read nor made.
+    pub fn token(&self) -> io::Result<String> {
+        let path = self.dir.join("heartbeat.token");
+        let mut random = [0u8; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let fresh: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        // whoever comes first makes it, whole: a link can't be half there
+        let tmp = self.dir.join(format!("heartbeat.token.{}", std::process::id()));
+        let mut f = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        io::Write::write_all(&mut f, fresh.as_bytes())?;
+        let linked = std::fs::hard_link(&tmp, &path);
+        std::fs::remove_file(&tmp)?;
+        match linked {
+            Ok(()) => Ok(fresh),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(&path),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes what an ended suite has no use for. Locks stay: their files are harmless, and removing one that somebody
+    /// is about to take would let two hold "the" lock.
+    pub fn clean(&self) {
+        let names = ["manager.sock", "cop.notify", "manager.notify", "ports", "heartbeat.token"];
+        for name in names {
+            let _ = std::fs::remove_file(self.dir.join(name));
+        }
+    }
+}
+
+/// The path at which the server answers heartbeats.
+pub const HEARTBEAT_PATH: &str = "/.traffic/heartbeat";
+
+/// The headers of a heartbeat of the server.
+pub fn heartbeat_headers(token: &str, nonce: &str) -> Vec<String> {
+    vec![format!("traffic-heartbeat: {token}"), format!("traffic-nonce: {nonce}")]
+}
+
+/// Reads a heartbeat's body `traffic-heartbeat pid=N nonce=X`: the pid, if the nonce is ours.
+pub fn heartbeat_pid(body: &[u8], nonce: &str) -> Option<i32> {
+    let text = std::str::from_utf8(body).ok()?.trim_end();
+    let (pid, echoed) = text.strip_prefix("traffic-heartbeat pid=")?.split_once(" nonce=")?;
+    (echoed == nonce).then(|| pid.parse().ok()).flatten()
+}
+
+/// The executable of a sibling program: beside our own, also when ours was replaced on disk meanwhile.
+///
+/// # Errors
+/// Our own path can't be read.
+pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::fs::read_link("/proc/self/exe").context("reading /proc/self/exe")?;
+    let dir = own.parent().unwrap_or(Path::new("/"));
+    Ok(dir.join(name))
+}
+
+/// The environment for a child program: ours, less what was meant for us alone, plus `extra`.
+pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
+    let ours = |k: &OsString| {
+        let k = k.to_string_lossy();
+        k.starts_with("LISTEN_")
+            || k.starts_with("WATCHDOG_")
+            || ["NOTIFY_SOCKET", "MAINPID", STOP_ON_EOF].contains(&k.as_ref())
+            || extra.iter().any(|(name, _)| *name == k)
+    };
+    let mut env: Vec<_> = std::env::vars_os().filter(|(k, _)| !ours(k)).collect();
+    env.extend(extra.iter().map(|(k, v)| (OsString::from(k), v.clone())));
+    env
+}
+
+/// Set by the drill: cop ends its suite when its standard input ends.
+pub const STOP_ON_EOF: &str = "TRAFFIC_STOP_ON_STDIN_EOF";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_needs_the_form_and_our_nonce() {
+        assert_eq!(heartbeat_pid(b"traffic-heartbeat pid=42 nonce=n1\n", "n1"), Some(42));
+        assert_eq!(heartbeat_pid(b"traffic-heartbeat pid=42 nonce=n0\n", "n1"), None);
+        assert_eq!(heartbeat_pid(b"<html>hello</html>", "n1"), None);
+        assert_eq!(heartbeat_pid(b"\xff", "n1"), None);
+    }
+
+    #[test]
+    fn the_token_is_made_once() {
+        let d = tempfile::tempdir().unwrap();
+        let r = Runtime::new(d.path());
+        let first = r.token().unwrap();
+        assert_eq!((first.len(), r.token().unwrap()), (32, first));
+        assert_eq!(std::fs::read_dir(d.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn children_get_nothing_that_was_meant_for_us() {
+        let env = child_env(&[("TRAFFIC_RUNTIME_DIR", "/x".into())]);
+        assert!(env.iter().all(|(k, _)| k != "NOTIFY_SOCKET" && k != "LISTEN_FDS"));
+        assert_eq!(env.iter().filter(|(k, _)| k == "TRAFFIC_RUNTIME_DIR").count(), 1);
+    }
+}

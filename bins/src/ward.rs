@@ -1,0 +1,79 @@
+//! A process that is watched: its pid for people, its pidfd for everything else.
+
+use policy::ladder::Rung;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use supervisor::pidfd::{ExitStatus, PidFd};
+
+/// A process in our care.
+#[derive(Debug)]
+pub struct Ward {
+    /// For logs and status.
+    pub pid: i32,
+    /// Generation of the machine it belongs to.
+    pub generation: u64,
+    pidfd: PidFd,
+}
+
+impl Ward {
+    /// Holds a process by its pidfd.
+    pub fn new(pid: i32, pidfd: PidFd, generation: u64) -> Ward {
+        Ward { pid, generation, pidfd }
+    }
+
+    /// Takes hold of a process somebody else started, if the lock `path` still shows it once we hold its pidfd: the pid
+    /// in between can't have become another process's.
+    ///
+    /// # Errors
+    /// It is gone, the lock has another holder, or it can't be asked.
+    pub fn of_lock(path: &std::path::Path, generation: u64) -> io::Result<Option<Ward>> {
+        let ask = || lockfile::Lockfile::holder(path).map_err(io::Error::other);
+        let Some(before) = ask()? else { return Ok(None) };
+        let pidfd = PidFd::open(before.pid)?;
+        match ask()? {
+            Some(after) if after.pid == before.pid => Ok(Some(Ward::new(after.pid, pidfd, generation))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Has it ended?
+    pub fn has_ended(&self) -> bool {
+        !self.pidfd.is_alive()
+    }
+
+    /// How it ended, if it is our child: this reaps it.
+    pub fn reap(&self) -> Option<ExitStatus> {
+        self.pidfd.wait().ok().flatten()
+    }
+
+    /// Sends a rung's signal.
+    pub fn send(&self, rung: Rung, core_signal: Option<i32>) {
+        use nix::libc::{SIGKILL, SIGTERM};
+        let signal = match rung {
+            Rung::Polite => SIGTERM,
+            Rung::Core => core_signal.unwrap_or(SIGKILL),
+            Rung::Kill => SIGKILL,
+            Rung::Stuck => {
+                log::error!("event=stuck pid={} : SIGKILL was sent and it still exists", self.pid);
+                return;
+            }
+        };
+        if let Err(e) = self.signal(signal) {
+            log::warn!("event=signal-failed pid={} signal={signal}: {e}", self.pid);
+        }
+    }
+
+    /// Sends a signal by number.
+    ///
+    /// # Errors
+    /// It is gone, or we may not.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        self.pidfd.signal(signal)
+    }
+}
+
+impl AsFd for Ward {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}

@@ -1,0 +1,114 @@
+//! Connections to origins, kept per event thread: no locks, and the newest one is used first (it is the least likely to
+//! have been closed by the origin meanwhile).
+
+use crate::body::Body;
+use crate::resolve;
+use crate::router::OriginConfig;
+use crate::rt::Io;
+use engine::net::Stream;
+use hyper::client::conn::http1::{self, SendRequest};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Idle connections kept for one origin by one thread.
+const MAX_IDLE: usize = 128;
+/// An idle connection older than this isn't used again: origins close theirs after 5 s (Apache, Node) to 75 s (nginx),
+/// and a request on one that is just being closed has to be sent twice.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: HashMap<usize, Vec<(Instant, SendRequest<Body>)>>,
+    watches_drain: bool,
+}
+
+/// A connection in use; see [`Lease::give_back`].
+#[derive(Debug)]
+pub struct Lease {
+    origin: usize,
+    sender: Option<SendRequest<Body>>,
+    /// It has carried a request before: the origin may be closing it at this moment.
+    pub reused: bool,
+}
+
+impl Lease {
+    /// The connection, to send on.
+    pub fn sender(&mut self) -> &mut SendRequest<Body> {
+        self.sender.as_mut().expect("only give_back takes it")
+    }
+
+    /// Its answer has been read to the end: another request may use it.
+    pub fn give_back(mut self) {
+        let Some(sender) = self.sender.take().filter(|s| !s.is_closed()) else { return };
+        if engine::is_draining() {
+            return;
+        }
+        POOL.with_borrow_mut(|p| {
+            let idle = p.idle.entry(self.origin).or_default();
+            if idle.len() < MAX_IDLE {
+                idle.push((engine::time::now(), sender));
+            }
+        });
+    }
+}
+
+/// An idle connection to the origin number `id`, if there is one that is still good.
+pub async fn reuse(id: usize) -> Option<Lease> {
+    loop {
+        let (since, mut sender) = POOL.with_borrow_mut(|p| p.idle.get_mut(&id)?.pop())?;
+        if engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME {
+            // those below are older still
+            let old = POOL.with_borrow_mut(|p| p.idle.remove(&id));
+            drop(old);
+            return None;
+        }
+        if !sender.is_closed() && sender.ready().await.is_ok() {
+            return Some(Lease { origin: id, sender: Some(sender), reused: true });
+        }
+    }
+}
+
+/// A new connection to the origin number `id`: its addresses are tried one after another.
+///
+/// # Errors
+/// The last address's error; `TimedOut` if `limit` is over.
+pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
+    let attempt = async {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for &addr in resolve::addresses(&origin.host, origin.port).await?.iter() {
+            match Stream::connect_tcp(addr).await {
+                Ok(stream) => return Ok(stream),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    };
+    let stream = engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let _ = stream.set_nodelay(true);
+    let (sender, conn) = http1::handshake(Io(stream)).await.map_err(io::Error::other)?;
+    watch_drain();
+    drop(engine::spawn(async move {
+        if let Err(e) = conn.await {
+            log::debug!("origin connection: {e}");
+        }
+    }));
+    Ok(Lease { origin: id, sender: Some(sender), reused: false })
+}
+
+/// When the engine drains, idle connections are closed: they would keep it from ending.
+fn watch_drain() {
+    let watched = POOL.with_borrow_mut(|p| std::mem::replace(&mut p.watches_drain, true));
+    if !watched {
+        drop(engine::spawn(async {
+            engine::draining().await;
+            let idle = POOL.with_borrow_mut(|p| std::mem::take(&mut p.idle));
+            drop(idle);
+        }));
+    }
+}
