@@ -18,7 +18,7 @@
 const BITS: u32 = 6;
 const SLOTS: usize = 1 << BITS;
 const LEVELS: usize = 7;
-/// The latest deadline there is, 139 years at a millisecond a tick; later ones are taken for it.
+/// The end of time, 139 years at a millisecond a tick: whatever is later is taken for it.
 pub const MAX_TICK: u64 = (1 << (BITS * LEVELS as u32)) - 1;
 const NONE: u32 = u32::MAX;
 
@@ -86,7 +86,7 @@ impl<V> Wheel<V> {
     /// An empty wheel at tick `now`.
     pub fn new(now: u64) -> Self {
         let levels = std::array::from_fn(|_| Level { occupied: 0, slots: [EMPTY; SLOTS] });
-        Wheel { elapsed: now, levels, entries: Vec::new(), free: NONE, len: 0 }
+        Wheel { elapsed: now.min(MAX_TICK), levels, entries: Vec::new(), free: NONE, len: 0 }
     }
 
     /// Live timers.
@@ -123,7 +123,7 @@ impl<V> Wheel<V> {
                 index
             }
         };
-        self.entries[index as usize].deadline = deadline.clamp(self.elapsed, MAX_TICK.max(self.elapsed));
+        self.entries[index as usize].deadline = deadline.clamp(self.elapsed, MAX_TICK);
         self.link(index);
         self.len += 1;
         TimerKey { index, generation: self.entries[index as usize].generation }
@@ -142,7 +142,7 @@ impl<V> Wheel<V> {
             return false;
         }
         self.unlink(key.index);
-        self.entries[key.index as usize].deadline = deadline.clamp(self.elapsed, MAX_TICK.max(self.elapsed));
+        self.entries[key.index as usize].deadline = deadline.clamp(self.elapsed, MAX_TICK);
         self.link(key.index);
         true
     }
@@ -154,10 +154,11 @@ impl<V> Wheel<V> {
 
     /// Moves the time to `now` (never back) and takes out the earliest timer that is due, if any. Call until None.
     pub fn pop(&mut self, now: u64) -> Option<V> {
+        let now = now.clamp(self.elapsed, MAX_TICK);
         loop {
             let first = self.first();
             let Some((level, slot)) = first.filter(|&(level, slot)| self.starts(level, slot) <= now) else {
-                self.elapsed = self.elapsed.max(now);
+                self.elapsed = now;
                 return None;
             };
             self.elapsed = self.elapsed.max(self.starts(level, slot));
@@ -210,7 +211,6 @@ impl<V> Wheel<V> {
         let entry = &mut self.entries[index as usize];
         let differs = entry.deadline ^ self.elapsed;
         let level = ((63 - (differs | 1).leading_zeros()) / BITS) as usize;
-        let level = level.min(LEVELS - 1);
         let slot = (entry.deadline >> (level as u32 * BITS)) as usize % SLOTS;
         entry.place = (level * SLOTS + slot) as u16;
         let list = &mut self.levels[level].slots[slot];
