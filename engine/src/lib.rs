@@ -1,1 +1,49 @@
-//! engine
+//! The threaded event engine: event threads in groups, events and continuations, timers, sockets, an acceptor.
+//!
+//! It is the part of the suite that Traffic Server's event system, memcached's network model and FastDFS's work threads
+//! describe most closely. A thread owns everything it works with; what comes from elsewhere comes as an event
+//! through one queue. A future is a continuation, so ordinary `async` code runs on it, `!Send` and without locks.
+//!
+//! What it must not know: HTTP or any other protocol, processes and signals, configuration files.
+//!
+//! Read in this order:
+//!
+//! | module | what |
+//! |---|---|
+//! | `fenced::stack` | the queue by which other threads reach a thread, and how it is woken |
+//! | [`wheel`] | timers; pure |
+//! | `event` | events, continuations, cancelling |
+//! | `shared`, `thread` | a thread from outside, and its loop |
+//! | `task`, `reactor` | futures as continuations; epoll |
+//! | [`engine`](mod@engine), `local` | groups of threads; a loop on the calling thread |
+//! | [`time`], [`io`], [`net`] | what a future can wait for |
+//! | [`acceptor`], [`blocking`] | connections from listeners to threads; work that blocks |
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod acceptor;
+pub mod blocking;
+pub mod engine;
+mod event;
+#[allow(unsafe_code)]
+mod fenced;
+pub mod io;
+mod local;
+pub mod net;
+mod reactor;
+mod shared;
+pub mod stats;
+mod sync;
+mod task;
+mod thread;
+pub mod time;
+pub mod wheel;
+
+pub use engine::{
+    Builder, Engine, GroupConfig, GroupId, Handle, Placement, QueueFull, ShutdownReport, Target, ThreadId,
+};
+pub use event::{Context, Continuation, EventHandle, Next, once};
+pub use local::{Local, block_on};
+pub use reactor::Interest;
+pub use task::{JoinError, JoinHandle, spawn, yield_now};
+pub use thread::{draining, is_draining};

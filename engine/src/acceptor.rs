@@ -1,0 +1,648 @@
+//! Connections from listening sockets to the event threads that serve them.
+//!
+//! An accept thread does nothing but accept4(2) and choose a thread; the connection goes there through that thread's
+//! bounded connection queue (memcached's `conn_queue`, FastDFS's pipe to its work threads), and is served there until
+//! its end. One wake-up is owed per batch, not per connection: the queue's owner is a continuation that is woken, and
+//! wake-ups coalesce.
+//!
+//! What makes it stop for a while, and what makes it go on:
+//!
+//! | reason | until |
+//! |---|---|
+//! | `max_connections` reached, [`AtLimit::Pause`] | a [`ConnGuard`] is dropped |
+//! | all connection queues full | one of them has been emptied |
+//! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | a guard is dropped, or [`FD_PAUSE`] has passed |
+
+use crate::event::{Context, Continuation, Next};
+use crate::net::{Listener, Peer, Stream};
+use crate::{GroupId, Handle, Local, ThreadId, time};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// The longest pause after the process or the system ran out of descriptors.
+pub const FD_PAUSE: Duration = Duration::from_millis(100);
+/// Connections taken from one listener before the next one gets its turn.
+const BATCH: u32 = 64;
+
+/// Which thread serves a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConnPlacement {
+    /// One after the other (memcached).
+    #[default]
+    RoundRobin,
+    /// The descriptor's number modulo the number of threads (FastDFS).
+    FdModulo,
+    /// The one that serves the fewest.
+    LeastConnections,
+}
+
+/// Answers a connection that is not going to be served: write something short, or nothing, and drop it. It runs on
+/// the accept thread and must not block; the socket is non-blocking.
+pub type RefuseHook = Arc<dyn Fn(OwnedFd, Peer) + Send + Sync>;
+
+/// What happens to connections beyond `max_connections`.
+#[derive(Clone, Default)]
+pub enum AtLimit {
+    /// They wait in the kernel's backlog.
+    #[default]
+    Pause,
+    /// They are accepted and given to the hook at once. The same hook answers, through a spare descriptor, those that
+    /// come while the process is out of descriptors.
+    Refuse(RefuseHook),
+}
+
+/// How connections are accepted.
+pub struct AcceptorConfig {
+    /// Listening sockets: TCP of either family or Unix, bound and listening. They become non-blocking.
+    pub listeners: Vec<OwnedFd>,
+    /// Threads that only accept. 0: the event threads accept for themselves, and `placement` is the kernel's choice.
+    pub accept_threads: usize,
+    /// Which thread serves a connection.
+    pub placement: ConnPlacement,
+    /// The most connections at a time.
+    pub max_connections: usize,
+    /// What happens beyond that.
+    pub at_limit: AtLimit,
+    /// The most connections that may wait for one thread to take them over.
+    pub max_queue: usize,
+    /// What a connection may do before it has to give way; for the protocol to keep, see [`Accepted::requests_per_event`].
+    pub requests_per_event: u32,
+}
+
+impl Default for AcceptorConfig {
+    fn default() -> Self {
+        AcceptorConfig {
+            listeners: Vec::new(),
+            accept_threads: 1,
+            placement: ConnPlacement::RoundRobin,
+            max_connections: usize::MAX,
+            at_limit: AtLimit::Pause,
+            max_queue: 1024,
+            requests_per_event: 20,
+        }
+    }
+}
+
+/// A new connection, on the thread that serves it.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connected socket, non-blocking and close-on-exec.
+    pub fd: OwnedFd,
+    /// Index of the listener it came through.
+    pub listener: usize,
+    /// Who connected.
+    pub peer: Peer,
+    /// Counts the connection as long as it lives.
+    pub guard: ConnGuard,
+    /// After this many requests in one go, call [`yield_now`](crate::yield_now).
+    pub requests_per_event: u32,
+}
+
+impl Accepted {
+    /// Registers the socket with the current thread; keep the guard as long as the stream.
+    ///
+    /// # Errors
+    /// If it cannot be registered.
+    pub fn into_stream(self) -> io::Result<(Stream, ConnGuard)> {
+        Ok((Stream::ready(self.fd, self.peer)?, self.guard))
+    }
+}
+
+/// One live connection. Dropping it makes room for another.
+#[derive(Debug)]
+pub struct ConnGuard {
+    control: Arc<Control>,
+    lane: Arc<Lane>,
+}
+
+impl ConnGuard {
+    fn new(control: &Arc<Control>, lane: &Arc<Lane>) -> Self {
+        lane.live.fetch_add(1, Ordering::Relaxed);
+        ConnGuard { control: control.clone(), lane: lane.clone() }
+    }
+}
+
+impl Drop for ConnGuard {
+    fn drop(&mut self) {
+        self.lane.live.fetch_sub(1, Ordering::Relaxed);
+        self.control.live.fetch_sub(1, Ordering::SeqCst);
+        self.control.room();
+    }
+}
+
+/// Numbers of an acceptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AcceptorStats {
+    /// Connections that live.
+    pub live: usize,
+    /// Connections accepted since the start, refused ones included.
+    pub accepted: u64,
+    /// Connections given to the refuse hook.
+    pub refused: u64,
+    /// Times accepting paused because of a limit.
+    pub pauses: u64,
+    /// Times there was no descriptor for a connection.
+    pub out_of_fds: u64,
+    /// Other errors of accept(2), each about one connection.
+    pub errors: u64,
+}
+
+/// What accept loops, connection guards and the owner share.
+#[derive(Default)]
+struct Control {
+    stopped: AtomicBool,
+    loops: AtomicUsize,
+    /// Connections, those that are in a queue included.
+    live: AtomicUsize,
+    max: usize,
+    /// Some loop waits for room.
+    paused: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    pauses: AtomicU64,
+    out_of_fds: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("live", &self.live).finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Takes a place for a connection, if there is one.
+    fn admit(&self) -> bool {
+        let admit = |live| (live < self.max).then_some(live + 1);
+        self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok()
+    }
+
+    fn is_full(&self) -> bool {
+        self.live.load(Ordering::SeqCst) >= self.max
+    }
+
+    /// There may be room now.
+    fn room(&self) {
+        if self.paused.load(Ordering::SeqCst) && self.paused.swap(false, Ordering::SeqCst) {
+            self.kick();
+        }
+    }
+
+    fn kick(&self) {
+        for waker in self.wakers.lock().expect("never poisoned").iter() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.kick();
+    }
+}
+
+/// The connection queue of one event thread.
+#[derive(Debug)]
+struct Lane {
+    thread: ThreadId,
+    queue: Mutex<VecDeque<Accepted>>,
+    max_queue: usize,
+    live: AtomicUsize,
+    /// Wakes the continuation that empties the queue.
+    waker: OnceLock<Waker>,
+}
+
+impl Lane {
+    fn push(&self, conn: Accepted) -> Result<(), Accepted> {
+        let mut queue = self.queue.lock().expect("never poisoned");
+        if queue.len() >= self.max_queue {
+            return Err(conn);
+        }
+        queue.push_back(conn);
+        drop(queue);
+        self.wake();
+        Ok(())
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// Empties a connection queue, on the thread it belongs to.
+struct TakeOver<S> {
+    lane: Arc<Lane>,
+    control: Arc<Control>,
+    serve: Arc<S>,
+}
+
+impl<S, F> Continuation for TakeOver<S>
+where
+    S: Fn(Accepted) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    fn handle(&mut self, cx: &mut Context<'_>) -> Next {
+        self.lane.waker.get_or_init(|| cx.waker());
+        // Looked at before the queue: what the loops have queued before they ended is seen below.
+        let last = self.control.loops.load(Ordering::Acquire) == 0 && self.control.is_stopped();
+        let taken = std::mem::take(&mut *self.lane.queue.lock().expect("never poisoned"));
+        for conn in taken {
+            let serve = self.serve.clone();
+            crate::spawn(async move { serve(conn).await });
+        }
+        self.control.room();
+        if last { Next::Done } else { Next::Wait }
+    }
+
+    fn name(&self) -> &'static str {
+        "take over connections"
+    }
+}
+
+/// Accepting, until it is stopped or dropped.
+pub struct Acceptor {
+    control: Arc<Control>,
+    lanes: Vec<Arc<Lane>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Acceptor {
+    /// Starts to accept. Each connection becomes a task on a thread of `group`, which runs what `serve` returns.
+    ///
+    /// # Errors
+    /// If a thread, an epoll or a duplicate of a listener cannot be had.
+    pub fn start<S, F>(
+        handle: &Handle,
+        group: GroupId,
+        config: AcceptorConfig,
+        serve: S,
+    ) -> io::Result<Acceptor>
+    where
+        S: Fn(Accepted) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let serve = Arc::new(serve);
+        let control = Arc::new(Control { max: config.max_connections, ..Control::default() });
+        let lane = |thread| {
+            Arc::new(Lane {
+                thread,
+                queue: Mutex::default(),
+                max_queue: config.max_queue.max(1),
+                live: AtomicUsize::new(0),
+                waker: OnceLock::new(),
+            })
+        };
+        let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
+        let mut acceptor = Acceptor { control: control.clone(), lanes, threads: Vec::new() };
+        let own_threads = config.accept_threads > 0;
+        let workers = if own_threads { config.accept_threads } else { acceptor.lanes.len() };
+        // Counted before anything runs, so that nobody takes "not begun" for "over". An error below stops the rest.
+        control.loops.store(workers, Ordering::Release);
+        let mut started = 0;
+        let result: io::Result<()> = (0..workers).try_for_each(|n| {
+            let fds = config.listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+            let set = ListenerSet {
+                fds,
+                exclusive: workers > 1,
+                lanes: if own_threads { acceptor.lanes.clone() } else { vec![acceptor.lanes[n].clone()] },
+                all_lanes: acceptor.lanes.clone(),
+                control: control.clone(),
+                placement: config.placement,
+                at_limit: config.at_limit.clone(),
+                requests_per_event: config.requests_per_event,
+            };
+            if own_threads {
+                acceptor.threads.push(set.on_own_thread(n)?);
+            } else {
+                handle.spawn_on(acceptor.lanes[n].thread, move || set.run());
+            }
+            started += 1;
+            Ok(())
+        });
+        control.loops.fetch_sub(workers - started, Ordering::AcqRel);
+        result?; // dropping the acceptor stops what has begun
+        for lane in &acceptor.lanes {
+            let take_over = TakeOver { lane: lane.clone(), control: control.clone(), serve: serve.clone() };
+            handle.schedule_imm(lane.thread, take_over);
+        }
+        let weak = Arc::downgrade(&control);
+        handle.on_stop(Box::new(move || {
+            if let Some(control) = weak.upgrade() {
+                control.stop();
+            }
+        }));
+        Ok(acceptor)
+    }
+
+    /// Stops accepting and waits for the accept threads. Connections go on; those still in a queue are served.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.control.stop();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Connections that live.
+    pub fn connections(&self) -> usize {
+        self.control.live.load(Ordering::Relaxed)
+    }
+
+    /// Connections that live, by thread of the group.
+    pub fn connections_by_thread(&self) -> Vec<(ThreadId, usize)> {
+        self.lanes.iter().map(|lane| (lane.thread, lane.live.load(Ordering::Relaxed))).collect()
+    }
+
+    /// All numbers.
+    pub fn stats(&self) -> AcceptorStats {
+        AcceptorStats {
+            live: self.connections(),
+            accepted: self.control.accepted.load(Ordering::Relaxed),
+            refused: self.control.refused.load(Ordering::Relaxed),
+            pauses: self.control.pauses.load(Ordering::Relaxed),
+            out_of_fds: self.control.out_of_fds.load(Ordering::Relaxed),
+            errors: self.control.errors.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The listeners as one accept loop has them, and what it needs to know.
+struct ListenerSet {
+    fds: Vec<OwnedFd>,
+    exclusive: bool,
+    lanes: Vec<Arc<Lane>>,
+    all_lanes: Vec<Arc<Lane>>,
+    control: Arc<Control>,
+    placement: ConnPlacement,
+    at_limit: AtLimit,
+    requests_per_event: u32,
+}
+
+/// The end of a loop is told to the connection queues, however it comes about.
+struct LoopEnds(Arc<Control>, Vec<Arc<Lane>>);
+
+impl Drop for LoopEnds {
+    fn drop(&mut self) {
+        self.0.loops.fetch_sub(1, Ordering::AcqRel);
+        self.1.iter().for_each(|lane| lane.wake());
+    }
+}
+
+impl ListenerSet {
+    fn on_own_thread(self, n: usize) -> io::Result<std::thread::JoinHandle<()>> {
+        let (started, outcome) = std::sync::mpsc::sync_channel(1);
+        let thread =
+            std::thread::Builder::new().name(format!("accept-{n}")).spawn(move || match Local::new() {
+                Ok(local) => {
+                    let _ = started.send(Ok(()));
+                    local.run(self.run());
+                }
+                Err(e) => drop(started.send(Err(e))),
+            })?;
+        outcome.recv().unwrap_or_else(|_| Err(io::Error::other("an accept thread died at its start")))?;
+        Ok(thread)
+    }
+
+    /// Accepts from all listeners until stopped.
+    async fn run(mut self) {
+        let ends = LoopEnds(self.control.clone(), self.all_lanes.clone());
+        let mut listeners = Vec::new();
+        for fd in std::mem::take(&mut self.fds) {
+            match if self.exclusive { Listener::exclusive(fd) } else { Listener::from_fd(fd) } {
+                Ok(listener) => listeners.push(listener),
+                Err(e) => log::error!("event=listener_lost error=\"{e}\""),
+            }
+        }
+        let set = std::rc::Rc::new(self);
+        let loops: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(n, listener)| crate::spawn(Accepting::new(set.clone(), listener, n).run()))
+            .collect();
+        for one in loops {
+            let _ = one.await;
+        }
+        drop(ends);
+    }
+}
+
+/// One listener's loop.
+struct Accepting {
+    set: std::rc::Rc<ListenerSet>,
+    listener: Listener,
+    index: usize,
+    turn: usize,
+    /// Given up for a moment to answer a client when there is no other descriptor.
+    spare: Option<File>,
+}
+
+enum Step {
+    Stopped,
+    Accepted(OwnedFd, Peer),
+    Failed(io::Error),
+}
+
+impl Accepting {
+    fn new(set: std::rc::Rc<ListenerSet>, listener: Listener, index: usize) -> Self {
+        Accepting { set, listener, index, turn: index, spare: spare() }
+    }
+
+    async fn run(mut self) {
+        // The loop's waker stays the same for its whole life.
+        let waker = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        self.set.control.wakers.lock().expect("never poisoned").push(waker);
+        let refuse = matches!(self.set.at_limit, AtLimit::Refuse(_));
+        let mut in_a_row = 0;
+        loop {
+            if !refuse && self.set.control.is_full() {
+                if !self.pause(None).await {
+                    return;
+                }
+                continue;
+            }
+            match self.step().await {
+                Step::Stopped => return,
+                Step::Accepted(fd, peer) => {
+                    self.set.control.accepted.fetch_add(1, Ordering::Relaxed);
+                    let mut admitted = self.set.control.admit();
+                    // Another loop took the last place meanwhile: this one stays in hand until there is another.
+                    while !admitted && !refuse {
+                        if !self.pause(None).await {
+                            return;
+                        }
+                        admitted = self.set.control.admit();
+                    }
+                    if !admitted {
+                        self.refuse(fd, peer);
+                    } else if !self.place(fd, peer).await {
+                        return;
+                    }
+                }
+                Step::Failed(e) if is_out_of_fds(&e) => {
+                    self.set.control.out_of_fds.fetch_add(1, Ordering::Relaxed);
+                    self.answer_with_spare(refuse);
+                    if !self.pause(Some(FD_PAUSE)).await {
+                        return;
+                    }
+                }
+                Step::Failed(e) => {
+                    self.set.control.errors.fetch_add(1, Ordering::Relaxed);
+                    if !is_about_one_connection(&e) {
+                        log::error!("event=accept_failed listener={} error=\"{e}\"", self.index);
+                        if !self.pause(Some(FD_PAUSE)).await {
+                            return;
+                        }
+                    }
+                }
+            }
+            in_a_row += 1;
+            if in_a_row == BATCH {
+                in_a_row = 0;
+                crate::yield_now().await;
+            }
+        }
+    }
+
+    /// The next connection.
+    async fn step(&self) -> Step {
+        std::future::poll_fn(|cx| {
+            if self.set.control.is_stopped() {
+                return Poll::Ready(Step::Stopped);
+            }
+            self.listener.poll_accept_fd(cx).map(|result| match result {
+                Ok((fd, peer)) => Step::Accepted(fd, peer),
+                Err(e) => Step::Failed(e),
+            })
+        })
+        .await
+    }
+
+    /// Waits for room, at most for `limit`. False: stopped.
+    async fn pause(&self, limit: Option<Duration>) -> bool {
+        let control = &self.set.control;
+        control.pauses.fetch_add(1, Ordering::Relaxed);
+        control.paused.store(true, Ordering::SeqCst);
+        // A place may have become free before the flag was up; then nobody kicks.
+        if limit.is_none() && !control.is_full() {
+            return !control.is_stopped();
+        }
+        let mut waited = false;
+        let kicked = std::future::poll_fn(|_| {
+            let over = waited || control.is_stopped();
+            waited = true;
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        });
+        match limit {
+            None => kicked.await,
+            Some(limit) => drop(time::timeout(limit, kicked).await),
+        }
+        !control.is_stopped()
+    }
+
+    /// Hands a connection to a thread; waits while all queues are full. False: stopped, and the connection is dropped
+    /// because nobody would take it.
+    async fn place(&mut self, fd: OwnedFd, peer: Peer) -> bool {
+        let set = self.set.clone();
+        let lanes = &set.lanes;
+        let first = match set.placement {
+            ConnPlacement::RoundRobin => self.turn,
+            ConnPlacement::FdModulo => fd.as_raw_fd() as usize,
+            ConnPlacement::LeastConnections => {
+                let live = |n: &usize| lanes[*n].live.load(Ordering::Relaxed);
+                (0..lanes.len()).min_by_key(live).unwrap_or(0)
+            }
+        } % lanes.len();
+        self.turn = (self.turn + 1) % lanes.len();
+        let guard = ConnGuard::new(&set.control, &lanes[first]);
+        let mut conn =
+            Accepted { fd, listener: self.index, peer, guard, requests_per_event: set.requests_per_event };
+        loop {
+            for n in 0..lanes.len() {
+                let lane = &lanes[(first + n) % lanes.len()];
+                if n > 0 {
+                    // `live` of the control stays as it is: only the thread changes.
+                    lane.live.fetch_add(1, Ordering::Relaxed);
+                    conn.guard.lane.live.fetch_sub(1, Ordering::Relaxed);
+                    conn.guard.lane = lane.clone();
+                }
+                match lane.push(conn) {
+                    Ok(()) => return true,
+                    Err(back) => conn = back,
+                }
+            }
+            if !self.pause(Some(FD_PAUSE)).await {
+                return false;
+            }
+        }
+    }
+
+    fn refuse(&self, fd: OwnedFd, peer: Peer) {
+        self.set.control.refused.fetch_add(1, Ordering::Relaxed);
+        if let AtLimit::Refuse(hook) = &self.set.at_limit {
+            hook(fd, peer);
+        }
+    }
+
+    /// Out of descriptors: with a refuse hook, one client is told so by means of the spare descriptor.
+    fn answer_with_spare(&mut self, refuse: bool) {
+        if refuse && self.spare.take().is_some() {
+            let mut cx = std::task::Context::from_waker(Waker::noop());
+            if let Poll::Ready(Ok((fd, peer))) = self.listener.poll_accept_fd(&mut cx) {
+                self.set.control.accepted.fetch_add(1, Ordering::Relaxed);
+                self.refuse(fd, peer);
+            }
+        }
+        if self.spare.is_none() {
+            self.spare = spare();
+        }
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+fn is_out_of_fds(e: &io::Error) -> bool {
+    let errnos = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    errnos.iter().any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Errors that accept(2) passes on from the connection, after which the next one is to be taken.
+fn is_about_one_connection(e: &io::Error) -> bool {
+    let errnos = [
+        Errno::CONNABORTED,
+        Errno::PERM,
+        Errno::PROTO,
+        Errno::NETDOWN,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+    ];
+    errnos.iter().any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,258 @@
+//! The external queue of an event thread: many producers, one owner, no lock.
+//!
+//! A Treiber stack of reference-counted nodes, taken whole by its owner and turned round, so that the order is that of
+//! arrival: Traffic Server's "protected queue" works the same way. What is added here is that *whether the owner
+//! sleeps is part of the same word*:
+//!
+//! | head | meaning | what a producer owes after its push |
+//! |---|---|---|
+//! | null | empty, owner awake | nothing |
+//! | node | not empty; the owner is awake or already being woken | nothing |
+//! | [`SLEEPING`] | empty, owner in `epoll_wait` | one wake-up |
+//! | [`CLOSED`] | the owner is gone | the node comes back |
+//!
+//! So a push is one compare-and-swap, exactly one producer of a batch pays for the system call, and there is no window
+//! between "looked at the queue" and "went to sleep" to be closed by fences.
+//!
+//! A node carries its own link and can therefore be in one queue at a time: `queued` says so, and a second push while
+//! it is set is refused. That is at the same time what makes wake-ups of a task coalesce.
+
+use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::ptr;
+use std::sync::Arc;
+
+/// A value that can stand in a [`Stack`], with the link it needs there.
+pub(crate) struct Node<T> {
+    next: AtomicPtr<Node<T>>,
+    queued: AtomicBool,
+    pub(crate) value: T,
+}
+
+impl<T> Node<T> {
+    pub(crate) fn new(value: T) -> Arc<Self> {
+        Arc::new(Node { next: AtomicPtr::new(ptr::null_mut()), queued: AtomicBool::new(false), value })
+    }
+
+    /// Claims the node for one queue (a stack, or its owner's local queue). False: it stands in one already.
+    #[must_use = "who claims the node has to queue it"]
+    pub(crate) fn claim(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives the claim back, before the node's work begins: a wake-up from now on queues it again. It is an exchange
+    /// and not a store, so that whatever was written before a coalesced wake-up is seen by the work that follows.
+    pub(crate) fn release(&self) {
+        self.queued.swap(false, Ordering::AcqRel);
+    }
+}
+
+/// What a push found.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+#[must_use = "Pushed::WakeOwner obliges the caller to wake the owner"]
+pub(crate) enum Pushed {
+    /// In the queue; the owner will come by.
+    Queued,
+    /// In the queue, and the owner sleeps: wake it.
+    WakeOwner,
+    /// The owner is gone; the node was dropped.
+    Closed,
+}
+
+/// The queue. See the module's table for what its one word means.
+pub(crate) struct Stack<T> {
+    head: AtomicPtr<Node<T>>,
+}
+
+fn sleeping<T>() -> *mut Node<T> {
+    ptr::without_provenance_mut(1)
+}
+
+fn closed<T>() -> *mut Node<T> {
+    ptr::without_provenance_mut(2)
+}
+
+fn is_node<T>(head: *mut Node<T>) -> bool {
+    head.addr() > 2
+}
+
+// SAFETY: the stack hands every node from the thread that pushes to the thread that takes, as an Arc does; with
+// `T: Send + Sync` that is what `Arc<Node<T>>: Send` asks for. The raw pointer in it is never shared otherwise.
+unsafe impl<T: Send + Sync> Send for Stack<T> {}
+// SAFETY: every method works through one atomic word; see above for what travels through it.
+unsafe impl<T: Send + Sync> Sync for Stack<T> {}
+
+impl<T> Stack<T> {
+    pub(crate) fn new() -> Self {
+        Stack { head: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Pushes a node its caller has [claimed](Node::claim).
+    pub(crate) fn push_claimed(&self, node: Arc<Node<T>>) -> Pushed {
+        debug_assert!(node.is_claimed());
+        let raw = Arc::into_raw(node).cast_mut();
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            if head == closed() {
+                // SAFETY: `raw` came from `Arc::into_raw` above and was not published, so this count is still ours.
+                let node = unsafe { Arc::from_raw(raw) };
+                node.release();
+                return Pushed::Closed;
+            }
+            let next = if is_node(head) { head } else { ptr::null_mut() };
+            // SAFETY: `raw` points to a live node: the count taken out by `into_raw` is ours until the exchange
+            // below succeeds. The link is ours alone, because the caller claimed the node.
+            unsafe { &*raw }.next.store(next, Ordering::Relaxed);
+            match self.head.compare_exchange_weak(head, raw, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(old) if old == sleeping() => return Pushed::WakeOwner,
+                Ok(_) => return Pushed::Queued,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes everything, oldest first. The owner is awake from here on.
+    pub(crate) fn take(&self) -> Batch<T> {
+        let head = self.head.load(Ordering::Relaxed);
+        if head.is_null() || head == closed() {
+            return Batch::empty();
+        }
+        // Only the owner closes or sleeps, so what was seen cannot become CLOSED meanwhile.
+        Batch::reversed(self.head.swap(ptr::null_mut(), Ordering::AcqRel))
+    }
+
+    /// Is there nothing to take?
+    pub(crate) fn is_empty(&self) -> bool {
+        !is_node(self.head.load(Ordering::Acquire))
+    }
+
+    /// The owner says that it is about to sleep. False: something has arrived, don't.
+    #[must_use = "false means: do not sleep"]
+    pub(crate) fn try_sleep(&self) -> bool {
+        self.head.compare_exchange(ptr::null_mut(), sleeping(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Takes everything and refuses whatever comes later.
+    pub(crate) fn close(&self) -> Batch<T> {
+        Batch::reversed(self.head.swap(closed(), Ordering::AcqRel))
+    }
+}
+
+impl<T> Node<T> {
+    fn is_claimed(&self) -> bool {
+        self.queued.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> Drop for Stack<T> {
+    fn drop(&mut self) {
+        drop(self.close());
+    }
+}
+
+/// What was taken at once, oldest first. The owner's alone: walking it costs no shared memory traffic but the nodes.
+pub(crate) struct Batch<T> {
+    head: *mut Node<T>,
+}
+
+impl<T> Batch<T> {
+    pub(crate) fn empty() -> Self {
+        Batch { head: ptr::null_mut() }
+    }
+
+    /// Turns a chain taken from a stack round; sentinels are the empty chain.
+    fn reversed(chain: *mut Node<T>) -> Self {
+        let mut done = ptr::null_mut();
+        let mut rest = if is_node(chain) { chain } else { ptr::null_mut() };
+        while !rest.is_null() {
+            // SAFETY: `rest` is in a chain that was taken whole by an exchange: each node in it is kept alive by the
+            // count its push left behind, and nobody else can reach its link while it is claimed.
+            let node = unsafe { &*rest };
+            let next = node.next.load(Ordering::Relaxed);
+            node.next.store(done, Ordering::Relaxed);
+            done = rest;
+            rest = next;
+        }
+        Batch { head: done }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+}
+
+impl<T> Iterator for Batch<T> {
+    type Item = Arc<Node<T>>;
+
+    /// The next node, its claim given back.
+    fn next(&mut self) -> Option<Arc<Node<T>>> {
+        if self.head.is_null() {
+            return None;
+        }
+        // SAFETY: the chain holds one count per node, left by its push; this node leaves the chain here, and with it
+        // its count becomes the caller's.
+        let node = unsafe { Arc::from_raw(self.head) };
+        self.head = node.next.load(Ordering::Relaxed);
+        node.release();
+        Some(node)
+    }
+}
+
+impl<T> Drop for Batch<T> {
+    fn drop(&mut self) {
+        for node in self.by_ref() {
+            drop(node);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    impl<T> Stack<T> {
+        fn push(&self, node: Arc<Node<T>>) -> Pushed {
+            if node.claim() { self.push_claimed(node) } else { Pushed::Queued }
+        }
+    }
+
+    #[test]
+    fn order_is_that_of_arrival() {
+        let stack = Stack::new();
+        for n in 0..5 {
+            assert_eq!(stack.push(Node::new(n)), Pushed::Queued);
+        }
+        assert_eq!(stack.take().map(|n| n.value).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert!(stack.take().is_empty());
+    }
+
+    #[test]
+    fn only_the_first_push_onto_a_sleeper_wakes_it() {
+        let stack = Stack::new();
+        assert!(stack.try_sleep());
+        assert_eq!(stack.push(Node::new(1)), Pushed::WakeOwner);
+        assert_eq!(stack.push(Node::new(2)), Pushed::Queued);
+        assert!(!stack.try_sleep());
+        assert_eq!(stack.take().count(), 2);
+    }
+
+    #[test]
+    fn a_node_stands_in_one_queue_only() {
+        let stack = Stack::new();
+        let node = Node::new(());
+        let _ = stack.push(node.clone());
+        let _ = stack.push(node.clone());
+        assert_eq!(stack.take().count(), 1);
+        let _ = stack.push(node);
+        assert_eq!(stack.take().count(), 1);
+    }
+
+    #[test]
+    fn closing_returns_what_is_in_it_and_drops_what_comes() {
+        let stack = Stack::new();
+        let node = Node::new(());
+        let _ = stack.push(Node::new(()));
+        assert_eq!(stack.close().count(), 1);
+        assert_eq!(stack.push(node.clone()), Pushed::Closed);
+        assert_eq!(Arc::strong_count(&node), 1);
+    }
+}

@@ -1,0 +1,157 @@
+//! The part of an event thread that other threads can see.
+
+use crate::ThreadId;
+use crate::event::Event;
+use crate::event::EventNode;
+use crate::fenced::stack::{Pushed, Stack};
+use crate::stats::Stats;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+/// The epoll token of the eventfd; no source ever has it.
+pub(crate) const WAKE_TOKEN: u64 = u64::MAX;
+
+/// What the engine wants of a thread.
+pub(crate) const RUN: u8 = 0;
+pub(crate) const DRAIN: u8 = 1;
+pub(crate) const STOP: u8 = 2;
+
+pub(crate) struct Shared {
+    pub(crate) id: ThreadId,
+    pub(crate) name: String,
+    pub(crate) queue: Stack<Event>,
+    pub(crate) epoll: Epoll,
+    wake_fd: OwnedFd,
+    pub(crate) command: AtomicU8,
+    /// Bounded events that are on their way in or waiting.
+    bounded: AtomicUsize,
+    max_queue: usize,
+    /// Sources whose owner was dropped on another thread.
+    pub(crate) orphans: Mutex<Vec<u64>>,
+    pub(crate) stats: Stats,
+    pub(crate) drained: Latch,
+}
+
+/// Something that happens once and can be waited for by a thread that is no event thread.
+#[derive(Default)]
+pub(crate) struct Latch(Mutex<bool>, Condvar);
+
+impl Latch {
+    pub(crate) fn set(&self) {
+        *self.0.lock().expect("never poisoned") = true;
+        self.1.notify_all();
+    }
+
+    /// False: it had not happened by `until`.
+    pub(crate) fn wait_until(&self, until: Instant) -> bool {
+        let mut set = self.0.lock().expect("never poisoned");
+        while !*set {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            set = self.1.wait_timeout(set, left).expect("never poisoned").0;
+        }
+        true
+    }
+}
+
+thread_local! {
+    /// The thread this is, for comparison only.
+    static HERE: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Shared {
+    pub(crate) fn new(id: ThreadId, name: String, max_queue: usize) -> io::Result<Arc<Self>> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Edge-triggered, so that the counter never has to be read: each write is a new edge.
+        epoll.add(&wake_fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE_TOKEN))?;
+        Ok(Arc::new(Shared {
+            id,
+            name,
+            queue: Stack::new(),
+            epoll,
+            wake_fd,
+            command: AtomicU8::new(RUN),
+            bounded: AtomicUsize::new(0),
+            max_queue,
+            orphans: Mutex::new(Vec::new()),
+            stats: Stats::default(),
+            drained: Latch::default(),
+        }))
+    }
+
+    pub(crate) fn enter(self: &Arc<Self>) {
+        HERE.set(Arc::as_ptr(self));
+    }
+
+    pub(crate) fn leave() {
+        HERE.set(std::ptr::null());
+    }
+
+    /// Is this the thread that is calling?
+    pub(crate) fn is_here(&self) -> bool {
+        std::ptr::eq(HERE.get(), self)
+    }
+
+    /// Queues an event that may be queued already: a wake-up.
+    pub(crate) fn wake(&self, node: &EventNode) {
+        if !node.claim() {
+            return;
+        }
+        if self.is_here() {
+            crate::thread::push_local(node.clone());
+        } else {
+            self.push_claimed(node.clone());
+        }
+    }
+
+    /// Queues a new event. False: the thread is gone.
+    pub(crate) fn send(&self, node: EventNode) -> bool {
+        let claimed = node.claim();
+        debug_assert!(claimed, "a new event is in no queue");
+        if self.is_here() { crate::thread::push_local(node) } else { self.push_claimed(node) }
+    }
+
+    fn push_claimed(&self, node: EventNode) -> bool {
+        match self.queue.push_claimed(node) {
+            Pushed::Queued => true,
+            Pushed::WakeOwner => {
+                self.ring();
+                true
+            }
+            Pushed::Closed => false,
+        }
+    }
+
+    /// A place for a bounded event, unless `max_queue` of them are taken.
+    pub(crate) fn reserve(self: &Arc<Self>) -> Option<Place> {
+        let take = |n| (n < self.max_queue).then_some(n + 1);
+        let taken = self.bounded.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.ok().map(|_| Place(self.clone()))
+    }
+
+    /// Ends the owner's sleep, whether or not there is something in its queue.
+    pub(crate) fn ring(&self) {
+        // Full (EAGAIN) would mean 2^64 unread rings; the owner has an edge waiting in any case.
+        let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn order(&self, command: u8) {
+        self.command.fetch_max(command, Ordering::AcqRel);
+        self.ring();
+    }
+}
+
+/// A place in the bounded part of a thread's queue, given back when dropped.
+pub(crate) struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.bounded.fetch_sub(1, Ordering::Relaxed);
+    }
+}

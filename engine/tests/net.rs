@@ -1,0 +1,206 @@
+//! Sockets and the acceptor, over real kernel sockets.
+
+use engine::acceptor::{Acceptor, AcceptorConfig, AtLimit, ConnPlacement};
+use engine::net::{Listener, Stream};
+use engine::{Engine, GroupConfig, io::Async};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(20);
+
+async fn echo(mut stream: Stream) -> std::io::Result<()> {
+    let mut buf = [0; 512];
+    loop {
+        match stream.read(&mut buf).await? {
+            0 => return stream.shutdown_write(),
+            n => stream.write_all(&buf[..n]).await?,
+        }
+    }
+}
+
+#[test]
+fn streams_connect_accept_and_carry_bytes_both_ways() {
+    engine::block_on(async {
+        let listener = Listener::try_from(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = engine::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            echo(stream).await.unwrap();
+        });
+        let mut client = Stream::connect_tcp(addr).await.unwrap();
+        client.set_nodelay(true).unwrap();
+        let sent: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        let to_send = sent.clone();
+        let mut got = Vec::new();
+        let mut buf = [0; 4096];
+        for chunk in to_send.chunks(1000) {
+            client.write_all(chunk).await.unwrap();
+            let n = client.read(&mut buf).await.unwrap();
+            got.extend_from_slice(&buf[..n]);
+        }
+        client.shutdown_write().unwrap();
+        loop {
+            match client.read(&mut buf).await.unwrap() {
+                0 => break,
+                n => got.extend_from_slice(&buf[..n]),
+            }
+        }
+        assert_eq!(got, sent);
+        server.await.unwrap();
+    });
+}
+
+#[test]
+fn an_end_of_stream_that_comes_with_the_last_bytes_is_seen() {
+    engine::block_on(async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let mut a = Stream::try_from(a).unwrap();
+        b.write_all(b"last").unwrap();
+        drop(b);
+        engine::yield_now().await;
+        let mut buf = [0; 100];
+        assert_eq!(a.read(&mut buf).await.unwrap(), 4);
+        assert_eq!(a.read(&mut buf).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn a_failed_connect_says_why() {
+    engine::block_on(async {
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = Stream::connect_tcp(addr).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_deregistered_fd_is_out_of_epoll_although_a_duplicate_lives() {
+    engine::block_on(async {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let duplicate = a.try_clone().unwrap();
+        drop(Stream::try_from(a).unwrap());
+        b.write_all(b"x").unwrap();
+        engine::yield_now().await;
+        engine::yield_now().await;
+        // Registering it anew would fail with EEXIST if the old registration lived.
+        let again = Async::new(duplicate).unwrap();
+        again.readable().await.unwrap();
+    });
+}
+
+fn engine() -> Engine {
+    Engine::builder()
+        .group("net", GroupConfig { threads: 2, ..GroupConfig::default() })
+        .start()
+        .expect("an engine")
+}
+
+fn start(engine: &Engine, config: AcceptorConfig) -> Acceptor {
+    let h = engine.handle();
+    Acceptor::start(&h, h.group("net").unwrap(), config, |conn| async move {
+        let (stream, _guard) = conn.into_stream().unwrap();
+        let _ = echo(stream).await;
+    })
+    .unwrap()
+}
+
+fn listener() -> (OwnedFd, std::net::SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener.into(), addr)
+}
+
+fn client(addr: std::net::SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream
+}
+
+fn says(stream: &mut TcpStream, what: &[u8]) {
+    stream.write_all(what).unwrap();
+    let mut buf = vec![0; what.len()];
+    stream.read_exact(&mut buf).unwrap();
+    assert_eq!(buf, what);
+}
+
+#[test]
+fn every_way_of_accepting_serves() {
+    for accept_threads in [0, 1, 2] {
+        for placement in [ConnPlacement::RoundRobin, ConnPlacement::FdModulo, ConnPlacement::LeastConnections]
+        {
+            let engine = engine();
+            let (fd, addr) = listener();
+            let (fd6, addr6) = listener();
+            let config = AcceptorConfig {
+                listeners: vec![fd, fd6],
+                accept_threads,
+                placement,
+                max_queue: 1,
+                ..AcceptorConfig::default()
+            };
+            let acceptor = start(&engine, config);
+            let mut clients: Vec<_> =
+                (0..10).map(|n| client(if n % 2 == 0 { addr } else { addr6 })).collect();
+            for client in &mut clients {
+                says(client, b"hello");
+            }
+            assert_eq!(acceptor.connections(), 10);
+            assert_eq!(acceptor.stats().accepted, 10);
+            if accept_threads == 1 && placement == ConnPlacement::LeastConnections {
+                let by_thread: Vec<_> = acceptor.connections_by_thread().iter().map(|t| t.1).collect();
+                assert_eq!(by_thread.iter().sum::<usize>(), 10);
+            }
+            drop(clients);
+            let report = engine.shutdown(LONG);
+            assert!(report.drained);
+            assert_eq!(acceptor.connections(), 0);
+        }
+    }
+}
+
+#[test]
+fn at_the_limit_it_pauses_and_goes_on() {
+    let engine = engine();
+    let (fd, addr) = listener();
+    let acceptor = start(
+        &engine,
+        AcceptorConfig { listeners: vec![fd], max_connections: 1, ..AcceptorConfig::default() },
+    );
+    let mut first = client(addr);
+    says(&mut first, b"1");
+    let mut second = client(addr); // in the backlog
+    second.write_all(b"2").unwrap();
+    says(&mut first, b"still alone");
+    assert_eq!(acceptor.connections(), 1);
+    drop(first);
+    let mut buf = [0];
+    second.read_exact(&mut buf).unwrap();
+    acceptor.stop();
+}
+
+#[test]
+fn at_the_limit_it_refuses_by_name() {
+    let engine = engine();
+    let (fd, addr) = listener();
+    let refuse = Arc::new(|fd: OwnedFd, _| {
+        let _ = TcpStream::from(fd).write_all(b"busy");
+    });
+    let config = AcceptorConfig {
+        listeners: vec![fd],
+        max_connections: 1,
+        at_limit: AtLimit::Refuse(refuse),
+        ..AcceptorConfig::default()
+    };
+    let acceptor = start(&engine, config);
+    let mut first = client(addr);
+    says(&mut first, b"1");
+    let mut refused = String::new();
+    client(addr).read_to_string(&mut refused).unwrap();
+    assert_eq!(refused, "busy");
+    assert_eq!(acceptor.stats().refused, 1);
+    says(&mut first, b"1");
+}
