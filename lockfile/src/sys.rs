@@ -1,0 +1,74 @@
+//! pidfds: the few calls needed here, and the one that has no safe wrapper yet.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// `PIDFD_SIGNAL_PROCESS_GROUP` of linux/pidfd.h, since Linux 6.9.
+const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+/// A descriptor of the process that has this number now.
+pub(crate) fn pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
+    pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// Whether the process has ended, reaped or not.
+pub(crate) fn exited(pidfd: &OwnedFd) -> bool {
+    exits_before(pidfd, Instant::now())
+}
+
+/// Waits until the process has ended, at most until `deadline`; says whether it has.
+pub(crate) fn exits_before(pidfd: &OwnedFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(n) => return n > 0,
+            Err(Errno::INTR) => {}
+            // cannot be for a valid descriptor; "not known to have ended" is the careful answer
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Sends a signal to the process of `pidfd`.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
+    send(pidfd, signal as i32, 0)
+}
+
+/// Sends a signal to the process group led by the process of `pidfd`, which may have ended, and whose number is `pgid`.
+pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, pgid: Pid, signal: Signal) -> Result<(), Errno> {
+    match send(pidfd, signal as i32, SIGNAL_PROCESS_GROUP) {
+        // a kernel before 6.9. A number is not given out again while it names a group with a member, so it is still our
+        // group's if the leader is unreaped, or if no process has that number
+        Err(Errno::INVAL) => {
+            let ours = send(pidfd, 0, 0).is_ok() || rustix::process::test_kill_process(pgid).is_err();
+            if !ours {
+                return Err(Errno::SRCH);
+            }
+            let pgid = nix::unistd::Pid::from_raw(pgid.as_raw_nonzero().get());
+            nix::sys::signal::killpg(pgid, signal).map_err(|e| Errno::from_raw_os_error(e as i32))
+        }
+        other => other,
+    }
+}
+
+/// pidfd_send_signal(2) with flags, which rustix does not offer.
+fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> Result<(), Errno> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is borrowed, so open during the call; a null siginfo is allowed and makes the kernel fill it
+    // in as for kill(2); no memory of ours is read or written.
+    let r = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, no_info, flags)
+    };
+    if r == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
