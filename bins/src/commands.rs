@@ -20,7 +20,8 @@ pub fn ask(common: &Common, method: &str, target: &str) -> anyhow::Result<Exit> 
             Ok(Exit::Done)
         }
         Ok((code, text)) => {
-            Err(Fatal::new(Exit::Failure, format!("the manager refused ({code}): {}", text.trim_end())).into())
+            Err(Fatal::new(Exit::Failure, format!("the manager refused ({code}): {}", text.trim_end()))
+                .into())
         }
         Err(e) => {
             let why = format!("no manager answers on {}: {e}", runtime.control().display());

@@ -61,7 +61,8 @@ impl Runtime {
         let fresh: String = random.iter().map(|b| format!("{b:02x}")).collect();
         // whoever comes first makes it, whole: a link can't be half there
         let tmp = self.dir.join(format!("heartbeat.token.{}", std::process::id()));
-        let mut f = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        let mut f =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
         io::Write::write_all(&mut f, fresh.as_bytes())?;
         let linked = std::fs::hard_link(&tmp, &path);
         std::fs::remove_file(&tmp)?;

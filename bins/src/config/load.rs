@@ -221,7 +221,11 @@ impl Loader {
         line: &impl Fn(Range<usize>) -> Source,
     ) {
         for (name, value) in table {
-            let path = if above.is_empty() { name.get_ref().to_string() } else { format!("{above}.{}", name.get_ref()) };
+            let path = if above.is_empty() {
+                name.get_ref().to_string()
+            } else {
+                format!("{above}.{}", name.get_ref())
+            };
             if path == "route" {
                 self.routes(value, place);
             } else if let Some(key) = keys::find(&path) {
@@ -229,7 +233,8 @@ impl Loader {
             } else if let (DeValue::Table(t), true) = (value.get_ref(), is_section(&path)) {
                 self.table(&path, t, place, line);
             } else if is_section(&path) {
-                let what = format!("{path} is a section: expected a table, got {}", raw(value.get_ref()).kind());
+                let what =
+                    format!("{path} is a section: expected a table, got {}", raw(value.get_ref()).kind());
                 self.fault(place(value.span()), what);
             } else {
                 self.fault(place(name.span()), unknown(&path));
@@ -259,7 +264,10 @@ impl Loader {
                     }
                     other => {
                         let known = route::ROUTE_KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
-                        self.fault(place(name.span()), format!("unknown key route.{other}; known are {known}"));
+                        self.fault(
+                            place(name.span()),
+                            format!("unknown key route.{other}; known are {known}"),
+                        );
                         continue;
                     }
                 };
@@ -328,7 +336,8 @@ fn read(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("is larger than {MAX_FILE} bytes"));
     }
-    String::from_utf8(bytes).map_err(|e| format!("is not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
+    String::from_utf8(bytes)
+        .map_err(|e| format!("is not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
 }
 
 /// Line and column, both from 1, of a byte offset.

@@ -83,7 +83,10 @@ fn syntax_errors_have_a_place() {
 
 #[test]
 fn a_section_that_is_no_table_and_a_table_that_is_no_section() {
-    assert_eq!(with_file("server = 1").unwrap_err(), "t.toml:1:10: server is a section: expected a table, got an integer");
+    assert_eq!(
+        with_file("server = 1").unwrap_err(),
+        "t.toml:1:10: server is a section: expected a table, got an integer"
+    );
     let e = with_file("[server.listen]\nx = 1").unwrap_err();
     assert!(e.contains("server.listen: expected text, got a table"), "{e}");
     assert!(with_file("route = 1").unwrap_err().contains("write [[route]]"));
@@ -105,7 +108,8 @@ fn files_that_cannot_be_used() {
 fn command_line_over_environment_over_file_over_default() {
     let (_d, path) = file("[server]\nthreads = 2\n[cop]\nfailures = 7\n[suite]\nlog = \"warn\"");
     let set = ["server.threads=4".to_owned()];
-    let env = vec![("TRAFFIC_SERVER_THREADS".into(), "3".into()), ("TRAFFIC_COP_FAILURES".into(), "8".into())];
+    let env =
+        vec![("TRAFFIC_SERVER_THREADS".into(), "3".into()), ("TRAFFIC_COP_FAILURES".into(), "8".into())];
     let l = load(&Sources { file: Some(path), set: &set, env }).unwrap();
     assert_eq!((l.config.server.threads, l.config.cop.failures, l.config.suite.log.as_str()), (4, 8, "warn"));
     assert_eq!(l.effective["server.threads"].1, Source::Cli);

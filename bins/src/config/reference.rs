@@ -17,7 +17,9 @@ pub fn markdown() -> String {
         let (s, name) = k.path.rsplit_once('.').unwrap_or(("", k.path));
         if s != section {
             section = s;
-            out += &format!("\n## [{section}]\n\n| key | takes | default | environment | |\n|---|---|---|---|---|\n");
+            out += &format!(
+                "\n## [{section}]\n\n| key | takes | default | environment | |\n|---|---|---|---|---|\n"
+            );
         }
         let default = if k.default.is_empty() { "see text".into() } else { format!("`{}`", k.default) };
         out += &format!("| `{name}` | {} | {default} | `{}` | {} |\n", k.takes, k.env(), k.doc);
@@ -40,6 +42,10 @@ mod tests {
         if std::env::var_os("BLESS").is_some() {
             std::fs::write(path, &want).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), want, "BLESS=1 updates docs/configuration.md");
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap_or_default(),
+            want,
+            "BLESS=1 updates docs/configuration.md"
+        );
     }
 }

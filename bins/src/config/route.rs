@@ -41,7 +41,8 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
 pub fn host(v: &Raw) -> Result<String, Wrong> {
     let h = value::text(v)?.to_ascii_lowercase();
     let name = h.strip_prefix("*.").unwrap_or(&h);
-    let ok = h == "*" || (!name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._[]:".contains(c)));
+    let ok = h == "*"
+        || (!name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._[]:".contains(c)));
     if ok { Ok(h) } else { Err(format!("{h:?} is not a host name, \"*.suffix\" or \"*\"")) }
 }
 

@@ -106,7 +106,11 @@ pub fn number(v: &Raw, min: f64, max: f64) -> Result<f64, Wrong> {
 /// An absolute path.
 pub fn path(v: &Raw) -> Result<PathBuf, Wrong> {
     let p = PathBuf::from(text(v)?);
-    if p.is_absolute() { Ok(p) } else { Err(format!("{:?} is not an absolute path", p.display().to_string())) }
+    if p.is_absolute() {
+        Ok(p)
+    } else {
+        Err(format!("{:?} is not an absolute path", p.display().to_string()))
+    }
 }
 
 /// A list of something; a single value counts as a list of one.
@@ -138,7 +142,10 @@ pub fn listen(v: &Raw) -> Result<Listen, Wrong> {
 pub fn address_or_none(v: &Raw) -> Result<Option<SocketAddr>, Wrong> {
     match text(v)?.as_str() {
         "none" => Ok(None),
-        s => s.parse().map(Some).map_err(|_| format!("{s:?} is neither an address such as \"127.0.0.1:8083\" nor \"none\"")),
+        s => s
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("{s:?} is neither an address such as \"127.0.0.1:8083\" nor \"none\"")),
     }
 }
 

@@ -160,7 +160,10 @@ mod tests {
     fn only_the_process_itself_is_evidence() {
         let a = |code, body: &str| Answer { code, body: body.into() };
         assert_eq!(judge_server(&a(200, "traffic-heartbeat pid=7 nonce=x\n"), "x", 7), Proof::Alive);
-        assert!(matches!(judge_server(&a(200, "traffic-heartbeat pid=8 nonce=x\n"), "x", 7), Proof::Stranger(_)));
+        assert!(matches!(
+            judge_server(&a(200, "traffic-heartbeat pid=8 nonce=x\n"), "x", 7),
+            Proof::Stranger(_)
+        ));
         assert!(matches!(judge_server(&a(200, "hello"), "x", 7), Proof::Stranger(_)));
         assert!(matches!(judge_server(&a(503, "busy"), "x", 7), Proof::Silent(_)));
     }

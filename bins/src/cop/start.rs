@@ -20,6 +20,8 @@ use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SI
 use supervisor::{dirs, listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
+/// Fds kept for the manager at most.
+const STORE_MAX: usize = 512;
 
 /// Starts the suite; in the foreground it returns when the suite has ended.
 ///
@@ -36,7 +38,7 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     if let Some(h) = Lockfile::holder(&runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
     }
-    let mut store = FdStore::new(512);
+    let mut store = FdStore::new(STORE_MAX);
     if foreground {
         // first of all, so that no signal is lost
         let signals = catch()?;
@@ -103,7 +105,7 @@ fn watch(
         }),
     )?;
     let exit = cop.run();
-    lock.close();
+    lock.close()?;
     match failure.take() {
         Some(f) => Err(f.into()),
         None => Ok(exit),
@@ -136,7 +138,10 @@ fn told(report: Option<(u8, String)>, log: &std::path::Path) -> anyhow::Result<E
             Err(Fatal::new(exit, text).into())
         }
         None => {
-            let why = format!("the daemon ended before it could say how the start went; its log is {}", log.display());
+            let why = format!(
+                "the daemon ended before it could say how the start went; its log is {}",
+                log.display()
+            );
             Err(Fatal::new(Exit::Bug, why).into())
         }
     }

@@ -23,7 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
     let config = common.load()?.config;
     let (status, exit) = look(&config);
-    if json { println!("{status}") } else { print!("{}", render(&status)) }
+    if json {
+        println!("{status}")
+    } else {
+        print!("{}", render(&status))
+    }
     Ok(exit)
 }
 
@@ -47,7 +51,9 @@ pub fn look(config: &Config) -> (Value, Exit) {
             (None, _) => row.get("state").filter(|s| *s != "ready").cloned().unwrap_or(json!("down")),
             (Some(_), false) => json!("dead, its lock is still held"),
             (Some(p), true) => match std::fs::read_to_string(format!("/proc/{p}/stat")) {
-                Ok(s) if s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('T')) => json!("stopped"),
+                Ok(s) if s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('T')) => {
+                    json!("stopped")
+                }
                 _ if name == "server" => row.get("state").cloned().unwrap_or(json!("running")),
                 _ => json!("running"),
             },
@@ -119,7 +125,10 @@ fn render(v: &Value) -> String {
     if let Some(list) = v["listen"].as_array() {
         out += &format!("listen   {}\n", list.iter().map(text).collect::<Vec<_>>().join(" "));
     }
-    out += &format!("{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n", "", "pid", "state", "restarts", "rss KiB", "last exit");
+    out += &format!(
+        "{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n",
+        "", "pid", "state", "restarts", "rss KiB", "last exit"
+    );
     for p in v["processes"].as_array().into_iter().flatten() {
         out += &format!(
             "{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n",

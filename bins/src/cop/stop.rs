@@ -1,11 +1,11 @@
 //! `stop`, `restart`, `reload`: they return when it has happened, and say what really did.
 
-use crate::ward::Ward;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
+use crate::ward::Ward;
 use policy::ladder::{Ladder, Rung, Rungs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::Duration;
@@ -96,9 +96,12 @@ fn options_of(pid: i32) -> Option<Common> {
     use std::os::unix::ffi::OsStringExt;
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    let args = line.split(|&b| b == 0).filter(|a| !a.is_empty()).map(|a| std::ffi::OsString::from_vec(a.to_vec()));
+    let args =
+        line.split(|&b| b == 0).filter(|a| !a.is_empty()).map(|a| std::ffi::OsString::from_vec(a.to_vec()));
     match super::Cli::try_parse_from(args).ok()?.command {
-        super::Command::Start { common, .. } | super::Command::Restart(common) => Some(common.absolute_to(&cwd)),
+        super::Command::Start { common, .. } | super::Command::Restart(common) => {
+            Some(common.absolute_to(&cwd))
+        }
         _ => None,
     }
 }

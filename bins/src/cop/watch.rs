@@ -10,12 +10,12 @@
 //! poll, so a cop that hangs ends itself, and systemd or the operator starts another, which adopts everything.
 
 use super::beats::{self, Beat, Proof};
-use crate::ward::Ward;
 use crate::cli::Common;
 use crate::config::{Config, OnManagerDeath};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::{self, Runtime};
+use crate::ward::Ward;
 use policy::Time;
 use policy::check::{Check, Lock, Observation, Pulse, Verdict};
 use policy::child::{Action, Child, Event, State};
@@ -27,15 +27,13 @@ use std::path::Path;
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::fd_store::FdStore;
-use supervisor::notify::{Datagram, Field, NotifySocket, Notifier};
+use supervisor::notify::{Datagram, Field, Notifier, NotifySocket};
 use supervisor::probe::{Probe, Target};
 use supervisor::signals::{self, Signals};
 use supervisor::spawn::{Spec, spawn};
 
 /// A cop that hasn't reached its next poll after this long has hung, and ends.
 const ALARM_SECONDS: u32 = 60;
-/// Fds kept for the manager at most.
-const STORE_MAX: usize = 512;
 
 /// Who is told how the start went.
 pub type OnStart = Box<dyn FnOnce(Result<(), &Fatal>)>;
@@ -106,7 +104,8 @@ impl Cop {
         let runtime = Runtime::new(&config.suite.runtime_dir);
         let now = clock::now();
         let c = &config.cop;
-        let limits = policy::heartbeat::Limits { interval: c.interval, timeout: c.timeout, failures: c.failures };
+        let limits =
+            policy::heartbeat::Limits { interval: c.interval, timeout: c.timeout, failures: c.failures };
         Ok(Cop {
             token: runtime.token()?,
             notify: NotifySocket::bind(&runtime.notify("cop"))?,
@@ -319,7 +318,10 @@ impl Cop {
                 let failed = self.server_beat.take_failed();
                 if let Some(w) = self.server.as_ref().filter(|_| failed) {
                     log::warn!("event=kill of=server pid={} : its heartbeat failed", w.pid);
-                    w.send(if self.config.cop.core_signal.is_some() { Rung::Core } else { Rung::Kill }, self.config.cop.core_signal);
+                    w.send(
+                        if self.config.cop.core_signal.is_some() { Rung::Core } else { Rung::Kill },
+                        self.config.cop.core_signal,
+                    );
                     self.server_beat.start(now);
                 }
             }
@@ -651,7 +653,13 @@ fn lock_state(path: &Path, ward: Option<&Ward>) -> Lock {
     match lockfile::Lockfile::holder(path) {
         Ok(None) => Lock::Free,
         Ok(Some(h)) => match ward {
-            Some(w) if w.pid == h.pid => if w.has_ended() { Lock::HeldByDead } else { Lock::Held },
+            Some(w) if w.pid == h.pid => {
+                if w.has_ended() {
+                    Lock::HeldByDead
+                } else {
+                    Lock::Held
+                }
+            }
             _ => match supervisor::pidfd::PidFd::open(h.pid) {
                 Ok(p) if p.is_alive() => Lock::Held,
                 _ => Lock::HeldByDead,

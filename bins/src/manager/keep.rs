@@ -6,9 +6,9 @@
 use super::listeners::{self, Listener};
 use crate::cli::Common;
 use crate::config::Config;
-use crate::ward::Ward;
 use crate::exit::Exit;
 use crate::suite::{self, Runtime};
+use crate::ward::Ward;
 use engine::io::Async;
 use policy::Time;
 use policy::child::{Action, Child, Event, Limits, State};
@@ -24,7 +24,7 @@ use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Datagram, Field, Notifier};
 use supervisor::pidfd::PidFd;
-use supervisor::spawn::{Spec, SpawnError, spawn};
+use supervisor::spawn::{SpawnError, Spec, spawn};
 
 /// The manager's state.
 pub struct Keep {
@@ -212,7 +212,11 @@ impl Keep {
             Err(_) => {
                 let s = self.server.borrow();
                 let last = s.last_exit.as_deref().unwrap_or("none");
-                Err(format!("the server is {} (last exit: {last}; it said: {:?})", s.machine.state().name(), s.said))
+                Err(format!(
+                    "the server is {} (last exit: {last}; it said: {:?})",
+                    s.machine.state().name(),
+                    s.said
+                ))
             }
         }
     }
@@ -351,13 +355,13 @@ impl Keep {
         }
         let Some(at) = deadline else { return };
         let keep = self.clone();
-        engine::spawn(async move {
+        drop(engine::spawn(async move {
             engine::time::sleep(at.saturating_sub(clock::now())).await;
             if keep.timer.get() == Some(at) {
                 keep.timer.set(None);
                 keep.feed(Event::Tick);
             }
-        });
+        }));
     }
 
     fn launch(self: &Rc<Self>) {
@@ -419,12 +423,12 @@ impl Keep {
     fn hold(self: &Rc<Self>, ward: Ward) {
         let generation = ward.generation;
         match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
-            Ok(mut end) => {
+            Ok(end) => {
                 let keep = self.clone();
-                engine::spawn(async move {
+                drop(engine::spawn(async move {
                     let _ = end.readable().await;
                     keep.exited(generation);
-                });
+                }));
             }
             Err(e) => self.fail(anyhow::Error::from(e).context("watching the server")),
         }

@@ -100,7 +100,10 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
         Ok(m) if !m.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "a file that is no socket is in the way",
+            ));
         }
         Ok(_) => {}
     }
@@ -112,7 +115,9 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
 
 fn is_bound_to(fd: &OwnedFd, w: &Listen) -> bool {
     match w {
-        Listen::Tcp(a) => getsockname(fd).ok().and_then(|s| SocketAddr::try_from(s).ok()).is_some_and(|s| s == *a),
+        Listen::Tcp(a) => {
+            getsockname(fd).ok().and_then(|s| SocketAddr::try_from(s).ok()).is_some_and(|s| s == *a)
+        }
         Listen::Unix(p) => getsockname(fd)
             .ok()
             .and_then(|s| SocketAddrUnix::try_from(s).ok())
@@ -124,7 +129,8 @@ fn is_bound_to(fd: &OwnedFd, w: &Listen) -> bool {
 fn address(fd: &OwnedFd, w: &Listen) -> io::Result<String> {
     match w {
         Listen::Tcp(_) => {
-            let a = SocketAddr::try_from(getsockname(fd)?).map_err(|_| io::Error::other("not a TCP socket"))?;
+            let a =
+                SocketAddr::try_from(getsockname(fd)?).map_err(|_| io::Error::other("not a TCP socket"))?;
             Ok(a.to_string())
         }
         Listen::Unix(p) => Ok(format!("unix:{}", p.display())),

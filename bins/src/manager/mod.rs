@@ -18,10 +18,11 @@ use crate::suite::Runtime;
 use engine::io::Async;
 use keep::Keep;
 use lockfile::{Got, Lockfile};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use supervisor::listen_fds::{self, Inherited};
-use supervisor::notify::{NotifySocket, Notifier};
+use supervisor::notify::{Notifier, NotifySocket};
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{dirs, reaper};
 
@@ -98,8 +99,8 @@ fn live(
     log::info!("event=start listen={:?}", listeners::names(&listeners));
     let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?);
     keep.store_fds(upstream);
-    let exit = engine::block_on(main_loop(keep, signals, notify, control))??;
-    lock.close();
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, notify, control))?;
+    lock.close()?;
     Ok(exit)
 }
 
@@ -110,64 +111,72 @@ async fn main_loop(
     notify: NotifySocket,
     control: std::os::unix::net::UnixListener,
 ) -> anyhow::Result<Exit> {
-    engine::spawn(hear_signals(keep.clone(), Async::new(signals)?));
-    engine::spawn(hear_server(keep.clone(), Async::new(notify)?));
-    engine::spawn(control::serve(keep.clone(), control));
+    drop(engine::spawn(hear_signals(keep.clone(), signals)));
+    drop(engine::spawn(hear_server(keep.clone(), notify)));
+    drop(engine::spawn(control::serve(keep.clone(), control)));
     keep.begin();
-    let exit = keep.ended().await;
+    let exit = keep.ended().await?;
     keep.runtime().clean_manager();
     Ok(exit)
 }
 
-async fn hear_signals(keep: Rc<Keep>, signals: Async<Signals>) {
-    let mut signals = signals;
-    loop {
-        if signals.readable().await.is_err() {
-            return;
+async fn hear_signals(keep: Rc<Keep>, mut signals: Signals) {
+    let wake = match signals.as_fd().try_clone_to_owned().and_then(Async::new) {
+        Ok(wake) => wake,
+        Err(e) => return log::error!("event=signals-failed: {e}"),
+    };
+    while wake.readable().await.is_ok() {
+        wake.clear_read();
+        for signal in signals.pending() {
+            on_signal(&keep, signal);
         }
-        for signal in signals.get_mut().pending() {
-            match signal {
-                SIGCHLD => {}
-                SIGHUP => match keep.reload() {
-                    Ok(text) => log::info!("event=reload: {text}"),
-                    Err(e) => log::error!("event=reload-refused: {e:#}"),
-                },
-                SIGUSR1 | SIGUSR2 => log::info!("event=state {}", keep.status()),
-                _ => {
-                    log::info!("event=stop signal={signal}");
-                    keep.stop();
-                }
-            }
-        }
+        // orphans that came to us; our own server is waited for by its pidfd
         let ours = keep.server_pid();
         for pid in reaper::reap_strangers(|p| Some(p) == ours) {
             log::debug!("event=reaped pid={pid}");
         }
-        signals.clear_readable();
     }
 }
 
-async fn hear_server(keep: Rc<Keep>, socket: Async<NotifySocket>) {
-    let mut socket = socket;
-    loop {
-        if socket.readable().await.is_err() {
-            return;
+fn on_signal(keep: &Rc<Keep>, signal: i32) {
+    match signal {
+        SIGCHLD => {}
+        SIGHUP => match keep.reload() {
+            Ok(text) => log::info!("event=reload: {text}"),
+            Err(e) => log::error!("event=reload-refused: {e:#}"),
+        },
+        SIGUSR1 | SIGUSR2 => log::info!("event=state {}", keep.status()),
+        _ => {
+            log::info!("event=stop signal={signal}");
+            keep.stop();
         }
-        for _ in 0..64 {
-            match socket.get_mut().recv() {
+    }
+}
+
+async fn hear_server(keep: Rc<Keep>, socket: NotifySocket) {
+    let socket = match Async::new(socket) {
+        Ok(socket) => socket,
+        Err(e) => return log::error!("event=notify-failed: {e}"),
+    };
+    while socket.readable().await.is_ok() {
+        // edge-triggered: noted as empty before it is emptied
+        socket.clear_read();
+        let mut heard = 0;
+        loop {
+            match socket.get_ref().recv() {
                 Ok(Some(d)) => keep.heard(d),
-                Ok(None) => {
-                    socket.clear_readable();
-                    break;
-                }
+                Ok(None) => break,
                 Err(e) => {
                     log::warn!("event=notify-failed: {e}");
-                    socket.clear_readable();
                     break;
                 }
             }
+            heard += 1;
+            // a sender that never stops gets its next turn after everybody else
+            if heard % 64 == 0 {
+                engine::yield_now().await;
+            }
         }
-        engine::yield_now().await;
     }
 }
 

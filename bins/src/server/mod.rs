@@ -1,0 +1,183 @@
+//! `traffic_server`: the proxy on the threaded event engine.
+//!
+//! The main thread takes the lock and the listeners, starts the engine, says that it is ready, and then waits for signals;
+//! everything else happens on event threads.
+
+use crate::cli::Common;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::logging::{self, Fatal};
+use crate::manager::{listeners, take_lock};
+use crate::suite::Runtime;
+use anyhow::Context;
+use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
+use engine::{Engine, GroupConfig};
+use lockfile::Lockfile;
+use proxy::forward::Timeouts;
+use proxy::serve::Limits;
+use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use supervisor::notify::Notifier;
+use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
+use supervisor::{dirs, listen_fds};
+
+const NAME: &str = "traffic_server";
+
+/// Serves HTTP as a reverse proxy. traffic_manager starts it; it can also run alone.
+#[derive(Debug, clap::Parser)]
+#[command(name = "traffic_server", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; without inherited listeners it binds its own
+    Run(Common),
+}
+
+/// Carries out the command line.
+///
+/// # Errors
+/// What went wrong, with its exit code.
+pub fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let Command::Run(common) = cli.command;
+    // first of all, so that no signal is lost
+    let signals = Signals::catch(&[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
+    let notify = Notifier::from_env()?;
+    let result = serve(&common, signals, &notify);
+    if let Err(e) = &result {
+        let text = format!("{e:#}").replace('\n', "; ");
+        let _ = notify.send(&format!("STATUS={text}\nX_TRAFFIC_EXIT={}", logging::exit_of(e).code()));
+    }
+    result
+}
+
+fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Result<Exit> {
+    let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
+    let config = common.absolute()?.load()?.config;
+    logging::init(NAME, &config.suite.log);
+    dirs::ensure(&config.suite.runtime_dir)?;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let mut lock = Lockfile::new(runtime.lock("server"));
+    take_lock(&mut lock, config.cop.start_grace)?;
+    raise_fd_limit();
+    let alone = inherited.is_empty();
+    let list = listeners::take_or_bind(&config.server.listen, inherited)?;
+    if alone {
+        listeners::publish(&list, &runtime)?;
+    }
+    let token = runtime.token().context("the heartbeat's token")?;
+    let engine = Engine::builder()
+        .group("net", GroupConfig { threads: threads(config.server.threads), ..GroupConfig::default() })
+        .group("task", GroupConfig { threads: 2, ..GroupConfig::default() })
+        .start()
+        .context("starting the event threads")?;
+    let proxy = Proxy::new(proxy_config(&config, token));
+    let acceptor = accept(&engine, &config, list.into_iter().map(|l| l.fd).collect(), proxy)?;
+    log::info!("event=ready pid={}", std::process::id());
+    notify.send("READY=1").context("telling the manager")?;
+    wait_for_end(&mut signals, &acceptor);
+    let _ = notify.send("STOPPING=1");
+    acceptor.stop();
+    let report = engine.shutdown(config.server.drain_timeout);
+    log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
+    lock.close()?;
+    Ok(Exit::Done)
+}
+
+fn accept(
+    engine: &Engine,
+    config: &Config,
+    listeners: Vec<OwnedFd>,
+    proxy: Arc<Proxy>,
+) -> anyhow::Result<Acceptor> {
+    let handle = engine.handle();
+    let net = handle.group("net").context("the group net")?;
+    let acceptor = AcceptorConfig {
+        listeners,
+        max_connections: config.server.max_connections,
+        at_limit: AtLimit::Pause,
+        ..AcceptorConfig::default()
+    };
+    let serve = move |accepted: Accepted| {
+        let proxy = proxy.clone();
+        async move {
+            match accepted.into_stream() {
+                Ok((stream, guard)) => {
+                    proxy.connection(stream).await;
+                    drop(guard);
+                }
+                Err(e) => log::warn!("event=accepted-lost: {e}"),
+            }
+        }
+    };
+    Acceptor::start(&handle, net, acceptor, serve).context("starting to accept")
+}
+
+/// Sleeps until a signal asks for the end.
+fn wait_for_end(signals: &mut Signals, acceptor: &Acceptor) {
+    loop {
+        let polled = poll(&mut [PollFd::new(&*signals, PollFlags::IN)], None);
+        if polled.is_err_and(|e| e != rustix::io::Errno::INTR) {
+            return;
+        }
+        for signal in signals.pending() {
+            match signal {
+                SIGTERM | SIGINT | SIGQUIT => {
+                    log::info!("event=stop signal={signal}");
+                    return;
+                }
+                SIGUSR1 | SIGUSR2 => log::info!("event=state acceptor={:?}", acceptor.stats()),
+                // the manager reloads us by replacing us
+                _ => {}
+            }
+        }
+    }
+}
+
+fn threads(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// Connections need fds: take what we may.
+fn raise_fd_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("event=rlimit-failed nofile={hard}: {e}");
+    }
+}
+
+fn proxy_config(config: &Config, token: String) -> ProxyConfig {
+    // differs from suite to suite, and tells nothing about the token
+    let mut hash = DefaultHasher::new();
+    token.hash(&mut hash);
+    let origin = |o: &crate::config::Origin| OriginConfig {
+        host: o.host.clone(),
+        port: o.port,
+        path_prefix: o.path_prefix.clone(),
+    };
+    let route = |r: &crate::config::Route| RouteConfig {
+        host: r.host.clone(),
+        prefix: r.prefix.clone(),
+        origins: r.origins.iter().map(origin).collect(),
+    };
+    ProxyConfig {
+        name: format!("traffic-{:08x}", hash.finish() as u32),
+        routes: config.routes.iter().map(route).collect(),
+        heartbeat_token: token,
+        limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
+        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte: Duration::from_secs(60) },
+    }
+}

@@ -1,0 +1,132 @@
+//! The control socket: HTTP/1.1 over a Unix socket, mode 0600, for root and our own user.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop |
+//! | `GET /status` | the state as JSON |
+//! | `POST /restart` | when the next server is ready, or why it isn't |
+//! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
+
+use super::keep::Keep;
+use crate::suite::Runtime;
+use engine::net::{Listener, Stream};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use proxy::Body;
+use proxy::serve::{self, Limits};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Control connections at once; more are closed at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Binds the control socket in place of an ended manager's (we hold `manager.lock`, so there is no living one).
+///
+/// # Errors
+/// The system refuses.
+pub fn bind(runtime: &Runtime) -> io::Result<UnixListener> {
+    let path = runtime.control();
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // nobody gets in between bind and chmod: the directory is ours, and the peer is checked besides
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Answers for ever.
+pub async fn serve(keep: Rc<Keep>, listener: UnixListener) {
+    let listener = match Listener::from_fd(listener.into()) {
+        Ok(l) => l,
+        Err(e) => return log::error!("event=control-failed: {e}"),
+    };
+    let live = Rc::new(());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if Rc::strong_count(&live) > MAX_CONNECTIONS => drop(stream),
+            Ok((stream, _)) => match allowed(&stream) {
+                Ok(true) => {
+                    let (keep, guard) = (keep.clone(), live.clone());
+                    drop(engine::spawn(async move {
+                        connection(keep, stream).await;
+                        drop(guard);
+                    }));
+                }
+                Ok(false) => log::warn!("event=control-refused: neither root nor our own user"),
+                Err(e) => log::warn!("event=control-refused: {e}"),
+            },
+            Err(e) => {
+                log::warn!("event=control-accept-failed: {e}");
+                engine::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Is the peer root, or who we are?
+fn allowed(stream: &Stream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream.source().get_ref().as_fd())?;
+    Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+}
+
+async fn connection(keep: Rc<Keep>, stream: Stream) {
+    let limits = Limits { idle_timeout: Duration::from_secs(10), max_head: 16 << 10, max_headers: 32 };
+    let handle = move |request: Request<hyper::body::Incoming>| {
+        let keep = keep.clone();
+        async move { answer(&keep, request.method(), request.uri().path(), request.headers()).await }
+    };
+    if let Err(e) = serve::connection(stream, limits, handle).await {
+        log::debug!("control connection: {e}");
+    }
+}
+
+async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
+    match (method, path) {
+        (&Method::GET, "/heartbeat") => {
+            let cop = headers.get("traffic-cop").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+            keep.met_cop(cop.unwrap_or(0));
+            text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
+        }
+        (&Method::GET, "/status") => {
+            let mut r = text(StatusCode::OK, keep.status().to_string());
+            r.headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            r
+        }
+        (&Method::POST, "/restart") => {
+            keep.restart();
+            replaced(keep, "the server was replaced".into()).await
+        }
+        (&Method::POST, "/reload") => match keep.reload() {
+            Ok(what) => replaced(keep, what).await,
+            Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
+        },
+        (_, "/heartbeat" | "/status" | "/restart" | "/reload") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n"))
+        }
+        _ => text(StatusCode::NOT_FOUND, format!("{path}: no such command\n")),
+    }
+}
+
+/// Waits for the next server, so that the answer says what happened and not what was hoped for.
+async fn replaced(keep: &Rc<Keep>, what: String) -> Response<Body> {
+    match keep.wait_ready(keep.patience()).await {
+        Ok(()) => {
+            let pid = keep.server_pid().unwrap_or(0);
+            text(StatusCode::OK, format!("{what}: pid {pid} serves\n"))
+        }
+        Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+    }
+}
+
+fn text(status: StatusCode, text: String) -> Response<Body> {
+    let mut r = Response::new(Body::of(text));
+    *r.status_mut() = status;
+    r
+}
