@@ -135,6 +135,7 @@ impl Keep {
                 }
                 self.hold(w);
                 self.feed(Event::Adopted { ready: true });
+                self.feed(Event::WantUp);
                 self.announce_ready();
             }
             Ok(None) => {}
