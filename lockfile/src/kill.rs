@@ -192,15 +192,16 @@ impl Lockfile {
 
     fn send(&self, pidfd: &OwnedFd, pid: Pid, signal: Signal, scope: Scope) -> Result<(), Error> {
         let send = |signal| match scope {
-            Scope::Single => sys::signal(pidfd.as_fd(), signal),
-            Scope::Group => sys::signal_group(pidfd.as_fd(), pid, signal),
+            Scope::Single => sys::signal(pidfd.as_fd(), signal).map_err(std::io::Error::from),
+            Scope::Group => sys::signal_group(pidfd.as_fd(), pid.as_raw_nonzero().get(), signal),
         };
         match send(signal) {
+            Ok(()) => {}
             // gone already: that is what was wanted
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(e) => {
+            Err(e) if e.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            Err(source) => {
                 let (path, pid) = (self.path().to_owned(), pid.as_raw_nonzero().get());
-                return Err(Error::Signal { path, pid, signal, source: e.into() });
+                return Err(Error::Signal { path, pid, signal, source });
             }
         }
         if signal != Signal::SIGKILL {

@@ -35,3 +35,4 @@ pub use holder::{Holder, Process, State, Text};
 pub use kill::Killed;
 pub use lock::{Got, Lockfile};
 pub use nix::sys::signal::Signal;
+pub use sys::signal_group;

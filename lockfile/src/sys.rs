@@ -41,20 +41,27 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno>
     send(pidfd, signal as i32, 0)
 }
 
-/// Sends a signal to the process group led by the process of `pidfd`, which may have ended, and whose number is `pgid`.
-pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, pgid: Pid, signal: Signal) -> Result<(), Errno> {
-    match send(pidfd, signal as i32, SIGNAL_PROCESS_GROUP) {
+/// Sends a signal to the process group led by the process of `leader`, whose number is or was `pid`. The leader may have
+/// ended: its pidfd goes on naming the group, and never another one.
+///
+/// This is here because [`Lockfile::kill_group`](crate::Lockfile::kill_group) needs it, and there is no safe wrapper
+/// for it elsewhere.
+///
+/// # Errors
+/// `ESRCH` if there is no such group (any more), `EPERM` if none of its members may be signalled.
+pub fn signal_group(leader: BorrowedFd<'_>, pid: i32, signal: Signal) -> std::io::Result<()> {
+    let Some(number) = Pid::from_raw(pid.max(0)) else { return Err(Errno::INVAL.into()) };
+    match send(leader, signal as i32, SIGNAL_PROCESS_GROUP) {
         // a kernel before 6.9. A number is not given out again while it names a group with a member, so it is still our
         // group's if the leader is unreaped, or if no process has that number
         Err(Errno::INVAL) => {
-            let ours = send(pidfd, 0, 0).is_ok() || rustix::process::test_kill_process(pgid).is_err();
+            let ours = send(leader, 0, 0).is_ok() || rustix::process::test_kill_process(number).is_err();
             if !ours {
-                return Err(Errno::SRCH);
+                return Err(Errno::SRCH.into());
             }
-            let pgid = nix::unistd::Pid::from_raw(pgid.as_raw_nonzero().get());
-            nix::sys::signal::killpg(pgid, signal).map_err(|e| Errno::from_raw_os_error(e as i32))
+            Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal)?)
         }
-        other => other,
+        other => Ok(other?),
     }
 }
 

@@ -12,15 +12,20 @@
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
 //! 6. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
 //! 7. [`signals`], [`reaper`]: what wakes a supervisor;
+//! 8. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound.
 
 pub mod clock;
 pub mod daemonize;
 pub mod dirs;
 pub mod fd_store;
+pub mod identity;
 pub mod listen_fds;
 pub mod notify;
 pub mod pidfd;
 pub mod probe;
 pub mod reaper;
+pub mod safe_kill;
 pub mod signals;
+pub mod snapshot;
 pub mod spawn;
+pub mod strays;

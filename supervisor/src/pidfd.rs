@@ -73,7 +73,8 @@ impl PidFd {
 
     /// False once it has ended, reaped or not.
     pub fn is_alive(&self) -> bool {
-        matches!(self.poll_exit(Duration::ZERO), Ok(None))
+        // a poll(2) that fails is no news of a death
+        !matches!(self.poll_exit(Duration::ZERO), Ok(Some(())))
     }
 
     /// Waits for its end, at most `timeout`: `Some(())` when it has ended.
@@ -116,6 +117,8 @@ mod tests {
     use std::process::Command;
 
     #[test]
+    // waiting for it by pidfd is what is tested
+    #[allow(clippy::zombie_processes)]
     fn says_how_a_child_ended() {
         for (script, want) in [("exit 78", "exit code 78"), ("kill -9 $$", "signal 9 (SIGKILL)")] {
             let c = Command::new("sh").args(["-c", script]).spawn().unwrap();
