@@ -1,7 +1,7 @@
 //! Groups of event threads, and the handle by which everything is scheduled on them.
 
 use crate::blocking::Pool;
-use crate::event::{Body, Context, Continuation, Event, EventHandle, EventNode, Next, When};
+use crate::event::{Body, Context, Continuation, Event, EventHandle, EventNode, Later, Next};
 use crate::shared::{DRAIN, Place, STOP, Shared};
 use crate::stats::ThreadStats;
 use crate::task::starter;
@@ -168,19 +168,20 @@ impl Handle {
         }
     }
 
-    fn send(&self, target: Target, node: EventNode) -> EventHandle {
+    fn send(&self, home: &Shared, node: EventNode) -> EventHandle {
         let handle = EventHandle { node: node.clone() };
-        if !self.shared(target).send(node) {
+        if !home.send(node) {
             handle.node.value.state.finish(); // the engine is gone
         }
         handle
     }
 
-    fn schedule<C>(&self, target: Target, when: When, continuation: C) -> EventHandle
+    fn schedule<C>(&self, target: Target, later: Option<Box<Later>>, continuation: C) -> EventHandle
     where
         C: Continuation + Send + 'static,
     {
-        self.send(target, Event::node(when, Body::Continuation(Box::new(continuation))))
+        let home = self.shared(target);
+        self.send(home, Event::node(home, later, Body::Continuation(Box::new(continuation))))
     }
 
     /// Has a continuation called as soon as its thread comes to it, after what is waiting there already.
@@ -188,7 +189,7 @@ impl Handle {
     where
         C: Continuation + Send + 'static,
     {
-        self.schedule(target.into(), When::Now, continuation)
+        self.schedule(target.into(), None, continuation)
     }
 
     /// As [`Handle::schedule_imm`], for what an outsider can cause: at most `max_queue` of these wait for a thread.
@@ -206,8 +207,7 @@ impl Handle {
         let shared = self.shared(target.into());
         let place = shared.reserve().ok_or(QueueFull)?;
         let bounded = Bounded { place: Some(place), continuation };
-        Ok(self
-            .send(Target::Thread(shared.id), Event::node(When::Now, Body::Continuation(Box::new(bounded)))))
+        Ok(self.send(shared, Event::node(shared, None, Body::Continuation(Box::new(bounded)))))
     }
 
     /// Has a continuation called at a time, or in the millisecond after it.
@@ -215,7 +215,7 @@ impl Handle {
     where
         C: Continuation + Send + 'static,
     {
-        self.schedule(target.into(), When::At(at), continuation)
+        self.schedule(target.into(), Later::new(at, None), continuation)
     }
 
     /// Has a continuation called after a time.
@@ -223,7 +223,7 @@ impl Handle {
     where
         C: Continuation + Send + 'static,
     {
-        self.schedule(target.into(), When::At(Instant::now() + after), continuation)
+        self.schedule(target.into(), Later::new(Instant::now() + after, None), continuation)
     }
 
     /// Has a continuation called at the end of every period, until it says [`Next::Done`] or is
@@ -238,7 +238,7 @@ impl Handle {
         C: Continuation + Send + 'static,
     {
         let period = period.max(Duration::from_millis(1));
-        self.schedule(target.into(), When::Every(Instant::now() + period, period), continuation)
+        self.schedule(target.into(), Later::new(Instant::now() + period, Some(period)), continuation)
     }
 
     /// Makes a future on the target's thread and runs it there; the future need not be `Send`. Cancelling the handle
@@ -248,7 +248,8 @@ impl Handle {
         M: FnOnce() -> F + Send + 'static,
         F: Future<Output = ()> + 'static,
     {
-        self.send(target.into(), starter(make))
+        let home = self.shared(target.into());
+        self.send(home, starter(home, make))
     }
 }
 

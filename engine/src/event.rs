@@ -14,6 +14,7 @@
 //! answer: who sets the flag while the event is WAITING has prevented its next call. The continuation itself is only
 //! ever called and dropped by its thread (or by whoever drops the engine's last queue).
 
+use crate::fenced::owned::Owned;
 use crate::fenced::stack::Node;
 use crate::shared::Shared;
 use crate::sync::atomic::{AtomicU8, Ordering};
@@ -21,7 +22,7 @@ use crate::task::AnyTask;
 use crate::thread::Core;
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub(crate) type EventNode = Arc<Node<Event>>;
@@ -125,15 +126,22 @@ impl Context<'_> {
     }
 }
 
-/// When an event's first call is due.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum When {
-    Now,
-    At(Instant),
-    Every(Instant, Duration),
+/// For an event that is not for now. Apart from the event, so that those which are stay small.
+pub(crate) struct Later {
+    /// When its first call is due.
+    pub(crate) at: Instant,
+    pub(crate) every: Option<Duration>,
+    /// Which period the last call was in, or [`NO_SLOT`]. Its thread's alone.
+    pub(crate) period: AtomicU64,
 }
 
-pub(crate) type Start = Box<dyn FnOnce(&Rc<Core>, &EventNode) -> Option<Rc<dyn AnyTask>> + Send>;
+impl Later {
+    pub(crate) fn new(at: Instant, every: Option<Duration>) -> Option<Box<Self>> {
+        Some(Box::new(Later { at, every, period: AtomicU64::new(NO_SLOT) }))
+    }
+}
+
+pub(crate) type Start = Box<dyn FnOnce(&Rc<Core>, &EventNode) -> Rc<dyn AnyTask> + Send>;
 
 /// What an event calls.
 pub(crate) enum Body {
@@ -172,6 +180,18 @@ impl State {
         self.0.compare_exchange(RUNNING, WAITING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Says that the event can be found on its thread from now on. True: it has been cancelled already, by somebody who
+    /// could not know. An exchange and not a load: whoever cancels later is then sure to see where it is.
+    #[must_use = "a cancelled event has to be finished"]
+    pub(crate) fn settle(&self) -> bool {
+        self.0.fetch_or(WAITING, Ordering::AcqRel) & CANCELLED != 0
+    }
+
+    /// RUNNING -> DONE, at the end of a call. A cancel in the same moment comes too late or changes nothing.
+    pub(crate) fn complete(&self) {
+        self.0.store(DONE, Ordering::Release);
+    }
+
     /// Any -> DONE. True for the first who says so.
     pub(crate) fn finish(&self) -> bool {
         self.0.swap(DONE, Ordering::AcqRel) & DONE == 0
@@ -200,25 +220,23 @@ pub(crate) const NO_SLOT: u64 = u64::MAX;
 
 pub(crate) struct Event {
     pub(crate) state: State,
-    pub(crate) when: When,
+    pub(crate) later: Option<Box<Later>>,
     /// Where on its thread: key of its timer, or index of its task. Written by its thread only.
     pub(crate) slot: AtomicU64,
-    /// Of a periodic event: which period the last call was in. Its thread's alone as well.
-    pub(crate) period: AtomicU64,
     /// Set by its thread before anybody could want to wake or reclaim it.
     pub(crate) home: OnceLock<Arc<Shared>>,
-    pub(crate) body: Mutex<Body>,
+    pub(crate) body: Owned<Body>,
 }
 
 impl Event {
-    pub(crate) fn node(when: When, body: Body) -> EventNode {
-        Node::new(Event {
+    /// An event for the thread `home`, claimed for its queue.
+    pub(crate) fn node(home: &Shared, later: Option<Box<Later>>, body: Body) -> EventNode {
+        Node::claimed(Event {
             state: State::new(),
-            when,
+            later,
             slot: AtomicU64::new(NO_SLOT),
-            period: AtomicU64::new(NO_SLOT),
             home: OnceLock::new(),
-            body: Mutex::new(body),
+            body: Owned::new(home.serial, body),
         })
     }
 }
@@ -263,5 +281,82 @@ impl EventHandle {
 impl std::fmt::Debug for EventHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EventHandle").field("over", &self.is_over()).finish()
+    }
+}
+
+/// Every interleaving of a cancel with the event's own thread; `RUSTFLAGS="--cfg loom" cargo test -p engine --lib loom`.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::State;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    use loom::thread;
+
+    #[test]
+    fn loom_a_cancel_and_a_call_agree_on_who_came_first() {
+        loom::model(|| {
+            let state = Arc::new(State::new());
+            let cancellers: Vec<_> = (0..2)
+                .map(|_| {
+                    let state = state.clone();
+                    thread::spawn(move || state.cancel())
+                })
+                .collect();
+            let called = state.begin();
+            if called {
+                state.complete();
+            } else {
+                assert!(state.finish());
+            }
+            let prevented =
+                cancellers.into_iter().map(|t| t.join().unwrap()).filter(|prevented| *prevented).count();
+            assert_eq!(prevented + usize::from(called), 1);
+            assert!(state.is_over());
+        });
+    }
+
+    #[test]
+    fn loom_no_call_begins_after_a_cancel_has_returned() {
+        loom::model(|| {
+            let state = Arc::new(State::new());
+            let returned = Arc::new(AtomicBool::new(false));
+            let canceller = {
+                let (state, returned) = (state.clone(), returned.clone());
+                thread::spawn(move || {
+                    state.cancel();
+                    returned.store(true, Ordering::Release);
+                })
+            };
+            for _ in 0..2 {
+                let late = returned.load(Ordering::Acquire);
+                if !state.begin() {
+                    break;
+                }
+                assert!(!late, "a call began after the cancel had returned");
+                if !state.wait() {
+                    break;
+                }
+            }
+            canceller.join().unwrap();
+            assert!(!state.begin());
+        });
+    }
+
+    /// What an event that goes into the wheel holds there is given back, by its thread or because the canceller tells it.
+    #[test]
+    fn loom_a_cancel_is_noticed_by_the_thread_or_told_to_it() {
+        loom::model(|| {
+            let state = Arc::new(State::new());
+            let home = Arc::new(AtomicBool::new(false));
+            let canceller = {
+                let (state, home) = (state.clone(), home.clone());
+                // Relaxed: what orders the two is the state word.
+                thread::spawn(move || state.cancel() && home.load(Ordering::Relaxed))
+            };
+            home.store(true, Ordering::Relaxed);
+            let noticed = state.settle();
+            let told = canceller.join().unwrap();
+            assert!(noticed || told);
+        });
     }
 }

@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
@@ -24,6 +24,9 @@ pub(crate) const STOP: u8 = 2;
 
 pub(crate) struct Shared {
     pub(crate) id: ThreadId,
+    /// Tells this thread from every other event thread of the process, past ones included; never 0.
+    pub(crate) serial: u64,
+    entered: AtomicBool,
     pub(crate) name: String,
     pub(crate) queue: Stack<Event>,
     pub(crate) epoll: Epoll,
@@ -60,18 +63,26 @@ impl Latch {
 }
 
 thread_local! {
-    /// The thread this is, for comparison only.
-    static HERE: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+    /// The serial number of the event thread this is, or 0.
+    static HERE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The serial number of the event thread that is calling; 0 on any other.
+pub(crate) fn here() -> u64 {
+    HERE.get()
 }
 
 impl Shared {
     pub(crate) fn new(id: ThreadId, name: String, max_queue: usize) -> io::Result<Arc<Self>> {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Edge-triggered, so that the counter never has to be read: each write is a new edge.
         epoll.add(&wake_fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE_TOKEN))?;
         Ok(Arc::new(Shared {
             id,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            entered: AtomicBool::new(false),
             name,
             queue: Stack::new(),
             epoll,
@@ -86,16 +97,17 @@ impl Shared {
     }
 
     pub(crate) fn enter(self: &Arc<Self>) {
-        HERE.set(Arc::as_ptr(self));
+        assert!(!self.entered.swap(true, Ordering::AcqRel), "one thread enters, once");
+        HERE.set(self.serial);
     }
 
     pub(crate) fn leave() {
-        HERE.set(std::ptr::null());
+        HERE.set(0);
     }
 
     /// Is this the thread that is calling?
     pub(crate) fn is_here(&self) -> bool {
-        std::ptr::eq(HERE.get(), self)
+        here() == self.serial
     }
 
     /// Queues an event that may be queued already: a wake-up.
@@ -110,10 +122,8 @@ impl Shared {
         }
     }
 
-    /// Queues a new event. False: the thread is gone.
+    /// Queues a new event, which is made claimed. False: the thread is gone.
     pub(crate) fn send(&self, node: EventNode) -> bool {
-        let claimed = node.claim();
-        debug_assert!(claimed, "a new event is in no queue");
         if self.is_here() { crate::thread::push_local(node) } else { self.push_claimed(node) }
     }
 

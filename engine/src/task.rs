@@ -3,7 +3,8 @@
 //! The future lives in the slab of its thread and its event is the waker: waking it queues the event, on its own
 //! thread into the local queue, from another through the external one. Nothing about the future is shared.
 
-use crate::event::{Body, Event, EventHandle, EventNode, When};
+use crate::event::{Body, Event, EventHandle, EventNode};
+use crate::shared::Shared;
 use crate::thread::{Core, with_core};
 use std::cell::RefCell;
 use std::future::Future;
@@ -183,7 +184,7 @@ where
     F::Output: 'static,
 {
     with_core(|core| {
-        let event = Event::node(When::Now, Body::Task);
+        let event = Event::node(&core.shared, None, Body::Task);
         let task = install(core, &event, future);
         core.shared.send(event);
         JoinHandle { task }
@@ -191,15 +192,13 @@ where
 }
 
 /// The event that makes a future on the thread it arrives at.
-pub(crate) fn starter<M, F>(make: M) -> EventNode
+pub(crate) fn starter<M, F>(home: &Shared, make: M) -> EventNode
 where
     M: FnOnce() -> F + Send + 'static,
     F: Future<Output = ()> + 'static,
 {
-    let start = move |core: &Rc<Core>, event: &EventNode| -> Option<Rc<dyn AnyTask>> {
-        Some(install(core, event, make()) as Rc<dyn AnyTask>)
-    };
-    Event::node(When::Now, Body::Start(Box::new(start)))
+    let start = move |core: &Rc<Core>, event: &EventNode| -> Rc<dyn AnyTask> { install(core, event, make()) };
+    Event::node(home, None, Body::Start(Box::new(start)))
 }
 
 /// Gives way to everything that waits on this thread now; counted as a yield.

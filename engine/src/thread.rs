@@ -7,7 +7,7 @@
 //! 3. what has come through the external queue, at most [`ROUND`] of it before timers and epoll get their turn;
 //! 4. epoll: without waiting if there is more to do, else until the next timer or wake-up.
 
-use crate::event::{Body, Context, EventNode, NO_SLOT, Next, When};
+use crate::event::{Body, Context, EventNode, Later, NO_SLOT, Next, Start};
 use crate::fenced::stack::{Batch, Node};
 use crate::reactor::Sources;
 use crate::shared::{DRAIN, STOP, Shared};
@@ -22,11 +22,12 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-/// The most external events in one round: what bounds how long a flood of them can keep timers and sockets waiting.
+/// The most external events in one round, and about the most events between two looks at epoll: what bounds how long a
+/// flood of them can keep timers and sockets waiting.
 const ROUND: usize = 256;
 /// The most epoll events taken at once.
 const EPOLL_EVENTS: usize = 256;
@@ -42,8 +43,6 @@ pub(crate) enum Timer {
 }
 
 pub(crate) struct Core {
-    /// Tells this loop from every other one of the process, past ones included.
-    pub(crate) serial: u64,
     pub(crate) shared: Arc<Shared>,
     handle: Handle,
     abort_on_panic: bool,
@@ -58,6 +57,8 @@ pub(crate) struct Core {
     pub(crate) sources: RefCell<Sources>,
     pub(crate) tasks: RefCell<Slab<Rc<dyn AnyTask>>>,
     epoll_events: RefCell<Vec<EpollEvent>>,
+    /// Events since epoll was last asked.
+    unpolled: Cell<usize>,
     root_woken: Cell<bool>,
     draining: Cell<bool>,
     drained: Cell<bool>,
@@ -113,9 +114,7 @@ impl Core {
     /// If it is one already.
     pub(crate) fn enter(shared: Arc<Shared>, handle: Handle, abort_on_panic: bool) -> Entered {
         let now = Instant::now();
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
         let core = Rc::new(Core {
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             shared,
             handle,
             abort_on_panic,
@@ -129,6 +128,7 @@ impl Core {
             sources: RefCell::default(),
             tasks: RefCell::default(),
             epoll_events: RefCell::new(vec![EpollEvent::empty(); EPOLL_EVENTS]),
+            unpolled: Cell::new(0),
             root_woken: Cell::new(false),
             draining: Cell::new(false),
             drained: Cell::new(false),
@@ -204,16 +204,15 @@ impl Core {
 
     /// One round of the loop; sleeps at its end if there is nothing to do and `sleep` allows it.
     pub(crate) fn round(self: &Rc<Self>, sleep: bool) {
-        let began = Instant::now();
-        self.now.set(began);
         let stats = &self.shared.stats;
         stats.rounds.add(1);
         self.fire_timers();
         let mut done = self.run_due();
-
         let standing = self.local.borrow().len();
-        stats.queue.set(standing as u64);
-        stats.queue_high.raise(standing as u64);
+        if standing > 0 {
+            stats.queue.set(standing as u64);
+            stats.queue_high.raise(standing as u64);
+        }
         for _ in 0..standing {
             let Some(node) = self.local.borrow_mut().pop_front() else { break };
             node.release();
@@ -222,8 +221,18 @@ impl Core {
         done += standing;
         done += self.take_arrived();
         stats.events.add(done as u64);
-        stats.round(began.elapsed().as_micros() as u64);
-        self.poll(sleep && self.shared.command.load(Ordering::Relaxed) != STOP);
+
+        // One look at the clock ends this round and begins the next.
+        let now = Instant::now();
+        stats.round((now - self.now.replace(now)).as_micros() as u64);
+        let unpolled = self.unpolled.get() + done.max(ROUND / 16);
+        let idle = self.idle() && !self.root_woken.get() && self.shared.queue.is_empty();
+        if idle || unpolled >= ROUND {
+            self.unpolled.set(0);
+            self.poll(sleep && idle);
+        } else {
+            self.unpolled.set(unpolled);
+        }
     }
 
     fn take_arrived(self: &Rc<Self>) -> usize {
@@ -286,8 +295,8 @@ impl Core {
 
     fn poll(&self, sleep: bool) {
         let stats = &self.shared.stats;
-        let may_sleep = sleep && self.idle() && !self.root_woken.get() && !self.owes_drained();
-        let sleep = may_sleep && self.shared.queue.try_sleep();
+        let stop = self.shared.command.load(Ordering::Relaxed) == STOP;
+        let sleep = sleep && !stop && !self.owes_drained() && self.shared.queue.try_sleep();
         let timeout = if sleep { self.until_next_timer() } else { EpollTimeout::ZERO };
         let mut events = self.epoll_events.borrow_mut();
         stats.polls.add(1);
@@ -298,6 +307,7 @@ impl Core {
         };
         if sleep {
             stats.wakeups.add(1);
+            self.now.set(Instant::now());
             // The queue may still say SLEEPING (a timer or a socket woke us): awake from here.
             if self.arrived.borrow().is_empty() {
                 *self.arrived.borrow_mut() = self.shared.queue.take();
@@ -317,7 +327,7 @@ impl Core {
     fn until_next_timer(&self) -> EpollTimeout {
         let Some(next) = self.wheel.borrow().next() else { return EpollTimeout::NONE };
         let at = self.origin + Duration::from_millis(next);
-        let millis = at.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
+        let millis = at.saturating_duration_since(self.now()).as_nanos().div_ceil(1_000_000);
         EpollTimeout::try_from(millis.min(i32::MAX as u128) as i32).unwrap_or(EpollTimeout::ZERO)
     }
 
@@ -332,19 +342,17 @@ impl Core {
     /// An event comes out of a queue: it is called, or put into the wheel if it is for later.
     fn arrive(self: &Rc<Self>, node: EventNode) {
         let event = &node.value;
-        if event.slot.load(Ordering::Relaxed) == NO_SLOT && event.home.get().is_none() {
-            match event.when {
-                When::Now => {}
-                When::At(at) | When::Every(at, _) if !event.state.is_over() => {
-                    event.home.get_or_init(|| self.shared.clone());
-                    self.arm(&node, at);
-                    if event.state.is_over() {
-                        self.discard(&node); // cancelled before it had a home to be reported to
-                    }
-                    return;
-                }
-                When::At(_) | When::Every(..) => {}
+        // Without a home it has never been seen here: it goes into the wheel, unless it has been cancelled.
+        if let Some(later) = &event.later
+            && event.home.get().is_none()
+            && !event.state.is_over()
+        {
+            event.home.get_or_init(|| self.shared.clone());
+            self.arm(&node, later.at);
+            if event.state.settle() {
+                self.discard(&node); // cancelled before it had a home to be reported to
             }
+            return;
         }
         self.dispatch(node);
     }
@@ -370,8 +378,9 @@ impl Core {
     }
 
     fn disarm(&self, event: &Event) {
-        let slot = event.slot.swap(NO_SLOT, Ordering::Relaxed);
+        let slot = event.slot.load(Ordering::Relaxed);
         if slot != NO_SLOT {
+            event.slot.store(NO_SLOT, Ordering::Relaxed);
             drop(self.cancel_timer(TimerKey::from_bits(slot)));
         }
     }
@@ -382,45 +391,46 @@ impl Core {
         if !event.state.begin() {
             return self.discard(&node);
         }
-        let mut body = event.body.lock().unwrap_or_else(|e| e.into_inner());
-        match &mut *body {
+        let called = event.body.with(|body| match body {
             Body::Continuation(continuation) => {
                 self.disarm(event);
                 let late = self.missed(event);
                 let mut cx = Context { core: self, node: &node, late };
                 let result = catch_unwind(AssertUnwindSafe(|| continuation.handle(&mut cx)));
-                let next = result.unwrap_or_else(|_| {
+                Called::Next(result.unwrap_or_else(|_| {
                     self.panicked(continuation.name());
                     Next::Done
-                });
-                drop(body);
-                self.continue_with(&node, next);
+                }))
             }
-            Body::Start(_) => {
-                let Body::Start(start) = std::mem::replace(&mut *body, Body::Task) else { unreachable!() };
-                drop(body);
-                match catch_unwind(AssertUnwindSafe(|| start(self, &node))) {
-                    Ok(Some(task)) => self.poll_task(&node, &task),
-                    Ok(None) => drop(event.state.finish()),
-                    Err(_) => {
-                        self.panicked("spawn_on");
-                        event.state.finish();
-                    }
+            Body::Start(_) => match std::mem::replace(body, Body::Task) {
+                Body::Start(start) => Called::Start(start),
+                _ => unreachable!("just looked"),
+            },
+            Body::Task => Called::Task,
+            Body::Root => Called::Root,
+            Body::Gone => Called::Nothing,
+        });
+        match called {
+            Called::Next(next) => self.continue_with(&node, next),
+            Called::Start(start) => match catch_unwind(AssertUnwindSafe(|| start(self, &node))) {
+                Ok(task) => self.poll_task(&node, &task),
+                Err(_) => {
+                    self.panicked("spawn_on");
+                    event.state.complete();
                 }
-            }
-            Body::Task => {
-                drop(body);
+            },
+            Called::Task => {
                 let slot = event.slot.load(Ordering::Relaxed) as usize;
                 let task = self.tasks.borrow().get(slot).cloned();
                 if let Some(task) = task {
                     self.poll_task(&node, &task);
                 }
             }
-            Body::Root => {
+            Called::Root => {
                 self.root_woken.set(true);
                 let _ = event.state.wait();
             }
-            Body::Gone => {}
+            Called::Nothing => {}
         }
     }
 
@@ -432,7 +442,7 @@ impl Core {
         });
         if over {
             self.forget_task(node);
-            node.value.state.finish();
+            node.value.state.complete();
         } else if !node.value.state.wait() {
             self.discard(node);
         }
@@ -447,17 +457,17 @@ impl Core {
 
     /// Notes which period of a periodic event this is, and says how many have been skipped since the last.
     fn missed(&self, event: &Event) -> u64 {
-        let When::Every(first, period) = event.when else { return 0 };
-        let since = self.now().saturating_duration_since(first).as_nanos();
-        let this = u64::try_from(since / period.as_nanos().max(1)).unwrap_or(u64::MAX);
-        let last = event.period.swap(this, Ordering::Relaxed);
+        let Some((later, every)) = periodic(event) else { return 0 };
+        let since = self.now().saturating_duration_since(later.at).as_nanos();
+        let this = u64::try_from(since / every.as_nanos().max(1)).unwrap_or(u64::MAX);
+        let last = later.period.swap(this, Ordering::Relaxed);
         if last == NO_SLOT { 0 } else { this.saturating_sub(last).saturating_sub(1) }
     }
 
     fn continue_with(self: &Rc<Self>, node: &EventNode, next: Next) {
         let event = &node.value;
         if next == Next::Done {
-            event.state.finish();
+            event.state.complete();
             return self.drop_body(event);
         }
         event.home.get_or_init(|| self.shared.clone());
@@ -469,8 +479,8 @@ impl Core {
             Next::After(d) => self.arm(node, Instant::now() + d),
             Next::At(at) => self.arm(node, at),
             Next::Wait => {
-                if let When::Every(first, period) = event.when {
-                    self.arm(node, next_period(first, period, self.now()));
+                if let Some((later, every)) = periodic(event) {
+                    self.arm(node, next_period(later.at, every, self.now()));
                 }
             }
         }
@@ -488,8 +498,7 @@ impl Core {
             return;
         }
         self.shared.stats.cancelled.add(1);
-        let is_task = matches!(&*event.body.lock().unwrap_or_else(|e| e.into_inner()), Body::Task);
-        if is_task {
+        if event.body.with(|body| matches!(body, Body::Task)) {
             if let Some(task) = self.forget_task(node)
                 && catch_unwind(AssertUnwindSafe(|| task.end(JoinError::Cancelled))).is_err()
             {
@@ -503,9 +512,7 @@ impl Core {
 
     /// Drops what an event would have called, where nothing is locked or borrowed.
     fn drop_body(&self, event: &Event) {
-        let mut slot = event.body.lock().unwrap_or_else(|e| e.into_inner());
-        let body = std::mem::replace(&mut *slot, Body::Gone);
-        drop(slot);
+        let body = event.body.with(|body| std::mem::replace(body, Body::Gone));
         if catch_unwind(AssertUnwindSafe(|| drop(body))).is_err() {
             self.panicked("a continuation's drop");
         }
@@ -552,10 +559,24 @@ impl Core {
 
     /// The node that stands for the future of `block_on`.
     pub(crate) fn root(&self) -> EventNode {
-        let node: Arc<Node<Event>> = Event::node(When::Now, Body::Root);
+        let node: Arc<Node<Event>> = Event::node(&self.shared, None, Body::Root);
+        node.release();
         node.value.home.get_or_init(|| self.shared.clone());
         node
     }
+}
+
+/// What came of opening an event's body.
+enum Called {
+    Next(Next),
+    Start(Start),
+    Task,
+    Root,
+    Nothing,
+}
+
+fn periodic(event: &Event) -> Option<(&Later, Duration)> {
+    event.later.as_deref().and_then(|later| later.every.map(|every| (later, every)))
 }
 
 /// The first `first + n * period` after `now`.

@@ -44,7 +44,7 @@ impl Sleep {
         self.deadline = deadline;
         let Some((key, home)) = self.timer else { return };
         let moved = try_with_core(|core| {
-            home == core.serial && core.wheel.borrow_mut().reset(key, core.tick(deadline))
+            home == core.shared.serial && core.wheel.borrow_mut().reset(key, core.tick(deadline))
         });
         if moved != Some(true) {
             self.timer = None;
@@ -62,7 +62,7 @@ impl Future for Sleep {
                 return Poll::Ready(());
             }
             if let Some((key, home)) = self.timer
-                && home == core.serial
+                && home == core.shared.serial
             {
                 let mut wheel = core.wheel.borrow_mut();
                 if let Some(Timer::Wake(waker)) = wheel.get_mut(key) {
@@ -74,7 +74,7 @@ impl Future for Sleep {
                 }
             }
             let key = core.add_timer(self.deadline, Timer::Wake(cx.waker().clone()));
-            self.timer = Some((key, core.serial));
+            self.timer = Some((key, core.shared.serial));
             Poll::Pending
         })
     }
@@ -84,7 +84,8 @@ impl Sleep {
     fn forget(&mut self) {
         let Some((key, home)) = self.timer.take() else { return };
         // On another thread than its own it stays in that wheel and wakes somebody who no longer waits: harmless.
-        let timer = try_with_core(|core| if home == core.serial { core.cancel_timer(key) } else { None });
+        let timer =
+            try_with_core(|core| if home == core.shared.serial { core.cancel_timer(key) } else { None });
         drop(timer);
     }
 }
