@@ -35,13 +35,15 @@ impl Script {
 #[test]
 fn a_crash_is_answered_at_once_and_a_loop_is_braked() {
     let mut c = Script::serving();
-    assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
-    assert_eq!(c.at(1, Event::Spawned), Action::Nothing);
-    assert_eq!(c.at(1, Event::Exited(2, false)), Action::Nothing);
+    for g in 1..=u64::from(backoff::FREE) {
+        assert_eq!(c.at(1, Event::Exited(g, false)), Action::Spawn);
+        assert_eq!(c.at(1, Event::Spawned), Action::Nothing);
+    }
+    assert_eq!(c.at(1, Event::Exited(5, false)), Action::Nothing);
     assert_eq!(c.0.state().name(), "backoff");
     assert_eq!(c.at(1, Event::Tick), Action::Nothing);
     assert_eq!(c.at(2, Event::Tick), Action::Spawn);
-    assert_eq!(c.0.restarts(), 1, "the third one isn't spawned yet");
+    assert_eq!(c.0.restarts(), 4, "the sixth one isn't spawned yet");
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub static KEYS: &[Key] = &[
         |c, v| c.cop.on_manager_death => on_manager_death(v)),
     key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: /status, /healthz.",
         |c, v| c.manager.admin => value::address_or_none(v)),
-    key!("manager.respawn.initial", "duration", "\"0ms\"", "Wait before the first respawn.",
+    key!("manager.respawn.initial", "duration", "\"0ms\"", "Wait before a respawn; a loop of crashes is braked beyond it.",
         |c, v| c.manager.respawn.initial => value::duration(v)),
     key!("manager.respawn.factor", "number", "2", "Growth of the wait from one crash to the next.",
         |c, v| c.manager.respawn.factor => value::number(v, 1.0, 100.0)),

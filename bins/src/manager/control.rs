@@ -6,14 +6,19 @@
 //! | `GET /status` | the state as JSON |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
+//!
+//! `manager.admin` answers `GET /status` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
 
 use super::keep::Keep;
+use crate::exit::Exit;
+use crate::logging::Fatal;
 use crate::suite::Runtime;
 use engine::net::{Listener, Stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use proxy::Body;
 use proxy::serve::{self, Limits};
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -40,6 +45,43 @@ pub fn bind(runtime: &Runtime) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Binds the admin address, if there is to be one.
+///
+/// # Errors
+/// It can't be had.
+pub fn bind_admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(addr) = addr else { return Ok(None) };
+    let bound = TcpListener::bind(addr).and_then(|l| l.set_nonblocking(true).map(|()| l));
+    bound
+        .map(Some)
+        .map_err(|e| Fatal::new(Exit::Os, format!("cannot listen on manager.admin {addr}: {e}")).into())
+}
+
+/// Answers read-only questions over TCP, for ever.
+pub async fn serve_admin(keep: Rc<Keep>, listener: TcpListener) {
+    let listener = match Listener::from_fd(listener.into()) {
+        Ok(l) => l,
+        Err(e) => return log::error!("event=admin-failed: {e}"),
+    };
+    let live = Rc::new(());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if Rc::strong_count(&live) > MAX_CONNECTIONS => drop(stream),
+            Ok((stream, _)) => {
+                let (keep, guard) = (keep.clone(), live.clone());
+                drop(engine::spawn(async move {
+                    connection(keep, stream, true).await;
+                    drop(guard);
+                }));
+            }
+            Err(e) => {
+                log::warn!("event=admin-accept-failed: {e}");
+                engine::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
 /// Answers for ever.
 pub async fn serve(keep: Rc<Keep>, listener: UnixListener) {
     let listener = match Listener::from_fd(listener.into()) {
@@ -54,7 +96,7 @@ pub async fn serve(keep: Rc<Keep>, listener: UnixListener) {
                 Ok(true) => {
                     let (keep, guard) = (keep.clone(), live.clone());
                     drop(engine::spawn(async move {
-                        connection(keep, stream).await;
+                        connection(keep, stream, false).await;
                         drop(guard);
                     }));
                 }
@@ -75,15 +117,39 @@ fn allowed(stream: &Stream) -> io::Result<bool> {
     Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
-async fn connection(keep: Rc<Keep>, stream: Stream) {
+async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
     let limits = Limits { idle_timeout: Duration::from_secs(10), max_head: 16 << 10, max_headers: 32 };
     let handle = move |request: Request<hyper::body::Incoming>| {
         let keep = keep.clone();
-        async move { answer(&keep, request.method(), request.uri().path(), request.headers()).await }
+        async move {
+            let (method, path) = (request.method(), request.uri().path());
+            match read_only {
+                true => answer_admin(&keep, method, path),
+                false => answer(&keep, method, path, request.headers()).await,
+            }
+        }
     };
     if let Err(e) = serve::connection(stream, limits, handle).await {
         log::debug!("control connection: {e}");
     }
+}
+
+fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<Body> {
+    match (method, path) {
+        (&Method::GET | &Method::HEAD, "/status") => status(keep),
+        (&Method::GET | &Method::HEAD, "/healthz") => match keep.is_ready() {
+            true => text(StatusCode::OK, "ok\n".into()),
+            false => text(StatusCode::SERVICE_UNAVAILABLE, "the server is not ready\n".into()),
+        },
+        (&Method::GET | &Method::HEAD, _) => text(StatusCode::NOT_FOUND, "try /status or /healthz\n".into()),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "this port is read-only\n".into()),
+    }
+}
+
+fn status(keep: &Rc<Keep>) -> Response<Body> {
+    let mut r = text(StatusCode::OK, keep.status().to_string());
+    r.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    r
 }
 
 async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
@@ -93,12 +159,7 @@ async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMa
             keep.met_cop(cop.unwrap_or(0));
             text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
         }
-        (&Method::GET, "/status") => {
-            let mut r = text(StatusCode::OK, keep.status().to_string());
-            r.headers_mut()
-                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-            r
-        }
+        (&Method::GET, "/status") => status(keep),
         (&Method::POST, "/restart") => {
             keep.restart();
             replaced(keep, "the server was replaced".into()).await

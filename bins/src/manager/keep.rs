@@ -104,6 +104,11 @@ impl Keep {
         self.server.borrow().ward.as_ref().map(|w| w.pid)
     }
 
+    /// Does a server serve?
+    pub fn is_ready(&self) -> bool {
+        matches!(self.server.borrow().machine.state(), State::Ready { .. })
+    }
+
     /// Has cop keep duplicates of the listeners.
     pub fn store_fds(&self, cop: &Notifier) {
         for l in self.listeners.borrow().iter() {

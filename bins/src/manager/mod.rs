@@ -95,11 +95,12 @@ fn live(
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
     let control = control::bind(&runtime)?;
+    let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;
     log::info!("event=start listen={:?}", listeners::names(&listeners));
     let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?);
     keep.store_fds(upstream);
-    let exit = engine::Local::new()?.run(main_loop(keep, signals, notify, control))?;
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, notify, control, admin))?;
     lock.close()?;
     Ok(exit)
 }
@@ -110,10 +111,14 @@ async fn main_loop(
     signals: Signals,
     notify: NotifySocket,
     control: std::os::unix::net::UnixListener,
+    admin: Option<std::net::TcpListener>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
     drop(engine::spawn(hear_server(keep.clone(), notify)));
     drop(engine::spawn(control::serve(keep.clone(), control)));
+    if let Some(admin) = admin {
+        drop(engine::spawn(control::serve_admin(keep.clone(), admin)));
+    }
     keep.begin();
     let exit = keep.ended().await?;
     keep.runtime().clean_manager();

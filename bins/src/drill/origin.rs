@@ -1,0 +1,149 @@
+//! The origin behind the drilled suite: one of our own, or a given one.
+//!
+//! Our own answers `/drill/N` with N bytes that follow from N, so that a client can tell a wrong body from a right one.
+//! It is a thread a connection (the suite keeps few), and closes nothing by itself.
+
+use super::client::Page;
+use super::kills;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// Sizes of the pages that are asked for.
+const SIZES: [usize; 4] = [100, 1_000, 4_000, 10_000];
+/// Connections at once; the suite's pools hold fewer.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// What the suite's route points to.
+#[derive(Debug)]
+pub struct Origin {
+    /// `http://host:port`, for the route.
+    pub base: String,
+    pages: Vec<Page>,
+}
+
+impl Origin {
+    /// Starts our own. Its threads end with the process.
+    ///
+    /// # Errors
+    /// No port or no thread.
+    pub fn built_in() -> io::Result<Origin> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let base = format!("http://{}", listener.local_addr()?);
+        std::thread::Builder::new().name("origin".into()).spawn(move || accept(&listener))?;
+        let pages = SIZES.iter().map(|&n| Page { path: format!("/drill/{n}"), body: body(n) }).collect();
+        Ok(Origin { base, pages })
+    }
+
+    /// Takes a given one: `http://host:port/path`. The page is fetched twice, to see that it doesn't change.
+    ///
+    /// # Errors
+    /// It doesn't answer with 200, or the page changes.
+    pub fn given(url: &str) -> anyhow::Result<Origin> {
+        let uri: http::Uri = url.parse()?;
+        anyhow::ensure!(uri.scheme_str() == Some("http"), "--origin {url}: only http:// is supported");
+        let host = uri.host().unwrap_or("");
+        let port = uri.port_u16().unwrap_or(80);
+        let addr: SocketAddr = (host.trim_matches(['[', ']']), port)
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| anyhow::anyhow!("--origin {url}: {host} has no address"))?;
+        let path = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        let get = || kills::get(addr, host, &path, Duration::from_secs(10));
+        let (first, second) = (get(), get());
+        let first = first.map_err(|e| anyhow::anyhow!("--origin {url}: {e}"))?;
+        anyhow::ensure!(
+            second.is_ok_and(|s| s == first),
+            "--origin {url}: the page changes from one fetch to the next, so it can't be compared"
+        );
+        Ok(Origin { base: format!("http://{}:{port}", host), pages: vec![Page { path, body: first }] })
+    }
+
+    /// The pages to ask for.
+    pub fn paths(&self) -> Vec<Page> {
+        self.pages.clone()
+    }
+}
+
+/// N bytes that follow from N.
+fn body(n: usize) -> Vec<u8> {
+    let mut x = n as u32 | 1;
+    (0..n)
+        .map(|_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            b'a' + (x >> 24) as u8 % 26
+        })
+        .collect()
+}
+
+fn accept(listener: &TcpListener) {
+    let live = std::sync::Arc::new(());
+    for stream in listener.incoming().flatten() {
+        if std::sync::Arc::strong_count(&live) > MAX_CONNECTIONS {
+            continue;
+        }
+        let guard = live.clone();
+        let spawned =
+            std::thread::Builder::new().name("origin-conn".into()).stack_size(128 << 10).spawn(move || {
+                let _ = serve(stream);
+                drop(guard);
+            });
+        if spawned.is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers GETs on one connection until it ends.
+fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buf = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(i) = buf.windows(4).position(|w| w == b"\r\n\r\n") {
+                break i + 4;
+            }
+            let mut chunk = [0u8; 4096];
+            match stream.read(&mut chunk)? {
+                0 => return Ok(()),
+                n if buf.len() + n > 64 << 10 => return Ok(()),
+                n => buf.extend_from_slice(&chunk[..n]),
+            }
+        };
+        let head = String::from_utf8_lossy(&buf[..end]).into_owned();
+        buf.drain(..end);
+        let path = head.split_whitespace().nth(1).unwrap_or("/");
+        let answer = match path.strip_prefix("/drill/").and_then(|n| n.parse::<usize>().ok()) {
+            Some(n) if n <= 1 << 20 => {
+                let mut a = format!("HTTP/1.1 200 OK\r\nContent-Length: {n}\r\n\r\n").into_bytes();
+                a.extend(body(n));
+                a
+            }
+            _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        };
+        stream.write_all(&answer)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_as_promised_and_differ() {
+        let o = Origin::built_in().unwrap();
+        let addr: SocketAddr = o.base.trim_start_matches("http://").parse().unwrap();
+        for p in o.paths() {
+            assert_eq!(kills::get(addr, "x", &p.path, Duration::from_secs(10)).unwrap(), p.body);
+        }
+        assert_ne!(body(100), body(1000)[..100]);
+    }
+
+    #[test]
+    fn a_given_origin_must_be_there_and_hold_still() {
+        let o = Origin::built_in().unwrap();
+        assert!(Origin::given(&format!("{}/drill/100", o.base)).is_ok());
+        assert!(Origin::given(&format!("{}/nothing", o.base)).unwrap_err().to_string().contains("404"));
+        assert!(Origin::given("https://localhost/").unwrap_err().to_string().contains("only http"));
+    }
+}

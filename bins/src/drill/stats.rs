@@ -1,0 +1,228 @@
+//! What is counted, and what follows from it.
+
+use super::kills::{Record, Target};
+use crate::exit::Exit;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How a request ended badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// The connection was refused.
+    Refused,
+    /// It couldn't be made for another reason.
+    Connect,
+    /// It was reset.
+    Reset,
+    /// It ended before the answer did.
+    ClosedEarly,
+    /// No whole answer in time.
+    Timeout,
+    /// A status other than 200.
+    Status(u16),
+    /// Another body than the origin's.
+    Body,
+    /// Not HTTP.
+    Protocol,
+}
+
+impl Failure {
+    /// Its name in the summary and in JSON.
+    pub fn name(self) -> String {
+        match self {
+            Failure::Refused => "refused".into(),
+            Failure::Connect => "connect_error".into(),
+            Failure::Reset => "reset".into(),
+            Failure::ClosedEarly => "closed_early".into(),
+            Failure::Timeout => "timeout".into(),
+            Failure::Status(code) => format!("status_{code}"),
+            Failure::Body => "wrong_body".into(),
+            Failure::Protocol => "not_http".into(),
+        }
+    }
+}
+
+/// Durations in buckets of about 3 % width: bounded, whatever comes.
+#[derive(Debug, Clone)]
+pub struct Histogram {
+    buckets: Vec<u64>,
+    max_us: u64,
+    count: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram { buckets: vec![0; 64 << SUB], max_us: 0, count: 0 }
+    }
+}
+
+/// Bits of resolution within a power of two.
+const SUB: u32 = 5;
+
+impl Histogram {
+    /// Counts one.
+    pub fn add(&mut self, d: Duration) {
+        let us = d.as_micros().min(u128::from(u64::MAX)) as u64;
+        self.buckets[bucket(us)] += 1;
+        self.max_us = self.max_us.max(us);
+        self.count += 1;
+    }
+
+    /// The value that a part `q` (0 to 1) of all stays under, in milliseconds; `None` when nothing was counted.
+    pub fn quantile_ms(&self, q: f64) -> Option<f64> {
+        let rank = (q * self.count as f64).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        let at = self.buckets.iter().position(|n| {
+            seen += n;
+            seen >= rank
+        })?;
+        Some(upper(at).min(self.max_us) as f64 / 1000.0)
+    }
+
+    /// The largest, in milliseconds.
+    pub fn max_ms(&self) -> f64 {
+        self.max_us as f64 / 1000.0
+    }
+}
+
+fn bucket(us: u64) -> usize {
+    let high = u64::BITS - us.leading_zeros();
+    if high <= SUB + 1 {
+        return us as usize;
+    }
+    let shift = high - SUB - 1;
+    ((shift as usize) << SUB) + (us >> shift) as usize
+}
+
+/// The largest value of a bucket.
+fn upper(bucket: usize) -> u64 {
+    let (shift, rest) = (bucket >> SUB, bucket & ((1 << SUB) - 1));
+    if shift <= 1 {
+        return bucket as u64;
+    }
+    let shift = shift - 1;
+    ((((1u64 << SUB) + rest as u64 + 1) as u128) << shift).saturating_sub(1).min(u128::from(u64::MAX)) as u64
+}
+
+/// What the clients saw.
+#[derive(Debug, Clone, Default)]
+pub struct Stats {
+    /// Requests that ended, well or badly.
+    pub requests: u64,
+    /// Well: 200 with the right body.
+    pub ok: u64,
+    /// Badly, by kind.
+    pub failed: BTreeMap<Failure, u64>,
+    /// Keep-alive connections that ended without the server having said so.
+    pub connections_lost: u64,
+    /// Connections that were made.
+    pub connections: u64,
+    /// From when a request was due to its whole answer.
+    pub latency: Histogram,
+}
+
+impl Stats {
+    /// A request ended well.
+    pub fn good(&mut self, took: Duration) {
+        self.requests += 1;
+        self.ok += 1;
+        self.latency.add(took);
+    }
+
+    /// A request ended badly.
+    pub fn bad(&mut self, how: Failure) {
+        self.requests += 1;
+        *self.failed.entry(how).or_default() += 1;
+    }
+
+    /// All that ended badly.
+    pub fn failures(&self) -> u64 {
+        self.failed.values().sum()
+    }
+}
+
+/// The whole drill.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The clients' side.
+    pub stats: Stats,
+    /// The kills.
+    pub kills: Vec<Record>,
+    /// How long it took.
+    pub seconds: f64,
+    /// What else speaks against it.
+    pub complaints: Vec<String>,
+}
+
+impl Outcome {
+    /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer.
+    pub fn verdict(&self) -> Exit {
+        let answered = self.kills.iter().all(|k| k.takeover.is_some());
+        let good = self.stats.failures() == 0 && self.stats.ok > 0 && self.complaints.is_empty() && answered;
+        if good { Exit::Done } else { Exit::Failure }
+    }
+
+    /// Kills of one program.
+    pub fn killed(&self, target: Target) -> usize {
+        self.kills.iter().filter(|k| k.target == target).count()
+    }
+
+    /// Times from SIGKILL to the next answer in milliseconds, sorted.
+    pub fn takeovers(&self) -> Vec<f64> {
+        let mut list: Vec<f64> =
+            self.kills.iter().filter_map(|k| k.takeover).map(|d| d.as_secs_f64() * 1000.0).collect();
+        list.sort_by(f64::total_cmp);
+        list
+    }
+}
+
+/// The value at `q` of a sorted list.
+pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let rank = (q * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_near_and_never_below() {
+        let mut h = Histogram::default();
+        assert_eq!(h.quantile_ms(0.5), None);
+        for us in 1..=100_000u64 {
+            h.add(Duration::from_micros(us));
+        }
+        for (q, exact) in [(0.5, 50.0), (0.99, 99.0), (1.0, 100.0)] {
+            let got = h.quantile_ms(q).unwrap();
+            assert!(got >= exact && got <= exact * 1.04, "{q}: {got}");
+        }
+        assert_eq!(h.max_ms(), 100.0);
+    }
+
+    #[test]
+    fn every_value_lies_in_its_bucket() {
+        for us in (0..5000).chain([1 << 20, (1 << 20) + 12345, u64::MAX / 2, u64::MAX]) {
+            let b = bucket(us);
+            assert!(us <= upper(b), "{us} > {}", upper(b));
+            assert!(b == 0 || us > upper(b - 1), "{us} <= {}", upper(b - 1));
+        }
+    }
+
+    #[test]
+    fn one_failure_is_a_failed_drill() {
+        let mut stats = Stats::default();
+        stats.good(Duration::from_millis(1));
+        let mut o = Outcome { stats, kills: vec![], seconds: 1.0, complaints: vec![] };
+        assert_eq!(o.verdict(), Exit::Done);
+        o.stats.bad(Failure::Reset);
+        assert_eq!(o.verdict(), Exit::Failure);
+    }
+
+    #[test]
+    fn quantiles_of_few() {
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.5), Some(2.0));
+        assert_eq!(quantile(&[1.0, 2.0, 3.0], 0.99), Some(3.0));
+    }
+}
