@@ -268,6 +268,10 @@ where
         if last { Next::Done } else { Next::Wait }
     }
 
+    fn holds_up_drain(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &'static str {
         "take over connections"
     }
