@@ -563,13 +563,22 @@ impl Core {
         let close = |batch: Batch<Event>| batch.for_each(|node| self.cancel_one(&node));
         close(self.shared.queue.close());
         close(self.arrived.replace(Batch::empty()));
+        // Again as long as what is dropped leaves something new behind.
+        while self.cancel_round() {}
+        self.adopt_orphans();
+    }
+
+    fn cancel_round(&self) -> bool {
+        let mut some = false;
         loop {
             let task = self.tasks.borrow().iter().next().map(|(_, task)| task.event().clone());
             let Some(node) = task else { break };
+            some = true;
             self.cancel_one(&node);
         }
         let mut wheel = self.wheel.take();
         while let Some(timer) = wheel.pop(u64::MAX) {
+            some = true;
             if let Timer::Event(node) = timer {
                 node.value.slot.store(NO_SLOT, Ordering::Relaxed);
                 self.cancel_one(&node);
@@ -577,11 +586,12 @@ impl Core {
         }
         for queue in [&self.local, &self.due] {
             while let Some(node) = { queue.borrow_mut().pop_front() } {
+                some = true;
                 node.release();
                 self.cancel_one(&node);
             }
         }
-        self.adopt_orphans();
+        some
     }
 
     fn cancel_one(&self, node: &EventNode) {
