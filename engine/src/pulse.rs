@@ -20,8 +20,8 @@
 //! ```
 
 use crate::fenced::page::{ReadOnlyPage, WritablePage};
+use nix::time::{ClockId, clock_gettime};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::time::{ClockId, clock_gettime};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -43,8 +43,8 @@ fn words(threads: usize) -> usize {
 
 /// Milliseconds of CLOCK_MONOTONIC, which is the same in all processes.
 pub fn monotonic_ms() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has it");
+    Duration::from(now).as_millis() as u64
 }
 
 /// The page and the names in it, shared by the threads of one engine.
