@@ -268,6 +268,10 @@ where
         if last { Next::Done } else { Next::Wait }
     }
 
+    fn holds_up_drain(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &'static str {
         "take over connections"
     }
@@ -314,7 +318,8 @@ impl Acceptor {
         control.loops.store(workers, Ordering::Release);
         let mut started = 0;
         let result: io::Result<()> = (0..workers).try_for_each(|n| {
-            let fds = config.listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+            let with_spare = |fd: &OwnedFd| Ok((fd.try_clone()?, spare()?));
+            let fds = config.listeners.iter().map(with_spare).collect::<io::Result<Vec<_>>>()?;
             let set = ListenerSet {
                 fds,
                 exclusive: workers > 1,
@@ -391,7 +396,8 @@ impl Drop for Acceptor {
 
 /// The listeners as one accept loop has them, and what it needs to know.
 struct ListenerSet {
-    fds: Vec<OwnedFd>,
+    /// Each with a descriptor to give up in need.
+    fds: Vec<(OwnedFd, File)>,
     exclusive: bool,
     lanes: Vec<Arc<Lane>>,
     all_lanes: Vec<Arc<Lane>>,
@@ -430,9 +436,9 @@ impl ListenerSet {
     async fn run(mut self) {
         let ends = LoopEnds(self.control.clone(), self.all_lanes.clone());
         let mut listeners = Vec::new();
-        for fd in std::mem::take(&mut self.fds) {
+        for (fd, spare) in std::mem::take(&mut self.fds) {
             match if self.exclusive { Listener::exclusive(fd) } else { Listener::from_fd(fd) } {
-                Ok(listener) => listeners.push(listener),
+                Ok(listener) => listeners.push((listener, spare)),
                 Err(e) => log::error!("event=listener_lost error=\"{e}\""),
             }
         }
@@ -440,7 +446,10 @@ impl ListenerSet {
         let loops: Vec<_> = listeners
             .into_iter()
             .enumerate()
-            .map(|(n, listener)| crate::spawn(Accepting::new(set.clone(), listener, n).run()))
+            .map(|(index, (listener, spare))| {
+                let set = set.clone();
+                crate::spawn(Accepting { set, listener, index, turn: index, spare: Some(spare) }.run())
+            })
             .collect();
         for one in loops {
             let _ = one.await;
@@ -466,10 +475,6 @@ enum Step {
 }
 
 impl Accepting {
-    fn new(set: std::rc::Rc<ListenerSet>, listener: Listener, index: usize) -> Self {
-        Accepting { set, listener, index, turn: index, spare: spare() }
-    }
-
     async fn run(mut self) {
         // The loop's waker stays the same for its whole life.
         let waker = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
@@ -616,13 +621,13 @@ impl Accepting {
             }
         }
         if self.spare.is_none() {
-            self.spare = spare();
+            self.spare = spare().ok();
         }
     }
 }
 
-fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
+fn spare() -> io::Result<File> {
+    File::open("/dev/null")
 }
 
 fn is_out_of_fds(e: &io::Error) -> bool {

@@ -2,12 +2,14 @@
 
 use crate::blocking::Pool;
 use crate::event::{Body, Context, Continuation, Event, EventHandle, EventNode, Later, Next};
+use crate::pulse::Page;
 use crate::shared::{DRAIN, Place, STOP, Shared};
 use crate::stats::ThreadStats;
 use crate::task::starter;
 use crate::thread::{Core, try_with_core};
 use std::future::Future;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -100,6 +102,7 @@ pub(crate) struct Inner {
     groups: Vec<Group>,
     threads: Vec<Arc<Shared>>,
     pub(crate) pool: Option<Arc<Pool>>,
+    pub(crate) pulse: Option<Arc<Page>>,
     /// Called once when the engine shuts down, before anything drains.
     stop_hooks: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
@@ -124,8 +127,13 @@ impl Handle {
             placement: Placement::RoundRobin,
             turn: AtomicUsize::new(0),
         };
-        let inner =
-            Inner { groups: vec![group], threads: vec![shared], pool: None, stop_hooks: Mutex::default() };
+        let inner = Inner {
+            groups: vec![group],
+            threads: vec![shared],
+            pool: None,
+            pulse: None,
+            stop_hooks: Mutex::default(),
+        };
         Handle { inner: Arc::new(inner) }
     }
 
@@ -324,7 +332,8 @@ impl Builder {
                 turn: AtomicUsize::new(0),
             });
         }
-        let inner = Arc::new(Inner { groups, threads, pool, stop_hooks: Mutex::default() });
+        let pulse = Some(Page::new(threads.len())?);
+        let inner = Arc::new(Inner { groups, threads, pool, pulse, stop_hooks: Mutex::default() });
         let mut engine = Engine { handle: Handle { inner }, joins: Vec::new() };
         for (n, (cpu, stack_size)) in plans.into_iter().enumerate() {
             engine.start_thread(n, cpu, stack_size, self.abort_on_panic)?;
@@ -357,6 +366,12 @@ impl Engine {
     /// The way into the engine from elsewhere.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// The page in which the threads say what they are doing, to be handed to another process; see
+    /// [`pulse`](crate::pulse).
+    pub fn pulse(&self) -> BorrowedFd<'_> {
+        self.handle.inner.pulse.as_ref().expect("an engine that was built has one").fd()
     }
 
     fn start_thread(

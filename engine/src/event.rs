@@ -50,6 +50,12 @@ pub trait Continuation {
     /// Moves one step and says what is next. Must not block: everything else on the thread waits meanwhile.
     fn handle(&mut self, cx: &mut Context<'_>) -> Next;
 
+    /// Whether the end of an engine waits for it, once it has been called and wants to be called again. A continuation
+    /// that serves others as long as they live says no, and is cancelled when they have ended.
+    fn holds_up_drain(&self) -> bool {
+        true
+    }
+
     /// Names the kind of continuation in logs and in the pulse page.
     fn name(&self) -> &'static str {
         std::any::type_name::<Self>()
@@ -216,6 +222,20 @@ impl State {
     }
 }
 
+/// A flag that one thread alone uses, though others can see the event that it is in.
+#[derive(Default)]
+pub(crate) struct Flag(std::sync::atomic::AtomicBool);
+
+impl Flag {
+    pub(crate) fn swap(&self, to: bool) -> bool {
+        let was = self.0.load(Ordering::Relaxed);
+        if was != to {
+            self.0.store(to, Ordering::Relaxed);
+        }
+        was
+    }
+}
+
 pub(crate) const NO_SLOT: u64 = u64::MAX;
 
 pub(crate) struct Event {
@@ -223,6 +243,8 @@ pub(crate) struct Event {
     pub(crate) later: Option<Box<Later>>,
     /// Where on its thread: key of its timer, or index of its task. Written by its thread only.
     pub(crate) slot: AtomicU64,
+    /// It has been called and will be again, so that draining waits for it. Its thread's alone.
+    pub(crate) going: Flag,
     /// Set by its thread before anybody could want to wake or reclaim it.
     pub(crate) home: OnceLock<Arc<Shared>>,
     pub(crate) body: Owned<Body>,
@@ -235,6 +257,7 @@ impl Event {
             state: State::new(),
             later,
             slot: AtomicU64::new(NO_SLOT),
+            going: Flag::default(),
             home: OnceLock::new(),
             body: Owned::new(home.serial, body),
         })

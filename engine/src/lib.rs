@@ -17,7 +17,8 @@
 //! | `task`, `reactor` | futures as continuations; epoll |
 //! | [`engine`](mod@engine), `local` | groups of threads; a loop on the calling thread |
 //! | [`time`], [`io`], [`net`] | what a future can wait for |
-//! | [`acceptor`], [`blocking`] | connections from listeners to threads; work that blocks |
+//! | [`acceptor`], [`blocking`], [`schedule`] | connections from listeners to threads; work that blocks; work at set times |
+//! | [`stats`], [`pulse`] | numbers; what each thread is doing, for another process |
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -30,7 +31,9 @@ mod fenced;
 pub mod io;
 mod local;
 pub mod net;
+pub mod pulse;
 mod reactor;
+pub mod schedule;
 mod shared;
 pub mod stats;
 mod sync;

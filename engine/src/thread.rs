@@ -9,6 +9,7 @@
 
 use crate::event::{Body, Context, EventNode, Later, NO_SLOT, Next, Start};
 use crate::fenced::stack::{Batch, Node};
+use crate::pulse::Pulse;
 use crate::reactor::Sources;
 use crate::shared::{DRAIN, STOP, Shared};
 use crate::task::{AnyTask, JoinError};
@@ -45,6 +46,7 @@ pub(crate) enum Timer {
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     handle: Handle,
+    pulse: Option<Pulse>,
     abort_on_panic: bool,
     origin: Instant,
     now: Cell<Instant>,
@@ -114,9 +116,12 @@ impl Core {
     /// If it is one already.
     pub(crate) fn enter(shared: Arc<Shared>, handle: Handle, abort_on_panic: bool) -> Entered {
         let now = Instant::now();
+        let page = handle.inner.pulse.clone();
+        let pulse = page.map(|page| Pulse::new(page, shared.id.index(), &shared.name, now));
         let core = Rc::new(Core {
             shared,
             handle,
+            pulse,
             abort_on_panic,
             origin: now,
             now: Cell::new(now),
@@ -206,6 +211,9 @@ impl Core {
     pub(crate) fn round(self: &Rc<Self>, sleep: bool) {
         let stats = &self.shared.stats;
         stats.rounds.add(1);
+        if let Some(pulse) = &self.pulse {
+            pulse.busy(self.now());
+        }
         self.fire_timers();
         let mut done = self.run_due();
         let standing = self.local.borrow().len();
@@ -297,6 +305,9 @@ impl Core {
         let stats = &self.shared.stats;
         let stop = self.shared.command.load(Ordering::Relaxed) == STOP;
         let sleep = sleep && !stop && !self.owes_drained() && self.shared.queue.try_sleep();
+        if sleep && let Some(pulse) = &self.pulse {
+            pulse.idle(self.now());
+        }
         let timeout = if sleep { self.until_next_timer() } else { EpollTimeout::ZERO };
         let mut events = self.epoll_events.borrow_mut();
         stats.polls.add(1);
@@ -395,12 +406,14 @@ impl Core {
             Body::Continuation(continuation) => {
                 self.disarm(event);
                 let late = self.missed(event);
+                self.calls(continuation.name());
                 let mut cx = Context { core: self, node: &node, late };
                 let result = catch_unwind(AssertUnwindSafe(|| continuation.handle(&mut cx)));
-                Called::Next(result.unwrap_or_else(|_| {
+                let next = result.unwrap_or_else(|_| {
                     self.panicked(continuation.name());
                     Next::Done
-                }))
+                });
+                Called::Next(next, continuation.holds_up_drain())
             }
             Body::Start(_) => match std::mem::replace(body, Body::Task) {
                 Body::Start(start) => Called::Start(start),
@@ -411,7 +424,7 @@ impl Core {
             Body::Gone => Called::Nothing,
         });
         match called {
-            Called::Next(next) => self.continue_with(&node, next),
+            Called::Next(next, holds) => self.continue_with(&node, next, holds),
             Called::Start(start) => match catch_unwind(AssertUnwindSafe(|| start(self, &node))) {
                 Ok(task) => self.poll_task(&node, &task),
                 Err(_) => {
@@ -434,7 +447,14 @@ impl Core {
         }
     }
 
+    fn calls(&self, name: &'static str) {
+        if let Some(pulse) = &self.pulse {
+            pulse.calls(name);
+        }
+    }
+
     fn poll_task(&self, node: &EventNode, task: &Rc<dyn AnyTask>) {
+        self.calls(task.name());
         let over = catch_unwind(AssertUnwindSafe(|| task.poll())).unwrap_or_else(|_| {
             self.panicked(task.name());
             task.end(JoinError::Panicked);
@@ -464,13 +484,17 @@ impl Core {
         if last == NO_SLOT { 0 } else { this.saturating_sub(last).saturating_sub(1) }
     }
 
-    fn continue_with(self: &Rc<Self>, node: &EventNode, next: Next) {
+    fn continue_with(self: &Rc<Self>, node: &EventNode, next: Next, holds: bool) {
         let event = &node.value;
         if next == Next::Done {
+            self.gone(event);
             event.state.complete();
             return self.drop_body(event);
         }
         event.home.get_or_init(|| self.shared.clone());
+        if holds && periodic(event).is_none() && !event.going.swap(true) {
+            self.going.set(self.going.get() + 1);
+        }
         match next {
             Next::Done => unreachable!("handled above"),
             Next::Again => {
@@ -505,8 +529,16 @@ impl Core {
                 self.panicked(task.name());
             }
         } else {
+            self.gone(event);
             self.disarm(event);
             self.drop_body(event);
+        }
+    }
+
+    /// The event no longer holds up the draining of its thread.
+    fn gone(&self, event: &Event) {
+        if event.going.swap(false) {
+            self.going.set(self.going.get() - 1);
         }
     }
 
@@ -531,13 +563,22 @@ impl Core {
         let close = |batch: Batch<Event>| batch.for_each(|node| self.cancel_one(&node));
         close(self.shared.queue.close());
         close(self.arrived.replace(Batch::empty()));
+        // Again as long as what is dropped leaves something new behind.
+        while self.cancel_round() {}
+        self.adopt_orphans();
+    }
+
+    fn cancel_round(&self) -> bool {
+        let mut some = false;
         loop {
             let task = self.tasks.borrow().iter().next().map(|(_, task)| task.event().clone());
             let Some(node) = task else { break };
+            some = true;
             self.cancel_one(&node);
         }
         let mut wheel = self.wheel.take();
         while let Some(timer) = wheel.pop(u64::MAX) {
+            some = true;
             if let Timer::Event(node) = timer {
                 node.value.slot.store(NO_SLOT, Ordering::Relaxed);
                 self.cancel_one(&node);
@@ -545,11 +586,12 @@ impl Core {
         }
         for queue in [&self.local, &self.due] {
             while let Some(node) = { queue.borrow_mut().pop_front() } {
+                some = true;
                 node.release();
                 self.cancel_one(&node);
             }
         }
-        self.adopt_orphans();
+        some
     }
 
     fn cancel_one(&self, node: &EventNode) {
@@ -568,7 +610,8 @@ impl Core {
 
 /// What came of opening an event's body.
 enum Called {
-    Next(Next),
+    /// What it wants next, and whether draining waits for that.
+    Next(Next, bool),
     Start(Start),
     Task,
     Root,

@@ -341,3 +341,119 @@ fn shutdown_drains_and_cancels_the_rest() {
     // After the end nothing is taken any more.
     assert!(h.schedule_imm(h.group("net").unwrap(), once(|| ())).is_over());
 }
+
+#[test]
+fn continuations_hold_up_a_drain_and_periodic_events_do_not() {
+    let engine = two_threads();
+    let h = engine.handle();
+    let net = h.group("net").unwrap();
+    h.schedule_every(net, Duration::from_millis(1), |_: &mut Context<'_>| Next::Wait);
+    h.schedule_in(net, Duration::from_secs(3600), once(|| ()));
+    let (tx, rx) = mpsc::channel();
+    let mut calls = 0;
+    h.schedule_imm(net, move |_: &mut Context<'_>| {
+        calls += 1;
+        tx.send(calls).unwrap();
+        if calls < 3 { Next::After(Duration::from_millis(5)) } else { Next::Done }
+    });
+    assert_eq!(rx.recv_timeout(LONG), Ok(1));
+    let report = engine.shutdown(LONG);
+    assert!(report.drained);
+    assert_eq!(report.cancelled, 2);
+    assert_eq!(rx.iter().collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+fn the_pulse_page_tells_idle_from_stalled() {
+    struct Stall(mpsc::Sender<()>, mpsc::Receiver<()>);
+    impl engine::Continuation for Stall {
+        fn handle(&mut self, _: &mut Context<'_>) -> Next {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+            Next::Done
+        }
+        fn name(&self) -> &'static str {
+            "a stalled continuation"
+        }
+    }
+    let engine = two_threads();
+    let h = engine.handle();
+    let reader = engine::pulse::Reader::map(engine.pulse()).unwrap();
+    let thread = h.threads(h.group("net").unwrap())[1];
+    let (begun_tx, begun) = mpsc::channel();
+    let (release, hold) = mpsc::channel();
+    h.schedule_imm(thread, Stall(begun_tx, hold));
+    begun.recv_timeout(LONG).unwrap();
+    let stalled = || reader.read()[1].clone();
+    assert_eq!(stalled().thread, "net-1");
+    let until = Instant::now() + LONG;
+    while stalled().busy_for(engine::pulse::monotonic_ms()) < Duration::from_millis(5) {
+        assert!(Instant::now() < until);
+        std::thread::yield_now();
+    }
+    assert_eq!(stalled().doing, engine::pulse::Doing::Calling("a stalled continuation".into()));
+    let ticks = stalled().ticks;
+    release.send(()).unwrap();
+    while stalled().doing != engine::pulse::Doing::Idle {
+        assert!(Instant::now() < until);
+        std::thread::yield_now();
+    }
+    assert_ne!(stalled().ticks, ticks);
+    assert_eq!(stalled().busy_for(engine::pulse::monotonic_ms() + 1000), Duration::ZERO);
+    drop(engine);
+    assert_eq!(stalled().doing, engine::pulse::Doing::Ended);
+}
+
+#[test]
+fn a_pulse_reader_refuses_what_is_no_pulse_page() {
+    assert!(engine::pulse::Reader::map(std::fs::File::open("/dev/null").unwrap()).is_err());
+}
+
+#[test]
+fn scheduled_entries_run_and_say_how_they_fared() {
+    use engine::schedule::{Schedule, Times};
+    let engine = two_threads();
+    let h = engine.handle();
+    let schedule = Schedule::new(&h, h.group("net").unwrap());
+    let (tx, rx) = mpsc::channel();
+    let mut runs = 0;
+    schedule.add("flush", Times::Every(Duration::from_millis(2)), move || {
+        runs += 1;
+        tx.send(runs).unwrap();
+        match runs {
+            1 => Ok(()),
+            2 => Err("no space".into()),
+            _ => panic!("as the test wants it"),
+        }
+    });
+    schedule.add("rotate", Times::Daily { base: Duration::ZERO, every: Duration::from_secs(1) }, || Ok(()));
+    assert_eq!(rx.iter().take(4).count(), 4);
+    let status = schedule.status();
+    assert_eq!(status[0].name, "flush");
+    assert!(status[0].runs >= 3 && status[0].failures == status[0].runs - 1);
+    assert!(status[0].last_run.is_some() && status[0].last_error.is_some());
+    let until = Instant::now() + LONG;
+    while schedule.status()[1].runs == 0 {
+        assert!(Instant::now() < until);
+        std::thread::yield_now();
+    }
+    assert!(engine.shutdown(LONG).drained);
+}
+
+#[test]
+fn an_idle_thread_sleeps_until_its_next_timer() {
+    let engine = two_threads();
+    let h = engine.handle();
+    let thread = h.threads(h.group("net").unwrap())[0];
+    let (tx, rx) = mpsc::channel();
+    let stats = {
+        let h = h.clone();
+        move || h.stats()[0].clone()
+    };
+    let before = stats();
+    // Far enough to lie on a higher level of the wheel, so that a cascade lies in between.
+    h.schedule_in(thread, Duration::from_millis(150), once(move || tx.send(()).unwrap()));
+    rx.recv_timeout(LONG).unwrap();
+    let woken = stats().wakeups - before.wakeups;
+    assert!(woken <= 3, "{woken} wake-ups: to start, to take the event, to fire it");
+}

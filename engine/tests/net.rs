@@ -204,3 +204,65 @@ fn at_the_limit_it_refuses_by_name() {
     assert_eq!(acceptor.stats().refused, 1);
     says(&mut first, b"1");
 }
+
+#[test]
+fn unix_sockets_and_ipv6_are_accepted_like_any_other() {
+    let engine = engine();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut listeners: Vec<OwnedFd> = vec![unix.into()];
+    let v6 = TcpListener::bind("[::1]:0").ok(); // not everywhere
+    let v6_addr = v6.as_ref().map(|l| l.local_addr().unwrap());
+    listeners.extend(v6.map(OwnedFd::from));
+    let acceptor = start(&engine, AcceptorConfig { listeners, ..AcceptorConfig::default() });
+    let mut unix = UnixStream::connect(&path).unwrap();
+    unix.set_read_timeout(Some(LONG)).unwrap();
+    unix.write_all(b"unix").unwrap();
+    let mut buf = [0; 4];
+    unix.read_exact(&mut buf).unwrap();
+    assert_eq!(&buf, b"unix");
+    if let Some(addr) = v6_addr {
+        says(&mut client(addr), b"six");
+    }
+    acceptor.stop();
+}
+
+#[test]
+fn what_is_dropped_on_another_thread_is_forgotten_at_home() {
+    let engine = engine();
+    let h = engine.handle();
+    let threads = h.threads(h.group("net").unwrap());
+    let (tx, rx) = std::sync::mpsc::channel();
+    h.spawn_on(threads[0], move || async move {
+        let (a, b) = UnixStream::pair().unwrap();
+        tx.send((Stream::try_from(a).unwrap(), b)).unwrap();
+    });
+    let (mut stream, _other) = rx.recv_timeout(LONG).unwrap();
+    assert_eq!(h.stats()[0].sources, 1);
+    // Using it away from its thread is an error, not a hang.
+    engine::block_on(async move {
+        let mut buf = [0];
+        assert!(stream.read(&mut buf).await.is_err());
+    });
+    let (tx, rx) = std::sync::mpsc::channel();
+    h.spawn_on(threads[0], move || async move {
+        engine::time::sleep(Duration::from_millis(1)).await;
+        tx.send(()).unwrap();
+    });
+    rx.recv_timeout(LONG).unwrap();
+    assert_eq!(h.stats()[0].sources, 0);
+}
+
+#[test]
+fn connections_in_progress_end_with_the_deadline() {
+    let engine = engine();
+    let (fd, addr) = listener();
+    let acceptor = start(&engine, AcceptorConfig { listeners: vec![fd], ..AcceptorConfig::default() });
+    let mut stays = client(addr);
+    says(&mut stays, b"x");
+    let report = engine.shutdown(Duration::from_millis(5));
+    assert!(!report.drained);
+    assert_eq!(stays.read(&mut [0]).unwrap(), 0, "closed");
+    assert_eq!(acceptor.connections(), 0);
+}

@@ -4,4 +4,5 @@
 //! into a thread ([`stack`]), the cell that only the event's thread opens ([`owned`]), and the page that another process reads ([`page`]).
 
 pub(crate) mod owned;
+pub(crate) mod page;
 pub(crate) mod stack;

@@ -279,6 +279,19 @@ mod loom_tests {
         Node::claimed(loom::cell::Cell::new(n))
     }
 
+    /// The owner, looking until it has had `all`. The yields matter: loom would not try on its own what comes of looking
+    /// again before the producers have ended.
+    fn take_all<T>(stack: &Stack<T>, all: usize, mut f: impl FnMut(&Node<T>)) {
+        let mut left = all;
+        while left > 0 {
+            for node in stack.take() {
+                f(&node);
+                left -= 1;
+            }
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn loom_nothing_is_lost_doubled_or_overtaken() {
         loom::model(|| {
@@ -293,9 +306,9 @@ mod loom_tests {
                     })
                 })
                 .collect();
-            let mut got: Vec<usize> = stack.take().map(|n| n.value).collect();
+            let mut got: Vec<usize> = Vec::new();
+            take_all(&stack, 4, |n| got.push(n.value));
             producers.into_iter().for_each(|p| p.join().unwrap());
-            got.extend(stack.take().map(|n| n.value));
             for p in 0..2 {
                 let of_p: Vec<_> = got.iter().filter(|n| **n / 10 == p).collect();
                 assert_eq!(of_p, [&(10 * p), &(10 * p + 1)]);
@@ -315,7 +328,7 @@ mod loom_tests {
                     let _ = stack.push_claimed(node);
                 })
             };
-            stack.take().for_each(|node| assert_eq!(node.value.get(), 1));
+            take_all(&stack, 1, |node| assert_eq!(node.value.get(), 1));
             producer.join().unwrap();
         });
     }
