@@ -21,6 +21,15 @@ fn main() {
         across_threads(cpus, 2, 4_000_000);
         same_thread(4_000_000);
     }
+    if wanted("others") {
+        for producers in [1, 2] {
+            through_a_channel(cpus, producers, 4_000_000);
+            through_a_lock(cpus, producers, 4_000_000);
+        }
+    }
+    if wanted("memory") {
+        memory(15_000);
+    }
     if wanted("wakers") {
         wakers_across_threads(2_000_000);
     }
@@ -75,7 +84,7 @@ const WINDOW: u64 = 16 * 1024;
 impl Shared {
     fn wait_for_room(&self, sent: u64, events: u64) {
         while sent % 1024 < 2 && sent > events - self.left.load(Ordering::Relaxed) + WINDOW {
-            std::hint::spin_loop();
+            std::thread::yield_now(); // the consumer may share the CPU
         }
     }
 }
@@ -151,6 +160,124 @@ fn across_threads(cpus: usize, producers: u64, events: u64) {
         events as f64 / took.as_secs_f64() / 1e6
     });
     report(&format!("  the same, each holding an Arc that all share, {producers}"), "M events/s", result);
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// What `schedule_imm` would be on the standard library's channel: boxed closures to a thread that calls them.
+fn through_a_channel(cpus: usize, producers: u64, events: u64) {
+    let result = rounds(5, || {
+        let (tx, rx) = mpsc::channel::<Job>();
+        consume(
+            cpus,
+            producers,
+            events,
+            move |job| tx.send(job).expect("a consumer"),
+            move || rx.recv().into_iter(),
+        )
+    });
+    report(&format!("boxed closures through std's mpsc, {producers} producer(s)"), "M events/s", result);
+}
+
+/// The same with a lock and a condition variable; the consumer takes all there is at once.
+fn through_a_lock(cpus: usize, producers: u64, events: u64) {
+    let result = rounds(5, || {
+        let shared = Arc::new((std::sync::Mutex::new(Vec::<Job>::new()), std::sync::Condvar::new()));
+        let theirs = shared.clone();
+        let push = move |job| {
+            let mut queue = shared.0.lock().expect("a lock");
+            queue.push(job);
+            if queue.len() == 1 {
+                shared.1.notify_one();
+            }
+        };
+        let take = move || {
+            let mut queue = theirs.0.lock().expect("a lock");
+            while queue.is_empty() {
+                queue = theirs.1.wait(queue).expect("a lock");
+            }
+            std::mem::take(&mut *queue).into_iter()
+        };
+        consume(cpus, producers, events, push, take)
+    });
+    report(&format!("boxed closures through a mutex, {producers} producer(s)"), "M events/s", result);
+}
+
+fn consume<I: Iterator<Item = Job>>(
+    cpus: usize,
+    producers: u64,
+    events: u64,
+    push: impl Fn(Job) + Clone + Send + 'static,
+    mut take: impl FnMut() -> I + Send + 'static,
+) -> f64 {
+    let (done, all_done) = mpsc::sync_channel(1);
+    let shared = Arc::new(Shared { left: AtomicU64::new(events), done });
+    let consumer = std::thread::spawn(move || {
+        pin(0);
+        let mut left = events;
+        while left > 0 {
+            for job in take() {
+                job();
+                left -= 1;
+            }
+        }
+    });
+    let threads: Vec<_> = (0..producers)
+        .map(|n| {
+            let (push, shared) = (push.clone(), shared.clone());
+            std::thread::spawn(move || {
+                pin((1 + n as usize) % cpus);
+                for n in 0..events / producers {
+                    shared.wait_for_room(n * producers, events);
+                    let shared = shared.clone();
+                    push(Box::new(move || {
+                        let left = shared.left.load(Ordering::Relaxed) - 1;
+                        shared.left.store(left, Ordering::Relaxed);
+                        if left == 0 {
+                            shared.done.send(()).expect("the bench waits");
+                        }
+                    }));
+                }
+            })
+        })
+        .collect();
+    let began = Instant::now();
+    all_done.recv().expect("all events");
+    let took = began.elapsed();
+    threads.into_iter().for_each(|t| t.join().expect("a producer"));
+    consumer.join().expect("the consumer");
+    events as f64 / took.as_secs_f64() / 1e6
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<f64>().ok()).expect("pages") * 4096.0
+}
+
+/// What a parked connection costs the engine: a task that waits for a descriptor, with an idle timeout in the wheel.
+fn memory(tasks: usize) {
+    let (_engine, h, thread) = one_thread(None);
+    let (tx, rx) = mpsc::channel();
+    h.spawn_on(thread, move || async move {
+        let before = resident();
+        for _ in 0..tasks {
+            let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+            let fd = rustix::event::eventfd(0, flags).expect("enough descriptors (ulimit -n)");
+            engine::spawn(async move {
+                let io = engine::io::Async::new(fd).expect("registered");
+                let _ = engine::time::timeout(Duration::from_secs(60), io.readable()).await;
+            });
+        }
+        engine::yield_now().await;
+        engine::yield_now().await;
+        let live = Handle::current().expect("here").stats()[0].tasks;
+        tx.send((resident() - before) / live as f64).expect("the bench waits");
+    });
+    println!(
+        "memory of one of {tasks} idle tasks with fd and timeout: {:.0} bytes",
+        rx.recv().expect("a number")
+    );
 }
 
 fn same_thread(events: u64) {

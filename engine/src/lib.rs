@@ -15,7 +15,7 @@
 //! | `event` | events, continuations, cancelling |
 //! | `shared`, `thread` | a thread from outside, and its loop |
 //! | `task`, `reactor` | futures as continuations; epoll |
-//! | [`engine`](mod@engine), `local` | groups of threads; a loop on the calling thread |
+//! | `handle`, `engine`, `local` | scheduling; groups of threads; a loop on the calling thread |
 //! | [`time`], [`io`], [`net`] | what a future can wait for |
 //! | [`acceptor`], [`blocking`], [`schedule`] | connections from listeners to threads; work that blocks; work at set times |
 //! | [`stats`], [`pulse`] | numbers; what each thread is doing, for another process |
@@ -24,10 +24,11 @@
 
 pub mod acceptor;
 pub mod blocking;
-pub mod engine;
+mod engine;
 mod event;
 #[allow(unsafe_code)]
 mod fenced;
+mod handle;
 pub mod io;
 mod local;
 pub mod net;
@@ -42,10 +43,9 @@ mod thread;
 pub mod time;
 pub mod wheel;
 
-pub use engine::{
-    Builder, Engine, GroupConfig, GroupId, Handle, Placement, QueueFull, ShutdownReport, Target, ThreadId,
-};
+pub use engine::{Builder, Engine, GroupConfig, ShutdownReport};
 pub use event::{Context, Continuation, EventHandle, Next, once};
+pub use handle::{GroupId, Handle, Placement, QueueFull, Target, ThreadId};
 pub use local::{Local, block_on};
 pub use reactor::Interest;
 pub use task::{JoinError, JoinHandle, spawn, yield_now};
