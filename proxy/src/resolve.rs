@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 /// How long an answer is believed: getaddrinfo(3) doesn't tell a TTL.
 const REMEMBER: Duration = Duration::from_secs(30);
 
+/// Until when an answer is believed, and what it was.
+type Remembered = (Instant, Rc<[SocketAddr]>);
+
 thread_local! {
-    static KNOWN: RefCell<HashMap<(String, u16), (Instant, Rc<[SocketAddr]>)>> = RefCell::default();
+    static KNOWN: RefCell<HashMap<(String, u16), Remembered>> = RefCell::default();
 }
 
 /// All addresses of an origin, in the order the resolver gives them.

@@ -35,7 +35,7 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     dirs::ensure(&config.suite.runtime_dir)?;
     dirs::ensure(&config.suite.state_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    if let Some(h) = Lockfile::holder(&runtime.lock("cop"))? {
+    if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
     }
     let mut store = FdStore::new(STORE_MAX);

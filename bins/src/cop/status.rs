@@ -39,7 +39,7 @@ pub fn look(config: &Config) -> (Value, Exit) {
         Ok((200, body)) => serde_json::from_str(body).unwrap_or(Value::Null),
         _ => Value::Null,
     };
-    let holder = |p: &str| Lockfile::holder(&runtime.lock(p)).ok().flatten().map(|h| h.pid);
+    let holder = |p: &str| Lockfile::holder(runtime.lock(p)).ok().flatten().map(|h| h.pid);
     let pids = ["cop", "manager", "server"].map(holder);
     let mut processes = Vec::new();
     for (name, pid) in ["cop", "manager", "server"].into_iter().zip(pids) {

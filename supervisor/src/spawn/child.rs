@@ -169,7 +169,7 @@ unsafe fn write_file(path: &CStr, text: &CStr) {
     unsafe {
         let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if fd >= 0 {
-            libc::write(fd, text.as_ptr().cast(), libc::strlen(text.as_ptr()));
+            libc::write(fd, text.as_ptr().cast(), text.count_bytes());
             libc::close(fd);
         }
     }
