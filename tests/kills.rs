@@ -134,9 +134,11 @@ fn a_watcher_that_was_stopped_kills_nobody_when_it_wakes() {
 fn the_classic_behaviour_takes_the_server_down_with_its_manager() {
     let mut s = Suite::serving("[cop]\non_manager_death = \"kill\"\n");
     let [_, manager, server] = s.pids();
+    let process = supervisor::pidfd::PidFd::open(server).unwrap();
     let mark = s.mark();
     s.kill("manager", SIGKILL);
     s.wait(mark, &["event=kill of=server"]);
+    assert!(process.poll_exit(LONG).unwrap().is_some());
     assert_eq!(s.get("/").code, 200);
     assert_ne!((s.pid("manager"), s.pid("server")), (manager, server));
     assert_ne!(s.pid("server"), server);

@@ -166,7 +166,7 @@ impl Suite {
         ["cop", "manager", "server"].map(|p| self.pid(p))
     }
 
-    /// Signals a program, and for SIGKILL waits until it is dead. Returns its pid.
+    /// Signals a program; waits until SIGKILL has killed it, until SIGSTOP has stopped all its threads. Returns its pid.
     #[track_caller]
     pub fn kill(&self, program: &str, signal: i32) -> i32 {
         let pid = self.pid(program);
@@ -174,6 +174,11 @@ impl Suite {
         process.signal(signal).unwrap();
         if signal == SIGKILL {
             assert!(process.poll_exit(LONG).unwrap().is_some(), "{program} survived SIGKILL");
+        }
+        let until = Instant::now() + LONG;
+        while signal == SIGSTOP && !is_stopped(pid) {
+            assert!(Instant::now() < until, "{program} doesn't stop");
+            std::thread::yield_now();
         }
         pid
     }
@@ -261,6 +266,14 @@ pub fn clean(program: &str) -> Command {
     }
     c.current_dir("/").stdin(Stdio::null());
     c
+}
+
+/// Are all threads of a process stopped? Nobody but its parent is told when, so it is looked at.
+fn is_stopped(pid: i32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    })
 }
 
 /// Runs to the end, with a deadline.
