@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use supervisor::clock;
-use supervisor::notify::{Datagram, Field, Notifier};
+use supervisor::notify::{Datagram, Field, Notifier, NotifySocket};
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{SpawnError, Spec, spawn};
 
@@ -33,6 +33,7 @@ pub struct Keep {
     runtime: Runtime,
     listeners: RefCell<Vec<Listener>>,
     upstream: Notifier,
+    notify: NotifySocket,
     server: RefCell<Server>,
     cop: Cell<i32>,
     started: Time,
@@ -68,6 +69,7 @@ impl Keep {
         runtime: Runtime,
         listeners: Vec<Listener>,
         upstream: Notifier,
+        notify: NotifySocket,
     ) -> Rc<Keep> {
         let now = clock::now();
         let server = Server {
@@ -85,6 +87,7 @@ impl Keep {
             runtime,
             listeners: RefCell::new(listeners),
             upstream,
+            notify,
             server: RefCell::new(server),
             cop: Cell::new(rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())),
             started: now,
@@ -277,8 +280,31 @@ impl Keep {
         })
     }
 
+    /// The fd to wait on for [`Keep::listen`].
+    ///
+    /// # Errors
+    /// It can't be duplicated.
+    pub fn notify_fd(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.notify.as_fd().try_clone_to_owned()
+    }
+
+    /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
+    pub fn listen(self: &Rc<Self>) -> bool {
+        for _ in 0..64 {
+            match self.notify.recv() {
+                Ok(Some(d)) => self.heard(d),
+                Ok(None) => return false,
+                Err(e) => {
+                    log::warn!("event=notify-failed: {e}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     /// A datagram on the notify socket.
-    pub fn heard(self: &Rc<Self>, d: Datagram) {
+    fn heard(self: &Rc<Self>, d: Datagram) {
         let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
         if !ours {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
@@ -442,6 +468,8 @@ impl Keep {
     }
 
     fn exited(self: &Rc<Self>, generation: u64) {
+        // what it said last is in the socket already, whichever of the two woke us
+        self.listen();
         let (ward, ever_ready) = {
             let mut s = self.server.borrow_mut();
             match s.ward.take_if(|w| w.generation == generation) {

@@ -98,9 +98,9 @@ fn live(
     let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;
     log::info!("event=start listen={:?}", listeners::names(&listeners));
-    let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?);
+    let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?, notify);
     keep.store_fds(upstream);
-    let exit = engine::Local::new()?.run(main_loop(keep, signals, notify, control, admin))?;
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin))?;
     lock.close()?;
     Ok(exit)
 }
@@ -109,12 +109,11 @@ fn live(
 async fn main_loop(
     keep: Rc<Keep>,
     signals: Signals,
-    notify: NotifySocket,
     control: std::os::unix::net::UnixListener,
     admin: Option<std::net::TcpListener>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
-    drop(engine::spawn(hear_server(keep.clone(), notify)));
+    drop(engine::spawn(hear_server(keep.clone())));
     drop(engine::spawn(control::serve(keep.clone(), control)));
     if let Some(admin) = admin {
         drop(engine::spawn(control::serve_admin(keep.clone(), admin)));
@@ -158,29 +157,17 @@ fn on_signal(keep: &Rc<Keep>, signal: i32) {
     }
 }
 
-async fn hear_server(keep: Rc<Keep>, socket: NotifySocket) {
-    let socket = match Async::new(socket) {
+async fn hear_server(keep: Rc<Keep>) {
+    let socket = match keep.notify_fd().and_then(Async::new) {
         Ok(socket) => socket,
         Err(e) => return log::error!("event=notify-failed: {e}"),
     };
     while socket.readable().await.is_ok() {
         // edge-triggered: noted as empty before it is emptied
         socket.clear_read();
-        let mut heard = 0;
-        loop {
-            match socket.get_ref().recv() {
-                Ok(Some(d)) => keep.heard(d),
-                Ok(None) => break,
-                Err(e) => {
-                    log::warn!("event=notify-failed: {e}");
-                    break;
-                }
-            }
-            heard += 1;
+        while keep.listen() {
             // a sender that never stops gets its next turn after everybody else
-            if heard % 64 == 0 {
-                engine::yield_now().await;
-            }
+            engine::yield_now().await;
         }
     }
 }

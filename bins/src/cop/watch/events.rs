@@ -117,7 +117,12 @@ impl Cop {
     }
 
     pub(super) fn on_manager_exit(&mut self, now: Time) {
-        let Some(w) = self.ward.take_if(|w| w.has_ended()) else { return };
+        if !self.ward.as_ref().is_some_and(Ward::has_ended) {
+            return;
+        }
+        // what it said last is in the socket already, whatever woke us first
+        self.on_notify(now);
+        let Some(w) = self.ward.take() else { return };
         let status = w.reap();
         self.manager_beat.stop();
         let how = status.as_ref().map_or("ended (not our child)".to_owned(), ToString::to_string);
