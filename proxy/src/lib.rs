@@ -12,6 +12,7 @@
 //! 5. [`forward`]: one request's way to an origin and back; [`proxy`](mod@proxy): all of it together.
 
 pub mod body;
+pub mod continuity;
 pub mod forward;
 pub mod headers;
 pub mod pages;
