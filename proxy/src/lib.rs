@@ -13,6 +13,7 @@
 
 pub mod body;
 pub mod forward;
+pub mod guard;
 pub mod headers;
 pub mod pages;
 pub mod pool;
@@ -21,6 +22,7 @@ pub mod resolve;
 pub mod router;
 pub mod rt;
 pub mod serve;
+pub mod strict;
 
 pub use body::Body;
 pub use proxy::{Proxy, ProxyConfig};
