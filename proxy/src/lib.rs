@@ -14,6 +14,7 @@
 pub mod body;
 pub mod continuity;
 pub mod forward;
+pub mod guard;
 pub mod headers;
 pub mod pages;
 pub mod pool;
@@ -22,6 +23,7 @@ pub mod resolve;
 pub mod router;
 pub mod rt;
 pub mod serve;
+pub mod strict;
 
 pub use body::Body;
 pub use proxy::{Proxy, ProxyConfig};

@@ -1,6 +1,7 @@
 //! One client connection: hyper's state machine with our timeouts, and an orderly end when the engine drains.
 
 use crate::body::Body;
+use crate::guard::Guard;
 use crate::rt::{Io, Timer};
 use engine::net::Stream;
 use http::{Request, Response};
@@ -22,11 +23,18 @@ pub struct Limits {
     pub max_head: usize,
     /// Header fields of a request.
     pub max_headers: usize,
+    /// How long a client may take nothing of its answer.
+    pub send_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { idle_timeout: Duration::from_secs(60), max_head: 64 << 10, max_headers: 100 }
+        Limits {
+            idle_timeout: Duration::from_secs(60),
+            max_head: 64 << 10,
+            max_headers: 100,
+            send_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -50,7 +58,7 @@ where
         .header_read_timeout(limits.idle_timeout)
         .max_buf_size(limits.max_head)
         .max_headers(limits.max_headers)
-        .serve_connection(Io(stream), service);
+        .serve_connection(Guard::new(Io(stream), limits.send_timeout), service);
     let mut conn = pin!(conn);
     let mut draining = pin!(engine::draining());
     let mut told = false;
