@@ -4,6 +4,7 @@
 //! safe to repeat, has no body, and the reused connection was closed before a byte of the answer came.
 
 use crate::body::Body;
+use crate::continuity::ForwardMark;
 use crate::pool::{self, Lease};
 use crate::router::OriginConfig;
 use http::request::Parts;
@@ -72,6 +73,10 @@ pub async fn send(
 }
 
 async fn attempt(mut lease: Lease, request: Request<Body>, t: Timeouts) -> Result<Response<Body>, Failure> {
+    // before the first byte goes: a server that is killed from here on has perhaps sent it
+    if let Some(mark) = request.extensions().get::<ForwardMark>() {
+        mark.set();
+    }
     let answer = lease.sender().try_send_request(request);
     match engine::time::timeout(t.first_byte, answer).await {
         Ok(Ok(answer)) => Ok(answer.map(|body: Incoming| Body::from_origin(body, lease))),

@@ -1,16 +1,19 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
 use crate::body::Body;
+use crate::continuity::{Continuity, What};
 use crate::forward::{self, Failure, Timeouts};
 use crate::headers;
 use crate::pages;
 use crate::router::{self, OriginConfig, RouteConfig};
+use crate::rt::Io;
 use crate::serve::{self, Limits};
 use engine::net::{Peer, Stream};
 use http::header::{HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -57,18 +60,31 @@ impl Proxy {
         Arc::new(Proxy { config, turns, skip_until, started: Instant::now() })
     }
 
-    /// Serves one client connection to its end.
-    pub async fn connection(self: Arc<Self>, stream: Stream) {
+    /// Serves one client connection to its end; with a journal if there is to be continuity.
+    pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
         let client = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,
+        };
+        let _ = stream.set_nodelay(true);
+        let io = match continuity {
+            None => Io::new(stream),
+            Some(c) => {
+                let (journal, resume) = c.begin(stream.as_fd().as_raw_fd());
+                let resume = resume.unwrap_or_default();
+                let io = Io::with(stream, Some(journal), resume.bytes.into());
+                if let What::BadGateway { .. } = resume.what {
+                    return serve::bad_gateway(io).await;
+                }
+                io
+            }
         };
         let limits = self.config.limits;
         let handle = move |request| {
             let proxy = self.clone();
             async move { proxy.request(request, client).await }
         };
-        if let Err(e) = serve::connection(stream, limits, handle).await {
+        if let Err(e) = serve::serve(io, limits, handle).await {
             log::debug!("client connection: {e}");
         }
     }

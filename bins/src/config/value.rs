@@ -82,6 +82,14 @@ pub fn positive(v: &Raw) -> Result<Duration, Wrong> {
     duration(v).and_then(|d| if d.is_zero() { Err("must be more than zero".into()) } else { Ok(d) })
 }
 
+/// `true` or `false`.
+pub fn boolean(v: &Raw) -> Result<bool, Wrong> {
+    match v {
+        Raw::Bool(b) => Ok(*b),
+        other => expected("true or false", other),
+    }
+}
+
 /// An integer within `min..=max`.
 pub fn integer(v: &Raw, min: u64, max: u64) -> Result<u64, Wrong> {
     match v {
