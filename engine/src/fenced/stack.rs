@@ -153,16 +153,18 @@ impl<T> Drop for Stack<T> {
 /// What was taken at once, oldest first. The owner's alone: walking it costs no shared memory traffic but the nodes.
 pub(crate) struct Batch<T> {
     head: *mut Node<T>,
+    len: usize,
 }
 
 impl<T> Batch<T> {
     pub(crate) fn empty() -> Self {
-        Batch { head: ptr::null_mut() }
+        Batch { head: ptr::null_mut(), len: 0 }
     }
 
     /// Turns a chain taken from a stack round; sentinels are the empty chain.
     fn reversed(chain: *mut Node<T>) -> Self {
         let mut done = ptr::null_mut();
+        let mut len = 0;
         let mut rest = if is_node(chain) { chain } else { ptr::null_mut() };
         while !rest.is_null() {
             // SAFETY: `rest` is in a chain that was taken whole by an exchange: each node in it is kept alive by the
@@ -172,12 +174,18 @@ impl<T> Batch<T> {
             node.next.store(done, Ordering::Relaxed);
             done = rest;
             rest = next;
+            len += 1;
         }
-        Batch { head: done }
+        Batch { head: done, len }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.head.is_null()
+    }
+
+    /// How many are left.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -193,6 +201,7 @@ impl<T> Iterator for Batch<T> {
         // its count becomes the caller's.
         let node = unsafe { Arc::from_raw(self.head) };
         self.head = node.next.load(Ordering::Relaxed);
+        self.len -= 1;
         node.release();
         Some(node)
     }
@@ -241,7 +250,9 @@ mod tests {
         assert_eq!(stack.push(Node::new(1)), Pushed::WakeOwner);
         assert_eq!(stack.push(Node::new(2)), Pushed::Queued);
         assert!(!stack.try_sleep());
-        assert_eq!(stack.take().count(), 2);
+        let batch = stack.take();
+        assert_eq!(batch.len(), 2);
+        assert_eq!(batch.count(), 2);
     }
 
     #[test]
