@@ -59,10 +59,15 @@ fn timers_come_in_order_and_never_early() {
     let net = h.threads(h.group("net").unwrap())[0];
     let (tx, rx) = mpsc::channel();
     let began = Instant::now();
-    for ms in [30, 10, 20] {
-        let tx = tx.clone();
-        h.schedule_in(net, Duration::from_millis(ms), once(move || tx.send((ms, began.elapsed())).unwrap()));
-    }
+    // From the thread itself and from one base: all three stand in the wheel before the first is looked for, however late.
+    h.schedule_imm(net, move |cx: &mut Context<'_>| {
+        for ms in [30, 10, 20] {
+            let tx = tx.clone();
+            let tell = once(move || tx.send((ms, began.elapsed())).unwrap());
+            cx.handle().schedule_at(cx.thread(), began + Duration::from_millis(ms), tell);
+        }
+        Next::Done
+    });
     for ms in [10, 20, 30] {
         let (which, at) = rx.recv_timeout(LONG).unwrap();
         assert_eq!(which, ms);
