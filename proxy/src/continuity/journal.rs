@@ -9,10 +9,11 @@
 //! | before the first byte of the answer | responding: where the answer begins in the stream, and its lengths |
 //! | after its last byte | idle, at the next request |
 
-use super::table::{
-    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, RESPONDING, SAFE, Table, UNTRACKED,
-};
 use super::resume::{Rest, Resume, What};
+use super::table::{
+    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, RESPONDING, SAFE, Table,
+    UNTRACKED,
+};
 use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -107,7 +108,13 @@ pub enum Write {
 
 impl Journal {
     /// For a connection with this fd, of which so much was read and written before.
-    pub fn new(table: &Arc<Table>, buffers: &Arc<Buffers>, fd: RawFd, bytes_in: u64, bytes_out: u64) -> Journal {
+    pub fn new(
+        table: &Arc<Table>,
+        buffers: &Arc<Buffers>,
+        fd: RawFd,
+        bytes_in: u64,
+        bytes_out: u64,
+    ) -> Journal {
         let j = Journal {
             table: table.clone(),
             buffers: buffers.clone(),
@@ -166,19 +173,16 @@ impl Journal {
     fn note_answer(&self, base: u64, head_len: u32, body_len: Option<u64>, validator: u64, request_len: u64) {
         let Some(slot) = self.table.slot(self.fd) else { return };
         slot[1].store(base, Relaxed);
-        slot[2].store(u64::from(head_len) << 32 | u64::from(u32::try_from(request_len).unwrap_or(0)), Relaxed);
+        slot[2]
+            .store(u64::from(head_len) << 32 | u64::from(u32::try_from(request_len).unwrap_or(0)), Relaxed);
         slot[3].store(body_len.unwrap_or(u64::MAX), Relaxed);
         slot[4].store(validator, Relaxed);
     }
 
     fn store(&self, stage: u64, flags: u64) {
         self.stage.set(stage);
-        let head = Head {
-            stage,
-            attempts: self.attempts.get(),
-            buffer: self.buffer.get(),
-            start: self.start.get(),
-        };
+        let head =
+            Head { stage, attempts: self.attempts.get(), buffer: self.buffer.get(), start: self.start.get() };
         if let Some(slot) = self.table.slot(self.fd) {
             slot[0].store(head.pack(flags), Release);
         }

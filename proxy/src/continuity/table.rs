@@ -112,10 +112,8 @@ impl Table {
         if size.buffers >= 0xf_ffff || size.slots > 1 << 24 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too large a connection table"));
         }
-        let fd = rustix::fs::memfd_create(
-            "traffic-connections",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )?;
+        let fd =
+            rustix::fs::memfd_create("traffic-connections", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let len = length(size);
         rustix::fs::ftruncate(&fd, len as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
