@@ -283,6 +283,7 @@ pub struct Acceptor {
     control: Arc<Control>,
     lanes: Vec<Arc<Lane>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    requests_per_event: u32,
 }
 
 impl Acceptor {
@@ -312,7 +313,9 @@ impl Acceptor {
             })
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
-        let mut acceptor = Acceptor { control: control.clone(), lanes, threads: Vec::new() };
+        let requests_per_event = config.requests_per_event;
+        let mut acceptor =
+            Acceptor { control: control.clone(), lanes, threads: Vec::new(), requests_per_event };
         let own_threads = config.accept_threads > 0;
         let workers = if own_threads { config.accept_threads } else { acceptor.lanes.len() };
         // Counted before anything runs, so that nobody takes "not begun" for "over". An error below stops the rest.
@@ -352,6 +355,19 @@ impl Acceptor {
             }
         }));
         Ok(acceptor)
+    }
+
+    /// Gives a connection to be served that somebody else has accepted: it goes to the thread with the fewest, counts as
+    /// any other, and isn't refused for a limit.
+    pub fn adopt(&self, fd: OwnedFd) {
+        let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
+        self.control.live.fetch_add(1, Ordering::SeqCst);
+        let fewest = self.lanes.iter().min_by_key(|l| l.live.load(Ordering::Relaxed));
+        let lane = fewest.expect("a group has threads");
+        let guard = ConnGuard::new(&self.control, lane);
+        let conn = Accepted { fd, listener: 0, peer, guard, requests_per_event: self.requests_per_event };
+        lane.queue.lock().expect("never poisoned").push_back(conn);
+        lane.wake();
     }
 
     /// Stops accepting and waits for the accept threads. Connections go on; those still in a queue are served.

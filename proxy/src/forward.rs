@@ -4,6 +4,7 @@
 //! safe to repeat, has no body, and the connection broke before a byte of the answer came.
 
 use crate::body::Body;
+use crate::continuity::ForwardMark;
 use crate::headers;
 use crate::origins::InFlight;
 use crate::pool::{self, Lease};
@@ -67,6 +68,10 @@ pub async fn send(
 
 async fn attempt(mut lease: Lease, request: Request<Body>, t: Timeouts) -> Result<Response<Body>, Failure> {
     let again = repeatable(&request).then(|| copy_head(&request));
+    // before the first byte goes: a server that is killed from here on has perhaps sent it
+    if let Some(mark) = request.extensions().get::<ForwardMark>() {
+        mark.set();
+    }
     let answer = lease.sender().try_send_request(request);
     match engine::time::timeout(t.first_byte, answer).await {
         Ok(Ok(answer)) => usable(answer, lease, t.between),
@@ -128,6 +133,9 @@ fn copy_head(request: &Request<Body>) -> Parts {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    if let Some(mark) = request.extensions().get::<ForwardMark>() {
+        copy.extensions_mut().insert(mark.clone());
+    }
     copy.into_parts().0
 }
 

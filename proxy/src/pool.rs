@@ -96,7 +96,7 @@ pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::R
     };
     let stream = engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let _ = stream.set_nodelay(true);
-    let (sender, conn) = http1::handshake(Io(stream)).await.map_err(io::Error::other)?;
+    let (sender, conn) = http1::handshake(Io::new(stream)).await.map_err(io::Error::other)?;
     watch_drain();
     drop(engine::spawn(async move {
         if let Err(e) = conn.await {

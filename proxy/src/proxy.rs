@@ -2,6 +2,7 @@
 
 use crate::body::{Body, Fate};
 use crate::check;
+use crate::continuity::{Continuity, What};
 use crate::files;
 use crate::forward;
 use crate::headers;
@@ -9,6 +10,7 @@ use crate::origins::Origins;
 use crate::pages::{self, Asker};
 use crate::route::{RouteConfig, Target};
 use crate::router;
+use crate::rt::Io;
 use crate::serve::{self, Limits};
 use crate::upstream::{self, Failed, Upstream};
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::cell::Cell;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,18 +72,31 @@ impl Proxy {
         Arc::new(Proxy { config, upstreams, started: Instant::now() })
     }
 
-    /// Serves one client connection to its end.
-    pub async fn connection(self: Arc<Self>, stream: Stream) {
+    /// Serves one client connection to its end; with a journal if there is to be continuity.
+    pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
         let client = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,
+        };
+        let _ = stream.set_nodelay(true);
+        let io = match continuity {
+            None => Io::new(stream),
+            Some(c) => {
+                let (journal, resume) = c.begin(stream.as_fd().as_raw_fd());
+                let resume = resume.unwrap_or_default();
+                let io = Io::with(stream, Some(journal), resume.bytes.into());
+                if let What::BadGateway { .. } = resume.what {
+                    return serve::bad_gateway(io).await;
+                }
+                io
+            }
         };
         let limits = self.config.limits;
         let handle = move |request| {
             let proxy = self.clone();
             async move { proxy.request(request, client).await }
         };
-        if let Err(e) = serve::connection(stream, limits, handle).await {
+        if let Err(e) = serve::serve(io, limits, handle).await {
             log::debug!("client connection: {e}");
         }
     }

@@ -110,6 +110,10 @@ pub struct Server {
     pub listen: Vec<Listen>,
     /// Event threads; 0 is one a core.
     pub threads: usize,
+    /// Keep one more server that waits to take over.
+    pub standby: bool,
+    /// Keep connections open when the server is killed.
+    pub continuity: bool,
     /// Client connections at once.
     pub max_connections: usize,
     /// From SIGTERM to the end.

@@ -82,6 +82,14 @@ pub fn positive(v: &Raw) -> Result<Duration, Wrong> {
     duration(v).and_then(|d| if d.is_zero() { Err("must be more than zero".into()) } else { Ok(d) })
 }
 
+/// `true` or `false`.
+pub fn boolean(v: &Raw) -> Result<bool, Wrong> {
+    match v {
+        Raw::Bool(b) => Ok(*b),
+        other => expected("true or false", other),
+    }
+}
+
 /// An integer within `min..=max`.
 pub fn integer(v: &Raw, min: u64, max: u64) -> Result<u64, Wrong> {
     match v {
@@ -101,14 +109,6 @@ pub fn number(v: &Raw, min: f64, max: f64) -> Result<f64, Wrong> {
         other => return expected("a number", other),
     };
     if (min..=max).contains(&n) { Ok(n) } else { Err(format!("{n} is out of range {min}..{max}")) }
-}
-
-/// true or false.
-pub fn boolean(v: &Raw) -> Result<bool, Wrong> {
-    match v {
-        Raw::Bool(b) => Ok(*b),
-        other => expected("true or false", other),
-    }
 }
 
 /// Bytes: `"256MiB"`, `"10GB"`, `"0"`, or a number of them.

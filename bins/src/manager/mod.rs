@@ -7,9 +7,12 @@
 //! [`control`] (what may be asked over the control socket).
 
 pub mod control;
+pub mod estate;
 pub mod keep;
 pub mod listeners;
+pub mod standby;
 
+use self::estate::Estates;
 use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
@@ -81,7 +84,7 @@ fn serve(common: &Common) -> anyhow::Result<Exit> {
 fn live(
     common: &Common,
     signals: Signals,
-    inherited: Vec<Inherited>,
+    mut inherited: Vec<Inherited>,
     upstream: &Notifier,
 ) -> anyhow::Result<Exit> {
     let common = common.absolute()?;
@@ -92,13 +95,14 @@ fn live(
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;
     reaper::become_subreaper()?;
+    let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
     let control = control::bind(&runtime)?;
     let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;
     log::info!("event=start listen={:?}", listeners::names(&listeners));
-    let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?, notify);
+    let keep = Keep::new(config, common, runtime.clone(), listeners, estates, Notifier::from_env()?, notify);
     keep.store_fds(upstream);
     let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin))?;
     lock.close()?;

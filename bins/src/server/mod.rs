@@ -3,6 +3,9 @@
 //! The main thread takes the lock and the listeners, starts the engine, says that it is ready, and then waits for signals;
 //! everything else happens on event threads.
 
+pub mod succession;
+
+use self::succession::{Legacy, Word};
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
@@ -14,14 +17,16 @@ use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
 use http::StatusCode;
 use lockfile::Lockfile;
+use proxy::continuity::Continuity;
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use supervisor::notify::Notifier;
 use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{dirs, listen_fds};
@@ -60,13 +65,12 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 }
 
 fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Result<Exit> {
-    let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
+    let mut inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
+    let channel = succession::channel(&mut inherited);
     let config = common.absolute()?.load()?.config;
     logging::init(NAME, &config.suite.log);
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    let mut lock = Lockfile::new(runtime.lock("server"));
-    take_lock(&mut lock, config.cop.start_grace)?;
     raise_fd_limit();
     let alone = inherited.is_empty();
     let list = listeners::take_or_bind(&config.server.listen, inherited)?;
@@ -74,13 +78,43 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         listeners::publish(&list, &runtime)?;
     }
     let token = runtime.token().context("the heartbeat's token")?;
+    let listeners: Vec<OwnedFd> = list.into_iter().map(|l| l.fd).collect();
+    // before there is a second thread
+    let mut legacy = match config.server.continuity && channel.is_some() {
+        true => Some(Legacy::new(&listeners).context("making the connection table")?),
+        false => None,
+    };
     let engine = Engine::builder()
         .group("net", GroupConfig { threads: threads(config.server.threads), ..GroupConfig::default() })
         .group("task", GroupConfig { threads: 2, ..GroupConfig::default() })
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxy_config(&config, token)?);
-    let acceptor = accept(&engine, &config, list.into_iter().map(|l| l.fd).collect(), proxy)?;
+    let estates = match &channel {
+        None => Vec::new(),
+        Some(channel) => {
+            let _ = notify.send("X_TRAFFIC_STANDBY=1");
+            match succession::wait(channel, &mut signals)? {
+                Word::Serve(estates) => estates,
+                Word::End => {
+                    engine.shutdown(Duration::ZERO);
+                    legacy.into_iter().for_each(Legacy::end);
+                    return Ok(Exit::Done);
+                }
+            }
+        }
+    };
+    let mut lock = Lockfile::new(runtime.lock("server"));
+    take_lock(&mut lock, config.cop.start_grace)?;
+    let mut taken = Vec::new();
+    if let Some(legacy) = &mut legacy {
+        legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
+        taken = succession::take_over(estates, &legacy.continuity);
+        let _ = notify.send("X_TRAFFIC_SETTLED=1");
+    }
+    let continuity = legacy.as_ref().map(|l| l.continuity.clone());
+    let acceptor = accept(&engine, &config, listeners, proxy, continuity)?;
+    taken.into_iter().for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
     wait_for_end(&mut signals, &acceptor);
@@ -88,6 +122,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     acceptor.stop();
     let report = engine.shutdown(config.server.drain_timeout);
     log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
+    legacy.into_iter().for_each(Legacy::end);
     lock.close()?;
     Ok(Exit::Done)
 }
@@ -97,6 +132,7 @@ fn accept(
     config: &Config,
     listeners: Vec<OwnedFd>,
     proxy: Arc<Proxy>,
+    continuity: Option<Arc<Continuity>>,
 ) -> anyhow::Result<Acceptor> {
     let handle = engine.handle();
     let net = handle.group("net").context("the group net")?;
@@ -107,11 +143,11 @@ fn accept(
         ..AcceptorConfig::default()
     };
     let serve = move |accepted: Accepted| {
-        let proxy = proxy.clone();
+        let (proxy, continuity) = (proxy.clone(), continuity.clone());
         async move {
             match accepted.into_stream() {
                 Ok((stream, guard)) => {
-                    proxy.connection(stream).await;
+                    proxy.connection(stream, continuity.as_deref()).await;
                     drop(guard);
                 }
                 Err(e) => log::warn!("event=accepted-lost: {e}"),

@@ -14,10 +14,14 @@ use super::table::{
     BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, RESPONDING, SAFE, Table,
     UNTRACKED,
 };
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
 
 /// The buffers of a table that nobody uses.
 #[derive(Debug)]
@@ -90,6 +94,8 @@ pub struct Journal {
     body_ended: Cell<bool>,
     /// The answer that is made again is the rest of this one.
     rest: Cell<Option<Rest>>,
+    /// Who waits for the end of an answer.
+    waiting: RefCell<Option<Waker>>,
 }
 
 /// What a write turns out to be.
@@ -133,6 +139,7 @@ impl Journal {
             answer_end: Cell::new(None),
             body_ended: Cell::new(false),
             rest: Cell::new(None),
+            waiting: RefCell::new(None),
         };
         j.publish(0);
         j
@@ -180,7 +187,9 @@ impl Journal {
     }
 
     fn store(&self, stage: u64, flags: u64) {
-        self.stage.set(stage);
+        if self.stage.replace(stage) == RESPONDING && stage != RESPONDING {
+            self.waiting.borrow_mut().take().into_iter().for_each(Waker::wake);
+        }
         let head =
             Head { stage, attempts: self.attempts.get(), buffer: self.buffer.get(), start: self.start.get() };
         if let Some(slot) = self.table.slot(self.fd) {
@@ -197,7 +206,7 @@ impl Journal {
     }
 
     /// Before a read: room in the buffer, 0 if what is read now can't be kept.
-    pub fn begin_read(&self) -> usize {
+    fn begin_read(&self) -> usize {
         if self.stage.get() == UNTRACKED {
             return 0;
         }
@@ -238,35 +247,68 @@ impl Journal {
         true
     }
 
-    /// After a read that was announced: the bytes are in hyper's hands now, and here.
-    pub fn keep(&self, bytes: &[u8]) {
-        self.bytes_in.set(self.bytes_in.get() + bytes.len() as u64);
-        let Some(b) = self.buffer.get() else { return };
-        let bytes = &bytes[..bytes.len().min(BUFFER_DATA - self.kept.get())];
-        self.table.put(b, self.kept.get(), bytes);
-        self.kept.set(self.kept.get() + bytes.len());
-        if let Some(w) = self.table.buffer_words(b) {
-            w[1].store(self.kept.get() as u64, Release);
+    /// Reads through the buffer: `read` is given its free end, so that what a read has taken from the socket is in shared
+    /// memory before anything is known of it; then it is copied to `to`. `None`: nothing can be kept.
+    pub fn read(
+        &self,
+        to: &mut [MaybeUninit<u8>],
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let room = self.begin_read();
+        let Some(b) = self.buffer.get().filter(|_| room > 0) else {
+            self.overflow();
+            let polled = read(to);
+            match polled {
+                Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
+                _ => self.nothing_read(),
+            }
+            return polled;
+        };
+        let at = self.kept.get();
+        match self.table.fill(b, at, to.len(), read) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.kept.set(at + n);
+                self.bytes_in.set(self.bytes_in.get() + n as u64);
+                if let Some(w) = self.table.buffer_words(b) {
+                    w[1].store(self.kept.get() as u64, Release);
+                }
+                Poll::Ready(Ok(self.table.copy(b, at, &mut to[..n])))
+            }
+            other => {
+                self.nothing_read();
+                other
+            }
         }
     }
 
     /// A read found nothing: an empty buffer isn't held while waiting.
-    pub fn nothing_read(&self) {
-        if self.stage.get() == IDLE && self.kept.get() == 0 && self.buffer.get().is_some() {
-            self.drop_buffer();
+    fn nothing_read(&self) {
+        if self.stage.get() == IDLE && self.kept.get() == 0 {
+            let bytes_in = self.bytes_in.get();
+            if self.buffer.get().is_some() || (self.overflow.get() && self.request_at.get() == bytes_in) {
+                self.overflow.set(false);
+                self.drop_buffer();
+            }
         }
+    }
+
+    /// Resolves when no answer is being written: the next request's record would hide the rest of it.
+    pub async fn answered(&self) {
+        poll_fn(|cx| match self.stage.get() {
+            RESPONDING if self.rest.get().is_none() => {
+                self.waiting.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+        .await
     }
 
     /// Before a read that can't be kept.
-    pub fn overflow(&self) {
-        if !self.overflow.replace(true) {
+    fn overflow(&self) {
+        if self.stage.get() != UNTRACKED && !self.overflow.replace(true) {
             self.publish(self.flags() | OVERFLOW);
         }
-    }
-
-    /// After a read that wasn't kept.
-    pub fn passed(&self, n: usize) {
-        self.bytes_in.set(self.bytes_in.get() + n as u64);
     }
 
     /// The head of a request was parsed. `body`: its length, `None` for chunked.
@@ -280,18 +322,14 @@ impl Journal {
         self.answer.set(None);
         if let Some(slot) = self.table.slot(self.fd) {
             let len = self.request_len.get().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-            slot[2].store(u64::from(len), Relaxed);
+            let head = slot[2].load(Relaxed) & !0xffff_ffff;
+            slot[2].store(head | u64::from(len), Relaxed);
         }
         if self.stage.get() != UNTRACKED && self.rest.get().is_none() {
             let overflow = if self.overflow.get() { OVERFLOW } else { 0 };
             self.store(IN_PROGRESS, overflow | if safe { SAFE } else { 0 });
         }
         ForwardMark { table: self.table.clone(), fd: self.fd }
-    }
-
-    /// How many crashes this request was in progress in.
-    pub fn attempts(&self) -> u64 {
-        self.attempts.get()
     }
 
     /// There is an answer: its head is written next.
@@ -379,7 +417,7 @@ impl Journal {
         let end = end.map(|n| self.request_at.get() + n);
         if end == Some(self.bytes_in.get()) {
             self.overflow.set(false);
-            self.stage.set(IDLE);
+            self.request_at.set(self.bytes_in.get());
             return self.drop_buffer();
         }
         match end {
@@ -394,7 +432,7 @@ impl Journal {
     }
 
     /// From here on only the client can tell where a request begins.
-    fn lose(&self) {
+    pub fn lose(&self) {
         self.store(UNTRACKED, self.flags());
     }
 
@@ -402,7 +440,7 @@ impl Journal {
         let old = self.buffer.take();
         self.kept.set(0);
         self.start.set(0);
-        self.publish(0);
+        self.store(IDLE, 0);
         if let Some(b) = old {
             self.buffers.give_back(b);
         }

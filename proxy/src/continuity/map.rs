@@ -2,6 +2,7 @@
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64};
@@ -49,6 +50,19 @@ impl Map {
         }
         // SAFETY: as in `words`; bytes need no alignment.
         Some(unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset).cast::<AtomicU8>(), n) })
+    }
+
+    /// Bytes to be filled by a system call; none if they aren't all inside.
+    ///
+    /// # Safety
+    /// The caller owns the buffer they belong to: nobody else in this process reads or writes it meanwhile.
+    #[allow(clippy::mut_from_ref, reason = "shared memory, handed out by buffer; see Safety")]
+    pub unsafe fn room(&self, offset: usize, n: usize) -> &mut [MaybeUninit<u8>] {
+        if offset.checked_add(n).is_none_or(|end| end > self.len) {
+            return &mut [];
+        }
+        // SAFETY: in bounds, mapped as long as `self` lives, any byte is a valid MaybeUninit, and exclusive by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(offset).cast(), n) }
     }
 
     /// Copies bytes in; what doesn't fit inside is left out. Nobody else writes to these bytes: each buffer has one owner.

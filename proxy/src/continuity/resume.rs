@@ -6,7 +6,7 @@ use policy::handover::{self, Facts, Reason, Verdict};
 use std::os::fd::RawFd;
 
 /// A connection that goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resume {
     /// Bytes that were read and not answered.
     pub bytes: Vec<u8>,
@@ -19,9 +19,10 @@ pub struct Resume {
 }
 
 /// How a connection goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum What {
     /// As if nothing had happened.
+    #[default]
     GoOn,
     /// The first request is carried out (again).
     Replay {

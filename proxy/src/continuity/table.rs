@@ -1,7 +1,7 @@
 //! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
 //!
 //! ```text
-//! header (64 bytes)   magic, slots, buffers, fd of the server's lock
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when the keeper was announced
 //! slots  (64 bytes each, one a cache line, by fd number)
 //!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
@@ -20,6 +20,7 @@ use super::map::Map;
 use policy::handover::{Record, Stage};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -169,6 +170,16 @@ impl Table {
         RawFd::try_from(self.header()[3].load(Ordering::Acquire)).ok()
     }
 
+    /// Notes that somebody outside can ask the keeper, and that the fd by which he does is closed here.
+    pub fn set_handed_over(&self) {
+        self.header()[4].store(1, Ordering::Release);
+    }
+
+    /// See [`Table::set_handed_over`].
+    pub fn is_handed_over(&self) -> bool {
+        self.header()[4].load(Ordering::Acquire) == 1
+    }
+
     /// What is noted of a fd: `None` if there is no connection.
     ///
     /// # Errors
@@ -277,6 +288,33 @@ impl Table {
     pub(super) fn put(&self, buffer: usize, at: usize, bytes: &[u8]) {
         debug_assert!(at + bytes.len() <= BUFFER_DATA);
         self.map.put(self.data_offset(buffer) + at, bytes);
+    }
+
+    /// Hands the free end of a buffer of the caller's to `read`, which says how many bytes it has put there; then shows
+    /// them to `seen`.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    #[allow(unsafe_code)]
+    pub(super) fn fill<R>(
+        &self,
+        buffer: usize,
+        at: usize,
+        limit: usize,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> R,
+    ) -> R {
+        let room = BUFFER_DATA.saturating_sub(at).min(limit);
+        // SAFETY: a buffer has one owner, the journal it was taken by, and that one calls this on its own thread.
+        read(unsafe { self.map.room(self.data_offset(buffer) + at, room) })
+    }
+
+    /// Copies kept bytes of a buffer of the caller's to the beginning of `to`, and says how many.
+    pub(super) fn copy(&self, buffer: usize, from: usize, to: &mut [MaybeUninit<u8>]) -> usize {
+        let bytes = self.map.bytes(self.data_offset(buffer) + from, to.len()).unwrap_or(&[]);
+        for (to, from) in to.iter_mut().zip(bytes) {
+            to.write(from.load(Ordering::Relaxed));
+        }
+        bytes.len()
     }
 
     /// Reads kept bytes of a buffer of the caller's.

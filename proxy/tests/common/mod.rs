@@ -35,7 +35,7 @@ impl Suite {
             let proxy = shared.clone();
             async move {
                 let (stream, guard) = accepted.into_stream().unwrap();
-                proxy.connection(stream).await;
+                proxy.connection(stream, None).await;
                 drop(guard);
             }
         };
@@ -84,7 +84,6 @@ pub fn config(routes: Vec<RouteConfig>) -> ProxyConfig {
         routes,
         heartbeat_token: String::new(),
         limits: Limits::default(),
-        ..ProxyConfig::default()
     }
 }
 
