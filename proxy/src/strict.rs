@@ -114,7 +114,10 @@ impl Scanner {
             };
             at += used;
             if let Some(finding) = found {
-                bytes[at - 1] = POISON;
+                // of all bytes hyper takes only an LF for an error within a chunk's extension, and there it is one
+                if finding != Finding::BadChunk || bytes[at - 1] != b'\n' {
+                    bytes[at - 1] = POISON;
+                }
                 self.state = State::Broken(finding);
             }
         }

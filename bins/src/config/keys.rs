@@ -102,6 +102,8 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.drain_timeout => value::duration(v)),
     key!("server.idle_timeout", "duration", "\"60s\"", "How long a keep-alive connection may be without a request.",
         |c, v| c.server.idle_timeout => value::positive(v)),
+    key!("server.cache.memory", "size", "\"256MiB\"", "Answers kept in memory, with their heads; \"0\" switches the cache off.",
+        |c, v| c.server.cache_memory => value::bytes(v)),
 ];
 
 fn on_manager_death(v: &Raw) -> Result<OnManagerDeath, Wrong> {

@@ -12,7 +12,7 @@ pub mod route;
 pub mod value;
 
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
-pub use route::{Origin, Route};
+pub use route::{Balance, Changes, Origin, Route};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -120,6 +120,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// Keep-alive connections without a request.
     pub idle_timeout: Duration,
+    /// Bytes of answers kept in memory; 0 is no cache.
+    pub cache_memory: u64,
 }
 
 /// An address to listen on.

@@ -7,7 +7,7 @@ pub mod succession;
 
 use self::succession::{Legacy, Word};
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
@@ -15,11 +15,13 @@ use crate::suite::Runtime;
 use anyhow::Context;
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
+use http::StatusCode;
 use lockfile::Lockfile;
 use proxy::continuity::Continuity;
-use proxy::forward::Timeouts;
+use proxy::edit::Edits;
+use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
-use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig};
+use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -87,7 +89,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .group("task", GroupConfig { threads: 2, ..GroupConfig::default() })
         .start()
         .context("starting the event threads")?;
-    let proxy = Proxy::new(proxy_config(&config, token));
+    let proxy = Proxy::new(proxy_config(&config, token)?);
     let estates = match &channel {
         None => Vec::new(),
         Some(channel) => {
@@ -198,25 +200,59 @@ fn raise_fd_limit() {
     }
 }
 
-fn proxy_config(config: &Config, token: String) -> ProxyConfig {
+fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfig> {
     // differs from suite to suite, and tells nothing about the token
     let mut hash = DefaultHasher::new();
     token.hash(&mut hash);
-    let origin = |o: &crate::config::Origin| OriginConfig {
+    let routes = config.routes.iter().map(route_config).collect::<anyhow::Result<_>>()?;
+    Ok(ProxyConfig {
+        name: format!("traffic-{:08x}", hash.finish() as u32),
+        routes,
+        heartbeat_token: token,
+        limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
+    })
+}
+
+fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {
+    let origin = |o: &config::Origin| OriginConfig {
         host: o.host.clone(),
         port: o.port,
         path_prefix: o.path_prefix.clone(),
     };
-    let route = |r: &crate::config::Route| RouteConfig {
+    let status = |n: u16| StatusCode::from_u16(n).context("a status");
+    let target = if let Some(root) = &r.files {
+        Target::Files(root.clone())
+    } else if let Some(n) = r.respond {
+        Target::Fixed { status: status(n)?, body: r.respond_body.clone().into() }
+    } else if let Some(to) = &r.redirect {
+        Target::Redirect { status: status(r.redirect_status)?, to: to.clone() }
+    } else {
+        let balance = match r.balance {
+            config::Balance::RoundRobin => Balance::RoundRobin,
+            config::Balance::LeastConnections => Balance::LeastConnections,
+        };
+        Target::Origins { list: r.origins.iter().map(origin).collect(), balance }
+    };
+    let edits = |c: &config::Changes| Edits::new(&c.remove, &c.set).map_err(|e| Fatal::new(Exit::Config, e));
+    Ok(RouteConfig {
         host: r.host.clone(),
         prefix: r.prefix.clone(),
-        origins: r.origins.iter().map(origin).collect(),
-    };
-    ProxyConfig {
-        name: format!("traffic-{:08x}", hash.finish() as u32),
-        routes: config.routes.iter().map(route).collect(),
-        heartbeat_token: token,
-        limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
-        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte: Duration::from_secs(60) },
-    }
+        target,
+        strip_prefix: r.strip_prefix,
+        host_header: match r.host_header.as_str() {
+            "keep" => HostHeader::Keep,
+            "origin" => HostHeader::Origin,
+            name => HostHeader::Fixed(name.parse().context("route.host_header")?),
+        },
+        request_headers: edits(&r.request_headers)?,
+        response_headers: edits(&r.response_headers)?,
+        timeouts: Timeouts {
+            connect: r.connect_timeout,
+            first_byte: r.first_byte_timeout,
+            between: r.read_timeout,
+        },
+        max_body: MaxBody(r.max_body),
+        health: Health { failures: r.max_failures, eject: r.eject_time },
+        cache: if r.cache { Caching::Standard } else { Caching::Off },
+    })
 }
