@@ -385,8 +385,7 @@ impl Acceptor {
         lane.wake();
     }
 
-    /// Accepts nothing until [`Acceptor::go_on`]: what comes waits in the kernel's backlog, or is somebody else's. Not with
-    /// [`AtLimit::Refuse`], which refuses at once.
+    /// Accepts nothing until [`Acceptor::go_on`]: what comes waits in the kernel's backlog, or is somebody else's.
     pub fn hold(&self) {
         self.control.held.store(true, Ordering::SeqCst);
         self.control.kick();

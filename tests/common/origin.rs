@@ -39,6 +39,7 @@ impl Origin {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = state.clone();
+                let _ = stream.set_nodelay(true);
                 std::thread::spawn(move || while serve(&stream, &state).is_some() {});
             }
         });
@@ -130,5 +131,8 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
         }
         return Some(());
     }
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).ok()
+    // in one piece
+    stream
+        .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).as_bytes())
+        .ok()
 }

@@ -101,7 +101,7 @@ impl Accepting {
         let refuse = matches!(self.set.at_limit, AtLimit::Refuse(_));
         let mut in_a_row = 0;
         loop {
-            if !refuse && self.set.control.is_full() {
+            if self.set.control.is_held() || (!refuse && self.set.control.is_full()) {
                 if !self.pause(None).await {
                     return;
                 }
