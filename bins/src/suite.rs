@@ -122,11 +122,6 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     env
 }
 
-/// The name of the channel by which a manager speaks to its server.
-pub const CONTROL: &str = "control";
-/// What it says there: serve, and take over what the fds that come along stand for.
-pub const PROMOTE: &[u8] = b"PROMOTE";
-
 /// The name under which a server's estate (the way to its keeper, its connection table) is stored.
 pub fn estate_name(server: i32, keeper: i32) -> String {
     format!("estate-{server}-{keeper}")

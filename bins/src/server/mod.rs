@@ -1,11 +1,15 @@
 //! `traffic_server`: the proxy on the threaded event engine.
 //!
-//! The main thread takes the lock and the listeners, starts the engine, says that it is ready, and then waits for signals;
-//! everything else happens on event threads.
+//! The main thread takes the listeners, starts the engine, waits for the word to serve, takes the lock and what dead servers
+//! have left, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
+//!
+//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`duty`] (serving, and the end).
 
+pub mod duty;
 pub mod succession;
 
-use self::succession::{Legacy, Word};
+use self::duty::Duty;
+use self::succession::{Legacy, Start};
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
@@ -17,12 +21,11 @@ use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
 use http::StatusCode;
 use lockfile::Lockfile;
-use proxy::continuity::Continuity;
+use proxy::continuity::{Continuity, Resume};
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
-use rustix::event::{PollFd, PollFlags, poll};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -90,16 +93,13 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxy_config(&config, token)?);
-    let estates = match &channel {
-        None => Vec::new(),
+    let start = match &channel {
+        None => Start::default(),
         Some(channel) => {
             let _ = notify.send("X_TRAFFIC_STANDBY=1");
             match succession::wait(channel, &mut signals)? {
-                Word::Serve(estates) => {
-                    log::debug!("event=promoted estates={}", estates.len());
-                    estates
-                }
-                Word::End => {
+                Some(start) => start,
+                None => {
                     engine.shutdown(Duration::ZERO);
                     legacy.into_iter().for_each(Legacy::end);
                     return Ok(Exit::Done);
@@ -107,28 +107,25 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
             }
         }
     };
-    let left = succession::collect(estates);
+    let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
     let mut taken = Vec::new();
     if let Some(legacy) = &mut legacy {
         legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
         taken = succession::take_over(left, &legacy.continuity);
+        for fd in &start.queued {
+            legacy.continuity.resume(fd.as_raw_fd(), Resume::default());
+        }
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
     let continuity = legacy.as_ref().map(|l| l.continuity.clone());
-    let acceptor = accept(&engine, &config, listeners, proxy, continuity)?;
-    taken.into_iter().for_each(|fd| acceptor.adopt(fd));
+    let acceptor = accept(&engine, &config, listeners, proxy, continuity, start.held)?;
+    taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
-    wait_for_end(&mut signals, &acceptor);
-    let _ = notify.send("STOPPING=1");
-    acceptor.stop();
-    let report = engine.shutdown(config.server.drain_timeout);
-    log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
-    legacy.into_iter().for_each(Legacy::end);
-    lock.close()?;
-    Ok(Exit::Done)
+    Duty { signals, channel, acceptor, engine, legacy, lock, notify, drain: config.server.drain_timeout }
+        .run()
 }
 
 fn accept(
@@ -137,6 +134,7 @@ fn accept(
     listeners: Vec<OwnedFd>,
     proxy: Arc<Proxy>,
     continuity: Option<Arc<Continuity>>,
+    held: bool,
 ) -> anyhow::Result<Acceptor> {
     let handle = engine.handle();
     let net = handle.group("net").context("the group net")?;
@@ -158,28 +156,11 @@ fn accept(
             }
         }
     };
-    Acceptor::start(&handle, net, acceptor, serve).context("starting to accept")
-}
-
-/// Sleeps until a signal asks for the end.
-fn wait_for_end(signals: &mut Signals, acceptor: &Acceptor) {
-    loop {
-        let polled = poll(&mut [PollFd::new(&*signals, PollFlags::IN)], None);
-        if polled.is_err_and(|e| e != rustix::io::Errno::INTR) {
-            return;
-        }
-        for signal in signals.pending() {
-            match signal {
-                SIGTERM | SIGINT | SIGQUIT => {
-                    log::info!("event=stop signal={signal}");
-                    return;
-                }
-                SIGUSR1 | SIGUSR2 => log::info!("event=state acceptor={:?}", acceptor.stats()),
-                // the manager reloads us by replacing us
-                _ => {}
-            }
-        }
-    }
+    let acceptor = match held {
+        true => Acceptor::start_held(&handle, net, acceptor, serve),
+        false => Acceptor::start(&handle, net, acceptor, serve),
+    };
+    acceptor.context("starting to accept")
 }
 
 fn threads(wanted: usize) -> usize {

@@ -1,6 +1,7 @@
 //! How one server follows another: the word to serve, the keeper that outlives us, and what dead ones have left.
 
-use crate::suite::{CONTROL, PROMOTE, estate_name};
+use crate::orders::{CHANNEL, Order};
+use crate::suite::estate_name;
 use anyhow::Context;
 use policy::handover::{Facts, Reason};
 use proxy::continuity::{Continuity, Size, Table, What};
@@ -23,31 +24,41 @@ const MAX_SLOTS: u64 = 1 << 18;
 /// Requests in progress whose bytes are kept; 16 KiB of address space each, memory only where used.
 const MAX_BUFFERS: usize = 16 << 10;
 
-/// What our manager says to us.
-pub enum Word {
-    /// Serve, and take over what these have left.
-    Serve(Vec<Estate>),
-    /// End: it said so, or it is gone.
-    End,
-}
-
 /// What a dead server has left: the way to its keeper, and its table.
 pub struct Estate {
     keeper: OwnedFd,
     table: OwnedFd,
 }
 
+/// Everything that a server begins with.
+#[derive(Default)]
+pub struct Start {
+    /// What dead servers have left.
+    pub estates: Vec<Estate>,
+    /// Connections that the manager has accepted meanwhile, in their order.
+    pub queued: Vec<OwnedFd>,
+    /// Nothing is accepted before somebody says so.
+    pub held: bool,
+}
+
 /// The channel to our manager, taken out of what was inherited; `None`: nobody manages us.
 pub fn channel(inherited: &mut Vec<Inherited>) -> Option<OwnedFd> {
-    let at = inherited.iter().position(|i| i.name == CONTROL)?;
+    let at = inherited.iter().position(|i| i.name == CHANNEL)?;
     Some(inherited.swap_remove(at).fd)
 }
 
-/// Waits for the word.
+/// Estates from the fds of an order, two each.
+pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
+    let mut fds = fds.into_iter();
+    std::iter::from_fn(|| Some(Estate { keeper: fds.next()?, table: fds.next()? })).collect()
+}
+
+/// Waits until we are to serve; `None`: we are to end.
 ///
 /// # Errors
-/// The channel fails, or says what we don't know.
-pub fn wait(channel: &OwnedFd, signals: &mut Signals) -> anyhow::Result<Word> {
+/// The channel fails, or says what isn't for a standby.
+pub fn wait(channel: &OwnedFd, signals: &mut Signals) -> anyhow::Result<Option<Start>> {
+    let mut start = Start::default();
     loop {
         let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&*signals, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -56,16 +67,22 @@ pub fn wait(channel: &OwnedFd, signals: &mut Signals) -> anyhow::Result<Word> {
         };
         let spoke = !fds[0].revents().is_empty();
         if signals.pending().iter().any(|s| [SIGTERM, SIGINT, SIGQUIT].contains(s)) {
-            return Ok(Word::End);
+            return Ok(None);
         }
         if !spoke {
             continue;
         }
-        let Some((message, fds)) = fd_pass::recv(channel)? else { return Ok(Word::End) };
-        anyhow::ensure!(message == PROMOTE && fds.len() % 2 == 0, "the manager said what isn't known");
-        let mut fds = fds.into_iter();
-        let pairs = std::iter::from_fn(|| Some(Estate { keeper: fds.next()?, table: fds.next()? }));
-        return Ok(Word::Serve(pairs.collect()));
+        let Some((order, fds)) = Order::recv(channel)? else { return Ok(None) };
+        match order {
+            Order::Promote => {
+                start.estates = estates(fds);
+                return Ok(Some(start));
+            }
+            Order::Queued => start.queued.extend(fds),
+            Order::Hold => start.held = true,
+            Order::GoOn => start.held = false,
+            other => anyhow::bail!("{other:?} is no order for a standby"),
+        }
     }
 }
 
@@ -181,6 +198,9 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity) -> Vec<OwnedFd> {
                 }
                 Err(why) => {
                     counts.add(why);
+                    if why == PASSED_ON {
+                        continue;
+                    }
                     // the keeper has it open still: the client is told now
                     let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
                 }
@@ -214,8 +234,12 @@ fn decide(table: &Table, old: RawFd, fd: &OwnedFd, ours: &Continuity) -> Result<
         Some(Err(Reason::AnswerCut)) => Err("answer_cut"),
         Some(Err(Reason::Contradiction)) => Err("contradiction"),
         Some(Err(Reason::Untracked)) => Err("untracked"),
+        Some(Err(Reason::PassedOn)) => Err(PASSED_ON),
     }
 }
+
+/// Another server has it already.
+const PASSED_ON: &str = "passed_on";
 
 /// What became of the connections.
 #[derive(Default)]

@@ -39,6 +39,7 @@ pub(super) const IN_PROGRESS: u64 = 2;
 pub(super) const RESPONDING: u64 = 3;
 pub(super) const UNTRACKED: u64 = 4;
 pub(super) const CLOSING: u64 = 5;
+pub(super) const PASSED_ON: u64 = 6;
 
 /// Flags as stored, in place.
 pub(super) const SAFE: u64 = 1 << 56;
@@ -195,6 +196,7 @@ impl Table {
             IN_PROGRESS => Stage::InProgress,
             RESPONDING => Stage::Responding,
             UNTRACKED => Stage::Untracked,
+            PASSED_ON => Stage::PassedOn,
             _ => return Some(Err("an unknown stage")),
         };
         let (mut before, mut kept) = (0, 0);
