@@ -122,6 +122,22 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     env
 }
 
+/// The name of the channel by which a manager speaks to its server.
+pub const CONTROL: &str = "control";
+/// What it says there: serve, and take over what the fds that come along stand for.
+pub const PROMOTE: &[u8] = b"PROMOTE";
+
+/// The name under which a server's estate (the way to its keeper, its connection table) is stored.
+pub fn estate_name(server: i32, keeper: i32) -> String {
+    format!("estate-{server}-{keeper}")
+}
+
+/// Server and keeper of an estate.
+pub fn estate_of(name: &str) -> Option<(i32, i32)> {
+    let (server, keeper) = name.strip_prefix("estate-")?.split_once('-')?;
+    Some((server.parse().ok()?, keeper.parse().ok()?)).filter(|(s, k)| *s > 0 && *k > 0)
+}
+
 /// Set by the drill: cop ends its suite when its standard input ends.
 pub const STOP_ON_EOF: &str = "TRAFFIC_STOP_ON_STDIN_EOF";
 

@@ -36,6 +36,11 @@ impl Ward {
         }
     }
 
+    /// The same process in another role.
+    pub fn promoted(self, generation: u64) -> Ward {
+        Ward { generation, ..self }
+    }
+
     /// Has it ended?
     pub fn has_ended(&self) -> bool {
         !self.pidfd.is_alive()

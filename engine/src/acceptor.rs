@@ -172,6 +172,8 @@ struct Control {
     max: usize,
     /// Some loop waits for room.
     paused: AtomicBool,
+    /// Nothing is accepted for now, whatever room there is.
+    held: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
     accepted: AtomicU64,
     refused: AtomicU64,
@@ -193,8 +195,12 @@ impl Control {
         self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok()
     }
 
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
     fn is_full(&self) -> bool {
-        self.live.load(Ordering::SeqCst) >= self.max
+        self.is_held() || self.live.load(Ordering::SeqCst) >= self.max
     }
 
     /// There may be room now.
@@ -291,6 +297,7 @@ pub struct Acceptor {
     bound: Vec<Bound>,
     lanes: Vec<Arc<Lane>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    requests_per_event: u32,
 }
 
 impl Acceptor {
@@ -321,7 +328,9 @@ impl Acceptor {
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
         let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
-        let mut acceptor = Acceptor { control: control.clone(), bound, lanes, threads: Vec::new() };
+        let requests_per_event = config.requests_per_event;
+        let mut acceptor =
+            Acceptor { control: control.clone(), bound, lanes, threads: Vec::new(), requests_per_event };
         let own_threads = config.accept_threads > 0;
         let workers = if own_threads { config.accept_threads } else { acceptor.lanes.len() };
         // Counted before anything runs, so that nobody takes "not begun" for "over". An error below stops the rest.
@@ -361,6 +370,33 @@ impl Acceptor {
             }
         }));
         Ok(acceptor)
+    }
+
+    /// Gives a connection to be served that somebody else has accepted: it goes to the thread with the fewest, counts as
+    /// any other, and isn't refused for a limit.
+    pub fn adopt(&self, fd: OwnedFd) {
+        let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
+        self.control.live.fetch_add(1, Ordering::SeqCst);
+        let fewest = self.lanes.iter().min_by_key(|l| l.live.load(Ordering::Relaxed));
+        let lane = fewest.expect("a group has threads");
+        let guard = ConnGuard::new(&self.control, lane);
+        let conn = Accepted { fd, listener: 0, peer, guard, requests_per_event: self.requests_per_event };
+        lane.queue.lock().expect("never poisoned").push_back(conn);
+        lane.wake();
+    }
+
+    /// Accepts nothing until [`Acceptor::go_on`]: what comes waits in the kernel's backlog, or is somebody else's. Not with
+    /// [`AtLimit::Refuse`], which refuses at once.
+    pub fn hold(&self) {
+        self.control.held.store(true, Ordering::SeqCst);
+        self.control.kick();
+    }
+
+    /// Ends [`Acceptor::hold`].
+    pub fn go_on(&self) {
+        self.control.held.store(false, Ordering::SeqCst);
+        self.control.paused.store(false, Ordering::SeqCst);
+        self.control.kick();
     }
 
     /// Stops accepting and waits for the accept threads. Connections go on; those still in a queue are served.

@@ -181,6 +181,11 @@ impl Child {
         self.backoff.crashes()
     }
 
+    /// Its numbers.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Takes new numbers from a reload; what is under way keeps its old deadlines.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;

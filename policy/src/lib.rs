@@ -10,11 +10,13 @@
 //! 2. [`ladder`]: which signal comes next while something is being stopped;
 //! 3. [`heartbeat`]: when silence becomes a verdict;
 //! 4. [`child`]: one supervised process, from "wanted" to "gave up";
-//! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`.
+//! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`;
+//! 6. [`handover`]: what the next server does with a connection of a killed one.
 
 pub mod backoff;
 pub mod check;
 pub mod child;
+pub mod handover;
 pub mod heartbeat;
 pub mod ladder;
 

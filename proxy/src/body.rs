@@ -1,24 +1,168 @@
 //! Bodies of both directions: nothing, bytes that are there, or a stream that goes on.
+//!
+//! Every stream has its limit in time, and a request's also in size. A body that breaks ends in an error, never in an
+//! end: the receiver must see that it is cut short.
 
 use crate::pool::Lease;
 use bytes::Bytes;
+use engine::time::Sleep;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use std::cell::Cell;
+use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+/// A stream made elsewhere in this crate: a file, an answer that is being stored.
+pub type Stream = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>;
 
 /// A message's body.
-#[derive(Debug)]
 pub enum Body {
     /// None.
     Empty,
     /// All of it.
     Full(Bytes),
-    /// From a peer, as it comes.
-    Incoming(Incoming),
-    /// From an origin, with the connection it comes on: that goes back to its pool when the body has ended, and is closed
-    /// when the body is dropped before.
-    Leased(Incoming, Option<Lease>),
+    /// From a client, as it comes.
+    Client(Box<FromClient>),
+    /// From an origin, as it comes.
+    Origin(Box<FromOrigin>),
+    /// From elsewhere.
+    Stream(Stream),
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Body::Empty => "Empty",
+            Body::Full(_) => "Full",
+            Body::Client(_) => "Client",
+            Body::Origin(_) => "Origin",
+            Body::Stream(_) => "Stream",
+        })
+    }
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The peer broke off, or broke the protocol.
+    #[error("the body broke off")]
+    Broken(#[source] hyper::Error),
+    /// Larger than is allowed.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(u64),
+    /// Nothing came for too long.
+    #[error("no byte of the body for {0:?}")]
+    TooSlow(Duration),
+    /// It was read from a file, and couldn't be.
+    #[error("the file couldn't be read")]
+    File(#[source] std::io::Error),
+}
+
+/// What became of a request's body, for who waits for the answer to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fate {
+    /// Nothing bad so far.
+    #[default]
+    Good,
+    /// See [`BodyError::Broken`].
+    Broken,
+    /// See [`BodyError::TooLarge`].
+    TooLarge,
+    /// See [`BodyError::TooSlow`].
+    TooSlow,
+}
+
+/// Wakes when nothing came for `limit`; costs nothing as long as something comes.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    sleep: Option<Sleep>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Patience {
+        Patience { limit, sleep: None }
+    }
+
+    /// Ready when it is over; `came` says that something came and that it begins anew.
+    fn poll(&mut self, came: bool, cx: &mut Context<'_>) -> Poll<BodyError> {
+        if came {
+            self.sleep = None;
+            return Poll::Pending;
+        }
+        let sleep = self.sleep.get_or_insert_with(|| engine::time::sleep(self.limit));
+        ready!(Pin::new(sleep).poll(cx));
+        Poll::Ready(BodyError::TooSlow(self.limit))
+    }
+}
+
+/// A request's body, bounded.
+#[derive(Debug)]
+pub struct FromClient {
+    body: Incoming,
+    /// Bytes that may still come, and how many that were at first.
+    left: u64,
+    max: u64,
+    patience: Patience,
+    fate: Rc<Cell<Fate>>,
+}
+
+impl FromClient {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let poll = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(e) = self.patience.poll(poll.is_ready(), cx) {
+            self.fate.set(Fate::TooSlow);
+            return Poll::Ready(Some(Err(e)));
+        }
+        let frame = match ready!(poll) {
+            None => return Poll::Ready(None),
+            Some(Err(e)) => {
+                self.fate.set(Fate::Broken);
+                return Poll::Ready(Some(Err(BodyError::Broken(e))));
+            }
+            Some(Ok(frame)) => frame,
+        };
+        let len = frame.data_ref().map_or(0, |d| d.len() as u64);
+        match self.left.checked_sub(len) {
+            Some(left) => self.left = left,
+            None => {
+                self.fate.set(Fate::TooLarge);
+                return Poll::Ready(Some(Err(BodyError::TooLarge(self.max))));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+/// An answer's body with the connection it comes on: that goes back to its pool when the body has ended, and is closed
+/// when the body is dropped before.
+#[derive(Debug)]
+pub struct FromOrigin {
+    body: Incoming,
+    lease: Option<Lease>,
+    patience: Patience,
+}
+
+impl FromOrigin {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let poll = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(e) = self.patience.poll(poll.is_ready(), cx) {
+            self.lease = None;
+            return Poll::Ready(Some(Err(e)));
+        }
+        let frame = ready!(poll);
+        let failed = matches!(frame, Some(Err(_)));
+        if (frame.is_none() || self.body.is_end_stream())
+            && let Some(lease) = self.lease.take()
+            && !failed
+        {
+            lease.give_back();
+        }
+        Poll::Ready(frame.map(|r| r.map_err(BodyError::Broken)))
+    }
 }
 
 impl Body {
@@ -27,42 +171,43 @@ impl Body {
         Body::Full(bytes.into())
     }
 
-    /// A request's body; one without bytes becomes [`Body::Empty`].
-    pub fn from_request(body: Incoming) -> Body {
-        if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) }
+    /// A request's body of at most `max` bytes, with at most `patience` between them; one without bytes becomes
+    /// [`Body::Empty`]. What goes wrong with it can be seen in the cell.
+    pub fn from_client(body: Incoming, max: u64, patience: Duration) -> (Body, Rc<Cell<Fate>>) {
+        let fate = Rc::new(Cell::new(Fate::Good));
+        if body.is_end_stream() {
+            return (Body::Empty, fate);
+        }
+        let patience = Patience::new(patience);
+        let body = FromClient { body, left: max, max, patience, fate: fate.clone() };
+        (Body::Client(Box::new(body)), fate)
     }
 
     /// An origin's body. One that has ended already gives its connection back at once.
-    pub fn from_origin(body: Incoming, lease: Lease) -> Body {
+    pub fn from_origin(body: Incoming, lease: Lease, patience: Duration) -> Body {
         if body.is_end_stream() {
             lease.give_back();
-            return Body::Leased(body, None);
+            return Body::Empty;
         }
-        Body::Leased(body, Some(lease))
+        Body::Origin(Box::new(FromOrigin { body, lease: Some(lease), patience: Patience::new(patience) }))
     }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Body::Empty => Poll::Ready(None),
             Body::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Body::Incoming(body) => Pin::new(body).poll_frame(cx),
-            Body::Leased(body, lease) => {
-                let frame = Pin::new(&mut *body).poll_frame(cx);
-                let ended = matches!(frame, Poll::Ready(None)) || body.is_end_stream();
-                if ended && let Some(lease) = lease.take() {
-                    lease.give_back();
-                }
-                frame
-            }
+            Body::Client(body) => body.poll(cx),
+            Body::Origin(body) => body.poll(cx),
+            Body::Stream(body) => body.as_mut().poll_frame(cx),
         }
     }
 
@@ -70,7 +215,9 @@ impl HttpBody for Body {
         match self {
             Body::Empty => true,
             Body::Full(bytes) => bytes.is_empty(),
-            Body::Incoming(body) | Body::Leased(body, _) => body.is_end_stream(),
+            Body::Client(b) => b.body.is_end_stream(),
+            Body::Origin(b) => b.body.is_end_stream(),
+            Body::Stream(body) => body.is_end_stream(),
         }
     }
 
@@ -78,7 +225,9 @@ impl HttpBody for Body {
         match self {
             Body::Empty => SizeHint::with_exact(0),
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Body::Incoming(body) | Body::Leased(body, _) => body.size_hint(),
+            Body::Client(b) => b.body.size_hint(),
+            Body::Origin(b) => b.body.size_hint(),
+            Body::Stream(body) => body.size_hint(),
         }
     }
 }

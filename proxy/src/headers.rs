@@ -1,14 +1,15 @@
 //! Header fields that are about one hop (RFC 9110, 7.6), and those a proxy adds.
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{Request, Version};
 use std::net::IpAddr;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -35,9 +36,9 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
         TE,
-        TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
+        HTTP2_SETTINGS,
     ] {
         headers.remove(name);
     }
@@ -45,8 +46,40 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Fields a client must not have us drop by naming them in `Connection`.
 fn is_end_to_end_always(name: &HeaderName) -> bool {
-    [HOST, http::header::CONTENT_LENGTH, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, VIA]
+    [HOST, CONTENT_LENGTH, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, VIA]
         .contains(name)
+        || [http::header::CACHE_CONTROL, http::header::AUTHORIZATION, http::header::COOKIE].contains(name)
+}
+
+/// Makes a request's head one of ours: what was meant for us goes; that we can take trailers is said.
+pub fn for_next_hop(headers: &mut HeaderMap) {
+    let trailers = wants_trailers(headers);
+    remove_hop_by_hop(headers);
+    // the interim answer is ours: it is given when the body is asked for
+    headers.remove(EXPECT);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// True if a client said that it takes trailer fields.
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Counts `Max-Forwards` down; true if the request may go no further.
+pub fn last_hop(headers: &mut HeaderMap) -> bool {
+    let left = headers.get(MAX_FORWARDS).and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
+    match left {
+        Some(0) => true,
+        Some(n) => {
+            headers.insert(MAX_FORWARDS, HeaderValue::from(n - 1));
+            false
+        }
+        None => false,
+    }
 }
 
 /// Says who passed the message on.
@@ -73,19 +106,39 @@ pub fn went_through(headers: &HeaderMap, name: &str) -> bool {
     values.flat_map(|v| v.split(',')).any(|hop| hop.split_whitespace().nth(1) == Some(name))
 }
 
-/// Says for whom a request is passed on.
-pub fn add_forwarded(headers: &mut HeaderMap, client: Option<IpAddr>, host: Option<HeaderValue>) {
+/// Says for whom a request is passed on, in the old form and in that of RFC 7239.
+pub fn add_forwarded(headers: &mut HeaderMap, client: Option<IpAddr>, host: Option<&HeaderValue>) {
+    let mut element = String::new();
     if let Some(ip) = client {
-        let before = headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok());
-        let text = before.map_or_else(|| ip.to_string(), |b| format!("{b}, {ip}"));
-        if let Ok(v) = HeaderValue::from_str(&text) {
-            headers.insert(X_FORWARDED_FOR, v);
-        }
+        let text = joined(headers, &X_FORWARDED_FOR, &ip.to_string());
+        headers.insert(X_FORWARDED_FOR, text);
+        element += &match ip {
+            IpAddr::V4(ip) => format!("for={ip};"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\";"),
+        };
     }
+    if let Some(host) = host.and_then(|h| h.to_str().ok()) {
+        // a host has neither quotes nor backslashes: see `host_of`
+        element += &format!("host=\"{host}\";");
+    }
+    element += "proto=http";
+    let text = joined(headers, &FORWARDED, &element);
+    headers.insert(FORWARDED, text);
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     if let Some(host) = host {
-        headers.entry(X_FORWARDED_HOST).or_insert(host);
+        headers.entry(X_FORWARDED_HOST).or_insert_with(|| host.clone());
     }
+}
+
+/// All values of a field as one list, and one more.
+fn joined(headers: &HeaderMap, name: &HeaderName, more: &str) -> HeaderValue {
+    let mut text = String::new();
+    for before in headers.get_all(name).iter().filter_map(|v| v.to_str().ok()) {
+        text += before;
+        text += ", ";
+    }
+    text += more;
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// The host a request is for: of an absolute-form target, else of the one `Host` field.
@@ -99,15 +152,32 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, &'static 
         return Err("several Host fields");
     }
     if let Some(authority) = request.uri().authority() {
-        return HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| "the target names no host");
+        let value = HeaderValue::from_str(authority.as_str()).ok().filter(|_| is_host(authority.as_str()));
+        return value.map(Some).ok_or("the target names no host");
     }
     match first {
         None if request.version() == Version::HTTP_11 => Err("no Host field"),
-        Some(v) if v.to_str().map_or(true, |h| h.contains(['/', '@', '?', '#', ' ', ','])) => {
-            Err("Host is no host")
-        }
+        Some(v) if !v.to_str().is_ok_and(is_host) => Err("Host is no host"),
+        // allowed where the target has no authority, and as good as none
+        Some(v) if v.is_empty() => Ok(None),
         other => Ok(other.cloned()),
     }
+}
+
+/// `host[:port]`, with nothing in it that another reader could take for something else.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match (text.rfind(':'), text.rfind(']')) {
+        (Some(colon), None) => text.split_at(colon),
+        (Some(colon), Some(bracket)) if colon > bracket => text.split_at(colon),
+        _ => (text, ""),
+    };
+    let good = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&*+=".contains(&b)),
+    };
+    let port_good =
+        port.is_empty() || port == ":" || port[1..].parse::<u16>().is_ok_and(|_| !port.contains('+'));
+    good && port_good && (port.is_empty() || !host.is_empty())
 }
 
 #[cfg(test)]
@@ -152,7 +222,8 @@ mod tests {
     #[test]
     fn forwarded_for_grows() {
         let mut h = map(&[("x-forwarded-for", "9.9.9.9")]);
-        add_forwarded(&mut h, Some([127, 0, 0, 1].into()), Some(HeaderValue::from_static("a")));
+        add_forwarded(&mut h, Some([127, 0, 0, 1].into()), Some(&HeaderValue::from_static("a")));
+        assert_eq!(h["forwarded"], "for=127.0.0.1;host=\"a\";proto=http");
         assert_eq!(h["x-forwarded-for"], "9.9.9.9, 127.0.0.1");
         assert_eq!(h["x-forwarded-host"], "a");
     }
@@ -170,6 +241,14 @@ mod tests {
         assert_eq!(r("http://b/", &["a"]), Ok(Some("b".into())));
         assert_eq!(r("/", &[]), Err("no Host field"));
         assert_eq!(r("/", &["a", "b"]), Err("several Host fields"));
-        assert_eq!(r("/", &["a/b"]), Err("Host is no host"));
+        for bad in
+            ["a/b", "u@a", "a:b", "a:99999", "a:+1", ":80", "a b", "a,b", "[::1", "[::g]", "a\"b", "a:80:80"]
+        {
+            assert_eq!(r("/", &[bad]), Err("Host is no host"), "{bad}");
+        }
+        for good in ["[::1]:80", "[::1]", "a.", "a_b", "xn--a", "a:"] {
+            assert!(r("/", &[good]).unwrap().is_some(), "{good}");
+        }
+        assert_eq!(r("/", &[""]), Ok(None));
     }
 }

@@ -5,23 +5,38 @@
 //!
 //! Read in this order:
 //!
-//! 1. [`rt`]: hyper's runtime traits on the engine; [`serve`]: one connection, with its timeouts and its drain;
-//! 2. [`body`], [`headers`], [`pages`]: what messages are made of;
-//! 3. [`router`]: host and path to a route; pure;
-//! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names;
-//! 5. [`forward`]: one request's way to an origin and back; [`proxy`](mod@proxy): all of it together.
+//! 1. [`rt`]: hyper's runtime traits on the engine; [`strict`], [`guard`]: what stands between the socket and hyper;
+//!    [`serve`]: one connection, with its timeouts and its drain;
+//! 2. [`body`], [`headers`], [`edit`], [`pages`]: what messages are made of; [`check`]: what a request must fulfil;
+//! 3. [`route`], [`router`]: routes, and which one a request takes; pure;
+//! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`]: which of them is up;
+//! 5. [`forward`], [`upstream`]: one request's way to an origin and back;
+//! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
+//! 7. [`continuity`]: connections that outlive a process;
+//! 8. [`proxy`](mod@proxy): all of it together.
 
 pub mod body;
+pub mod check;
+pub mod conditional;
+pub mod continuity;
+pub mod edit;
+pub mod files;
 pub mod forward;
+pub mod guard;
 pub mod headers;
+pub mod origins;
 pub mod pages;
 pub mod pool;
 pub mod proxy;
+pub mod range;
 pub mod resolve;
+pub mod route;
 pub mod router;
 pub mod rt;
 pub mod serve;
+pub mod strict;
+pub mod upstream;
 
 pub use body::Body;
 pub use proxy::{Proxy, ProxyConfig};
-pub use router::{OriginConfig, RouteConfig};
+pub use route::{OriginConfig, RouteConfig, Target};

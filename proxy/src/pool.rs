@@ -2,8 +2,9 @@
 //! have been closed by the origin meanwhile).
 
 use crate::body::Body;
+use crate::origins::InFlight;
 use crate::resolve;
-use crate::router::OriginConfig;
+use crate::route::OriginConfig;
 use crate::rt::Io;
 use engine::net::Stream;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -33,8 +34,8 @@ struct Pool {
 pub struct Lease {
     origin: usize,
     sender: Option<SendRequest<Body>>,
-    /// It has carried a request before: the origin may be closing it at this moment.
-    pub reused: bool,
+    /// Counts the request as in progress.
+    pub busy: Option<InFlight>,
 }
 
 impl Lease {
@@ -69,7 +70,7 @@ pub async fn reuse(id: usize) -> Option<Lease> {
             return None;
         }
         if !sender.is_closed() && sender.ready().await.is_ok() {
-            return Some(Lease { origin: id, sender: Some(sender), reused: true });
+            return Some(Lease { origin: id, sender: Some(sender), busy: None });
         }
     }
 }
@@ -81,24 +82,28 @@ pub async fn reuse(id: usize) -> Option<Lease> {
 pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
     let attempt = async {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for &addr in resolve::addresses(&origin.host, origin.port).await?.iter() {
-            match Stream::connect_tcp(addr).await {
-                Ok(stream) => return Ok(stream),
-                Err(e) => last = e,
+        let list = resolve::addresses(&origin.host, origin.port).await?;
+        for (i, &addr) in list.iter().enumerate() {
+            // one that swallows packets must leave time for those after it
+            let share = limit / (list.len() - i).min(3) as u32;
+            match engine::time::timeout(share, Stream::connect_tcp(addr)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(e)) => last = e,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
         }
         Err(last)
     };
     let stream = engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let _ = stream.set_nodelay(true);
-    let (sender, conn) = http1::handshake(Io(stream)).await.map_err(io::Error::other)?;
+    let (sender, conn) = http1::handshake(Io::new(stream)).await.map_err(io::Error::other)?;
     watch_drain();
     drop(engine::spawn(async move {
         if let Err(e) = conn.await {
             log::debug!("origin connection: {e}");
         }
     }));
-    Ok(Lease { origin: id, sender: Some(sender), reused: false })
+    Ok(Lease { origin: id, sender: Some(sender), busy: None })
 }
 
 /// When the engine drains, idle connections are closed: they would keep it from ending.

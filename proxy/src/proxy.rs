@@ -1,25 +1,32 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
-use crate::body::Body;
-use crate::forward::{self, Failure, Timeouts};
+use crate::body::{Body, Fate};
+use crate::check;
+use crate::continuity::{Continuity, What};
+use crate::files;
+use crate::forward;
 use crate::headers;
-use crate::pages;
-use crate::router::{self, OriginConfig, RouteConfig};
+use crate::origins::Origins;
+use crate::pages::{self, Asker};
+use crate::route::{RouteConfig, Target};
+use crate::router;
+use crate::rt::Io;
 use crate::serve::{self, Limits};
+use crate::upstream::{self, Failed, Upstream};
+use bytes::Bytes;
 use engine::net::{Peer, Stream};
-use http::header::{HOST, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
-/// An origin that failed isn't asked for this long while there are others.
-const SKIP: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// What a proxy is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ProxyConfig {
     /// Our name in `Via`; also how loops are noticed, so it differs from suite to suite.
     pub name: String,
@@ -29,169 +36,182 @@ pub struct ProxyConfig {
     pub heartbeat_token: String,
     /// Limits of client connections.
     pub limits: Limits,
-    /// Limits towards origins.
-    pub timeouts: Timeouts,
 }
 
 /// The proxy, shared by all event threads.
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
-    /// Of each route: the number of its first origin, and whose turn it is.
-    turns: Vec<(usize, AtomicUsize)>,
-    /// Of each origin: until when it is skipped, in milliseconds since `started`.
-    skip_until: Vec<AtomicU64>,
+    /// Of each route.
+    upstreams: Vec<Upstream>,
     started: Instant,
+}
+
+/// A request on its way, with what is known of it.
+struct Asked {
+    route: usize,
+    client: Option<IpAddr>,
+    host: Option<HeaderValue>,
+    asker: Asker,
 }
 
 impl Proxy {
     /// Ready to be given connections.
     pub fn new(config: ProxyConfig) -> Arc<Proxy> {
-        let mut first = 0;
-        let mut turns = Vec::new();
-        for r in &config.routes {
-            turns.push((first, AtomicUsize::new(0)));
-            first += r.origins.len();
-        }
-        let skip_until = (0..first).map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Proxy { config, turns, skip_until, started: Instant::now() })
+        let mut first_id = 0;
+        let upstream = |r: &RouteConfig| {
+            let (n, balance) = match &r.target {
+                Target::Origins { list, balance } => (list.len(), *balance),
+                _ => (0, Default::default()),
+            };
+            let made = Upstream { first_id, origins: Origins::new(n, balance, r.health) };
+            first_id += n;
+            made
+        };
+        let upstreams = config.routes.iter().map(upstream).collect();
+        Arc::new(Proxy { config, upstreams, started: Instant::now() })
     }
 
-    /// Serves one client connection to its end.
-    pub async fn connection(self: Arc<Self>, stream: Stream) {
+    /// Serves one client connection to its end; with a journal if there is to be continuity.
+    pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
         let client = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,
+        };
+        let _ = stream.set_nodelay(true);
+        let io = match continuity {
+            None => Io::new(stream),
+            Some(c) => {
+                let (journal, resume) = c.begin(stream.as_fd().as_raw_fd());
+                let resume = resume.unwrap_or_default();
+                let io = Io::with(stream, Some(journal), resume.bytes.into());
+                if let What::BadGateway { .. } = resume.what {
+                    return serve::bad_gateway(io).await;
+                }
+                io
+            }
         };
         let limits = self.config.limits;
         let handle = move |request| {
             let proxy = self.clone();
             async move { proxy.request(request, client).await }
         };
-        if let Err(e) = serve::connection(stream, limits, handle).await {
+        if let Err(e) = serve::serve(io, limits, handle).await {
             log::debug!("client connection: {e}");
         }
     }
 
-    async fn request(&self, request: Request<Incoming>, client: Option<IpAddr>) -> Response<Body> {
+    async fn request(self: &Arc<Self>, request: Request<Incoming>, client: Option<IpAddr>) -> Response<Body> {
         if request.uri().path() == pages::HEARTBEAT_PATH
             && let Some(answer) = pages::heartbeat(request.headers(), &self.config.heartbeat_token)
         {
+            // what a poisonous request does to a server, for the tests of it
+            #[cfg(debug_assertions)]
+            if request.uri().query() == Some("abort") {
+                std::process::abort();
+            }
             return answer;
         }
-        let refuse = |status, why: &str| pages::error(status, why, request.headers());
-        let host = match headers::host_of(&request) {
-            Ok(host) => host,
-            Err(why) => return refuse(StatusCode::BAD_REQUEST, why),
-        };
-        match *request.method() {
-            Method::CONNECT => return refuse(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy"),
-            Method::TRACE => return refuse(StatusCode::METHOD_NOT_ALLOWED, "TRACE is not served"),
-            _ => {}
+        let asker = Asker::of(request.headers());
+        match self.routed(request, client, asker).await {
+            Ok(answer) => answer,
+            Err(Failed { status, why }) => {
+                log::debug!("event=refused request={:016x} status={}: {why}", asker.id, status.as_u16());
+                pages::error(status, &why, asker)
+            }
+        }
+    }
+
+    async fn routed(
+        self: &Arc<Self>,
+        mut request: Request<Incoming>,
+        client: Option<IpAddr>,
+        asker: Asker,
+    ) -> Result<Response<Body>, Failed> {
+        let refused = |(status, why): check::Refusal| Failed { status, why: why.to_owned() };
+        let host = check::request(&request, &self.config.name).map_err(refused)?;
+        if *request.method() == Method::OPTIONS
+            && (request.uri().path() == "*" || headers::last_hop(request.headers_mut()))
+        {
+            return Ok(pages::options());
+        }
+        if !normalise(&mut request) {
+            return Err(refused((StatusCode::BAD_REQUEST, "the path leads out of the root")));
         }
         let bare = router::bare_host(host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or(""));
-        let Some(route) = router::find(&self.config.routes, &bare, request.uri().path()) else {
-            return match self.config.routes.is_empty() && request.uri().path() == "/" {
-                true => pages::welcome(request.headers()),
-                false => refuse(StatusCode::NOT_FOUND, "no route for this host and path"),
+        let path = request.uri().path();
+        let Some(route) = router::find(&self.config.routes, &bare, path) else {
+            return match self.config.routes.is_empty() && path == "/" {
+                true => Ok(pages::welcome(asker)),
+                false => Err(refused((StatusCode::NOT_FOUND, "no route for this host and path"))),
             };
         };
-        if headers::went_through(request.headers(), &self.config.name) {
-            return refuse(StatusCode::LOOP_DETECTED, "the request came back to this proxy");
-        }
-        self.forward(route, request, client, host).await
+        let asked = Asked { route, client, host, asker };
+        let config = &self.config.routes[route];
+        let mut answer = match &config.target {
+            Target::Origins { .. } => self.pass(request, &asked).await?,
+            Target::Files(root) => {
+                let path = match config.strip_prefix {
+                    true => path.strip_prefix(config.prefix.trim_end_matches('/')).unwrap_or(path),
+                    false => path,
+                };
+                files::serve(root, path, &request, asker).await
+            }
+            Target::Fixed { status, body } => fixed(*status, body.clone()),
+            Target::Redirect { status, to } => redirect(*status, to, &asked, request.uri()),
+        };
+        config.response_headers.apply(answer.headers_mut());
+        Ok(answer)
     }
 
-    async fn forward(
+    async fn pass(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<Response<Body>, Failed> {
+        let (request, fate) = self.prepared(request, asked)?;
+        let answer = self.send(asked.route, request, &fate).await?;
+        Ok(self.passed_on(answer))
+    }
+
+    /// The request as an origin gets it, but for its target.
+    fn prepared(
+        &self,
+        request: Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<(Request<Body>, Rc<Cell<Fate>>), Failed> {
+        let route = &self.config.routes[asked.route];
+        let max = route.max_body.0;
+        if check::announced(&request).is_some_and(|n| n > max) {
+            let why = format!("the body is larger than {max} bytes");
+            return Err(Failed { status: StatusCode::PAYLOAD_TOO_LARGE, why });
+        }
+        let (head, body) = request.into_parts();
+        let (body, fate) = Body::from_client(body, max, route.timeouts.between);
+        let mut request = Request::from_parts(head, body);
+        upstream::prepare(&mut request, route, &self.config.name, asked.client, asked.host.as_ref());
+        Ok((request, fate))
+    }
+
+    async fn send(
         &self,
         route: usize,
-        request: Request<Incoming>,
-        client: Option<IpAddr>,
-        host: Option<HeaderValue>,
-    ) -> Response<Body> {
-        let client_headers = accept_only(request.headers());
-        let uri = request.uri().clone();
-        let mut request = self.prepare(request, client, host);
-        let origins = &self.config.routes[route].origins;
-        let mut last = None;
-        for (id, origin) in self.in_turn(route, origins) {
-            match forward::target(&uri, &origin.path_prefix) {
-                Some(target) => *request.uri_mut() = target,
-                None => {
-                    return pages::error(
-                        StatusCode::BAD_REQUEST,
-                        "the path can't be passed on",
-                        &client_headers,
-                    );
-                }
-            }
-            match forward::send(id, origin, request, self.config.timeouts).await {
-                Ok(answer) => return self.passed_on(answer),
-                Err(Failure { status, why, unsent }) => {
-                    self.skip_until[id].store(self.millis() + SKIP.as_millis() as u64, Ordering::Relaxed);
-                    log::info!(
-                        "event=origin-failed origin={}:{} status={}: {why}",
-                        origin.host,
-                        origin.port,
-                        status.as_u16()
-                    );
-                    last = Some((status, why));
-                    match unsent {
-                        Some(back) => request = back,
-                        None => break,
-                    }
-                }
-            }
-        }
-        let (status, why) = last.unwrap_or((StatusCode::SERVICE_UNAVAILABLE, "no origin".into()));
-        pages::error(status, &why, &client_headers)
-    }
-
-    /// The request as an origin gets it.
-    fn prepare(
-        &self,
-        request: Request<Incoming>,
-        client: Option<IpAddr>,
-        host: Option<HeaderValue>,
-    ) -> Request<Body> {
-        let version = request.version();
-        let mut request = request.map(Body::from_request);
-        let h = request.headers_mut();
-        headers::remove_hop_by_hop(h);
-        headers::add_via(h, version, &self.config.name);
-        headers::add_forwarded(h, client, host.clone());
-        match host {
-            Some(host) => h.insert(HOST, host),
-            None => h.insert(HOST, HeaderValue::from_static("localhost")),
+        request: Request<Body>,
+        fate: &Rc<Cell<Fate>>,
+    ) -> Result<Response<Body>, Failed> {
+        let config = &self.config.routes[route];
+        let Target::Origins { list, .. } = &config.target else {
+            unreachable!("only such routes are passed on")
         };
-        *request.version_mut() = Version::HTTP_11;
-        request
+        self.upstreams[route].send(config, list, request, fate, || self.millis()).await
     }
 
     /// The answer as the client gets it.
     fn passed_on(&self, mut answer: Response<Body>) -> Response<Body> {
         let version = answer.version();
-        let h = answer.headers_mut();
-        headers::remove_hop_by_hop(h);
-        headers::add_via(h, version, &self.config.name);
+        headers::add_via(answer.headers_mut(), version, &self.config.name);
         *answer.version_mut() = Version::HTTP_11;
         answer
-    }
-
-    /// The origins of a route from the one whose turn it is; those that failed just now come last.
-    fn in_turn<'a>(
-        &self,
-        route: usize,
-        origins: &'a [OriginConfig],
-    ) -> impl Iterator<Item = (usize, &'a OriginConfig)> + use<'a> {
-        let (first, turn) = &self.turns[route];
-        let start = if origins.len() > 1 { turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        let now = if origins.len() > 1 { self.millis() } else { 0 };
-        let skipped = |i: usize| self.skip_until[first + i].load(Ordering::Relaxed) > now;
-        let order = (0..origins.len()).map(|n| (start + n) % origins.len());
-        let (bad, good): (Vec<_>, Vec<_>) = order.partition(|&i| origins.len() > 1 && skipped(i));
-        let first = *first;
-        good.into_iter().chain(bad).map(move |i| (first + i, &origins[i]))
     }
 
     fn millis(&self) -> u64 {
@@ -199,7 +219,38 @@ impl Proxy {
     }
 }
 
-/// What an error page needs of the client's headers, after the request itself has gone on.
-fn accept_only(headers: &http::HeaderMap) -> http::HeaderMap {
-    headers.get(http::header::ACCEPT).map(|v| (http::header::ACCEPT, v.clone())).into_iter().collect()
+/// Takes dot segments out of the path; false if they lead out of the root.
+fn normalise<B>(request: &mut Request<B>) -> bool {
+    let Some(normal) = router::normal_path(request.uri().path()) else { return false };
+    if let std::borrow::Cow::Owned(path) = normal {
+        let query = request.uri().query().map_or(String::new(), |q| format!("?{q}"));
+        let Ok(path) = format!("{path}{query}").parse() else { return false };
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.path_and_query = Some(path);
+        match Uri::from_parts(parts) {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn fixed(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut r = Response::new(Body::Full(body));
+    *r.status_mut() = status;
+    r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    r
+}
+
+fn redirect(status: StatusCode, to: &str, asked: &Asked, uri: &Uri) -> Response<Body> {
+    let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+    let target = forward::target(uri, "", "").map_or("/".to_owned(), |t| t.to_string());
+    // a path that begins with two slashes would name another host where nothing stands before it
+    let target = format!("/{}", target.trim_start_matches('/'));
+    let to = to.replace("{host}", host).replace("{uri}", &target);
+    let mut r = pages::error(status, &to, asked.asker);
+    if let Ok(v) = HeaderValue::from_str(&to) {
+        r.headers_mut().insert(LOCATION, v);
+    }
+    r
 }

@@ -1,26 +1,7 @@
 //! Host and path to a route: exact host before `*.suffix` before `*`, then the longest prefix of whole segments.
 
-/// One `[[route]]`.
-#[derive(Debug, Clone)]
-pub struct RouteConfig {
-    /// `*`, a host, or `*.suffix`; lower case.
-    pub host: String,
-    /// Path prefix; begins with `/`.
-    pub prefix: String,
-    /// Where it goes.
-    pub origins: Vec<OriginConfig>,
-}
-
-/// A server behind us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OriginConfig {
-    /// Name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// Put before the path; empty or `/…` without a slash at its end.
-    pub path_prefix: String,
-}
+use crate::route::RouteConfig;
+use std::borrow::Cow;
 
 /// How well a route's host fits: exact 2, suffix 1 (longer is better), any 0.
 fn host_rank(pattern: &str, host: &str) -> Option<usize> {
@@ -54,6 +35,32 @@ pub fn bare_host(authority: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
 }
 
+/// A path without `.` and `..` segments (RFC 3986, 5.2.4), also where their dots are percent-encoded: else `/public/../admin`
+/// would be routed by its first segment and served by its last. None if it would leave the root.
+pub fn normal_path(path: &str) -> Option<Cow<'_, str>> {
+    let suspicious = path.contains("/.") || path.contains("%2e") || path.contains("%2E");
+    if !suspicious {
+        return Some(Cow::Borrowed(path));
+    }
+    let mut out: Vec<&str> = Vec::new();
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    for (i, segment) in segments.iter().enumerate() {
+        let last = i + 1 == segments.len();
+        match &*segment.replace("%2e", ".").replace("%2E", ".") {
+            "." if last => out.push(""),
+            "." => {}
+            ".." => {
+                out.pop()?;
+                if last {
+                    out.push("");
+                }
+            }
+            _ => out.push(segment),
+        }
+    }
+    Some(Cow::Owned(format!("/{}", out.join("/"))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,7 +70,7 @@ mod tests {
         let r = |host: &str, prefix: &str| RouteConfig {
             host: host.into(),
             prefix: prefix.into(),
-            origins: vec![],
+            ..RouteConfig::default()
         };
         let routes = [
             r("*", "/"),
@@ -87,6 +94,22 @@ mod tests {
             assert_eq!(find(&routes, host, path), Some(want), "{host}{path}");
         }
         assert_eq!(find(&routes[1..2], "x", "/other"), None);
+    }
+
+    #[test]
+    fn dots_do_not_lead_around_a_route() {
+        for (path, want) in [
+            ("/a/b", Some("/a/b")),
+            ("/a/../b", Some("/b")),
+            ("/a/%2e%2E/b", Some("/b")),
+            ("/a/./b/.", Some("/a/b/")),
+            ("/a/b/..", Some("/a/")),
+            ("/.well-known/x..y", Some("/.well-known/x..y")),
+            ("/..", None),
+            ("/a/../../b", None),
+        ] {
+            assert_eq!(normal_path(path).as_deref(), want, "{path}");
+        }
     }
 
     #[test]

@@ -3,43 +3,161 @@
 //! hyper wants `Timer` and `Sleep` to be `Send + Sync`; the engine's `Sleep` is plain data that finds its wheel through the
 //! thread that polls it, so nothing has to be pretended.
 
+use crate::continuity::journal::{Journal, Write};
+use bytes::Bytes;
 use engine::net::Stream;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use std::future::Future;
+use hyper::rt::{Read, ReadBufCursor};
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// A stream of the engine as hyper reads and writes it.
+/// A stream of the engine as hyper reads and writes it, with the journal of what goes through it, if one is kept. A copy
+/// is another handle on the same stream, so that an idle connection outlives the hyper state it was served by.
+#[derive(Debug, Clone)]
+pub struct Io(Rc<Inner>);
+
 #[derive(Debug)]
-pub struct Io(pub Stream);
+struct Inner {
+    /// Dropped before the stream: the record must be closed before the number is another's.
+    journal: Option<Journal>,
+    stream: RefCell<Stream>,
+    /// Read before, by a server that is dead: given to hyper before anything else.
+    again: RefCell<Bytes>,
+    /// Bytes of the answer that the client has already.
+    swallow: Cell<u64>,
+}
+
+impl Io {
+    /// A stream that nobody goes on with after a crash.
+    pub fn new(stream: Stream) -> Io {
+        Io::with(stream, None, Bytes::new())
+    }
+
+    /// A stream with its journal, and bytes that were read from it before.
+    pub fn with(stream: Stream, journal: Option<Journal>, again: Bytes) -> Io {
+        let (stream, again) = (RefCell::new(stream), RefCell::new(again));
+        Io(Rc::new(Inner { journal, stream, again, swallow: Cell::new(0) }))
+    }
+
+    /// Its journal.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.0.journal.as_ref()
+    }
+
+    /// Resolves when there is something to read.
+    pub async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| match self.0.again.borrow().is_empty() {
+            true => self.0.stream.borrow().poll_read_ready(cx),
+            false => Poll::Ready(Ok(())),
+        })
+        .await
+    }
+
+    /// Writes all of it, beside any record.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = poll_fn(|cx| self.0.stream.borrow_mut().poll_write(cx, bytes)).await?;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more is written, and reads until the peer says the same.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn linger(&self) -> io::Result<()> {
+        self.0.stream.borrow().shutdown_write()?;
+        let mut waste = [MaybeUninit::uninit(); 4096];
+        while poll_fn(|cx| self.0.stream.borrow_mut().poll_read(cx, &mut waste)).await? > 0 {}
+        Ok(())
+    }
+
+    /// Leaves out what the client has; `None`: to be written.
+    fn leave_out(&self, first: &[u8], all: usize) -> Option<Poll<io::Result<usize>>> {
+        if let Some(j) = &self.0.journal {
+            match j.begin_write(first) {
+                Write::All => {}
+                Write::Without { swallow } => self.0.swallow.set(swallow),
+                Write::Different => {
+                    let why = "the answer isn't the one that had been begun";
+                    return Some(Poll::Ready(Err(io::Error::other(why))));
+                }
+            }
+        }
+        let left = self.0.swallow.get();
+        if left == 0 {
+            return None;
+        }
+        let n = left.min(all as u64);
+        self.0.swallow.set(left - n);
+        if let (Some(j), true) = (&self.0.journal, left == n) {
+            // it may have been whole
+            j.wrote(0);
+        }
+        Some(Poll::Ready(Ok(n as usize)))
+    }
+
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(n)), Some(j)) = (&polled, &self.0.journal) {
+            j.wrote(*n);
+        }
+        polled
+    }
+}
 
 impl Read for Io {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        // SAFETY: the engine's poll_read only writes initialised bytes into the slice, and never reads from it.
-        let n = ready!(self.0.poll_read(cx, unsafe { buf.as_mut() }))?;
-        // SAFETY: poll_read returned `n`, so it has filled the first `n` bytes.
+        let mut again = self.0.again.borrow_mut();
+        if !again.is_empty() {
+            let n = again.len().min(buf.remaining());
+            buf.put_slice(&again.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        // SAFETY: the engine's poll_read only writes initialised bytes into the slice, and never reads from it; so does
+        // the journal.
+        let space = unsafe { buf.as_mut() };
+        let mut stream = self.0.stream.borrow_mut();
+        let n = ready!(match &self.0.journal {
+            Some(j) => j.read(space, |room| stream.poll_read(cx, room)),
+            None => stream.poll_read(cx, space),
+        })?;
+        // SAFETY: `n` bytes were read, so the first `n` bytes are filled.
         unsafe { buf.advance(n) };
         Poll::Ready(Ok(()))
     }
 }
 
-impl Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, buf)
+impl hyper::rt::Write for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(done) = self.leave_out(buf, buf.len()) {
+            return done;
+        }
+        let polled = self.0.stream.borrow_mut().poll_write(cx, buf);
+        self.wrote(polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(j) = &self.0.journal {
+            j.flushed();
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.0.shutdown_write() {
+        match self.0.stream.borrow().shutdown_write() {
             // the peer was quicker
             Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             other => Poll::Ready(other),
@@ -47,11 +165,16 @@ impl Write for Io {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write_vectored(cx, bufs)
+        let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+        if let Some(done) = self.leave_out(first, bufs.iter().map(|b| b.len()).sum()) {
+            return done;
+        }
+        let polled = self.0.stream.borrow_mut().poll_write_vectored(cx, bufs);
+        self.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,17 +1,24 @@
 //! One client connection: hyper's state machine with our timeouts, and an orderly end when the engine drains.
 
 use crate::body::Body;
+use crate::continuity::journal::{Answer, Journal};
+use crate::guard::Guard;
 use crate::rt::{Io, Timer};
 use engine::net::Stream;
-use http::{Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+/// A connection that has been idle for this long keeps no state but its socket and its record.
+const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// Limits of a client connection.
 #[derive(Debug, Clone, Copy)]
@@ -22,11 +29,18 @@ pub struct Limits {
     pub max_head: usize,
     /// Header fields of a request.
     pub max_headers: usize,
+    /// How long a client may take nothing of its answer.
+    pub send_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { idle_timeout: Duration::from_secs(60), max_head: 64 << 10, max_headers: 100 }
+        Limits {
+            idle_timeout: Duration::from_secs(60),
+            max_head: 64 << 10,
+            max_headers: 100,
+            send_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -41,28 +55,177 @@ where
     R: Future<Output = Response<Body>>,
 {
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    serve(Io::new(stream), limits, handle).await
+}
+
+/// As [`connection`], on a stream that may have a journal. One that has been idle for a while is parked: without any
+/// state of hyper's.
+///
+/// # Errors
+/// As [`connection`].
+pub async fn serve<F, R>(io: Io, limits: Limits, handle: F) -> hyper::Result<()>
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<Body>>,
+{
+    loop {
+        match active(&io, limits, &handle).await? {
+            End::Closed => return Ok(()),
+            End::Idle => {}
+        }
+        let mut draining = pin!(engine::draining());
+        let mut readable = pin!(io.readable());
+        let wake = poll_fn(|cx| match draining.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(false),
+            Poll::Pending => readable.as_mut().poll(cx).map(|r| r.is_ok()),
+        });
+        match engine::time::timeout(limits.idle_timeout.saturating_sub(PARK_AFTER), wake).await {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly.
+pub async fn bad_gateway(io: Io) {
+    let text = "502 Bad Gateway: the server that had forwarded this request died; it is not repeated\n";
+    let answer = format!(
+        "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+         Cache-Control: no-store\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    let all = async {
+        io.write_all(answer.as_bytes()).await?;
+        io.linger().await
+    };
+    // closed with bytes unread, the client would get a reset instead of the answer
+    let _ = engine::time::timeout(Duration::from_secs(2), all).await;
+}
+
+/// How hyper's part of a connection ended.
+enum End {
+    /// With the connection.
+    Closed,
+    /// It was idle for [`PARK_AFTER`].
+    Idle,
+}
+
+/// Serves until the connection ends or has been idle for a while.
+async fn active<F, R>(io: &Io, limits: Limits, handle: &F) -> hyper::Result<End>
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| async { Ok::<_, Infallible>(journaled(io, handle, request).await) });
     let conn = http1::Builder::new()
         .timer(Timer)
         .header_read_timeout(limits.idle_timeout)
         .max_buf_size(limits.max_head)
         .max_headers(limits.max_headers)
-        .serve_connection(Io(stream), service);
+        .serve_connection(Guard::new(io.clone(), limits.send_timeout), service);
     let mut conn = pin!(conn);
     let mut draining = pin!(engine::draining());
     let mut told = false;
+    let mut park = pin!(engine::time::sleep(PARK_AFTER));
+    let mut parking = false;
     poll_fn(|cx| {
         if !told && draining.as_mut().poll(cx).is_ready() {
             told = true;
             conn.as_mut().graceful_shutdown();
         }
-        match conn.as_mut().poll(cx) {
-            Poll::Ready(r) => Poll::Ready(r),
-            Poll::Pending => Poll::Pending,
+        if let Poll::Ready(r) = conn.as_mut().poll(cx) {
+            return Poll::Ready(r.map(|()| End::Closed));
         }
+        if !io.journal().is_some_and(Journal::is_idle) {
+            parking = false;
+            return Poll::Pending;
+        }
+        if !parking {
+            parking = true;
+            park.set(engine::time::sleep(PARK_AFTER));
+        }
+        park.as_mut().poll(cx).map(|()| Ok(End::Idle))
     })
     .await
+}
+
+/// One request with its record.
+async fn journaled<F, R>(io: &Io, handle: &F, mut request: Request<Incoming>) -> Response<Tracked>
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<Body>>,
+{
+    let Some(journal) = io.journal() else {
+        return handle(request).await.map(|body| Tracked { body, io: None });
+    };
+    // hyper may parse the next request while the last answer waits for the client to take it
+    journal.answered().await;
+    let method = request.method();
+    let safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let bodiless = *method == Method::HEAD;
+    let mark = journal.request(safe, request.body().size_hint().exact());
+    request.extensions_mut().insert(mark);
+    let response = handle(request).await;
+    let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
+    let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
+    match response.status() {
+        // what follows isn't HTTP
+        StatusCode::SWITCHING_PROTOCOLS => journal.lose(),
+        _ => journal.answer(Answer { body_len, validator: validator(response.headers()) }),
+    }
+    response.map(|body| Tracked { body, io: Some(io.clone()) })
+}
+
+/// A number that differs when the representation does, byte by byte; 0 if there is none: a strong ETag, or a Last-Modified
+/// that is old enough to be strong (RFC 9110, 8.8.2.2).
+fn validator(headers: &HeaderMap) -> u64 {
+    let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
+    let strong = match text(header::ETAG) {
+        Some(tag) if !tag.starts_with("W/") => tag,
+        _ => {
+            let time = |name| text(name).and_then(|t| httpdate::parse_http_date(t).ok());
+            let (Some(changed), Some(now)) = (time(header::LAST_MODIFIED), time(header::DATE)) else {
+                return 0;
+            };
+            match now.duration_since(changed) {
+                Ok(age) if age >= Duration::from_secs(60) => text(header::LAST_MODIFIED).unwrap_or(""),
+                _ => return 0,
+            }
+        }
+    };
+    let mut hash = DefaultHasher::new();
+    (strong, text(header::CONTENT_ENCODING), text(header::CONTENT_TYPE)).hash(&mut hash);
+    hash.finish().max(1)
+}
+
+/// An answer's body that tells the journal when it has ended.
+struct Tracked {
+    body: Body,
+    io: Option<Io>,
+}
+
+impl HttpBody for Tracked {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if (matches!(polled, Poll::Ready(None)) || self.body.is_end_stream())
+            && let Some(journal) = self.io.as_ref().and_then(Io::journal)
+        {
+            journal.body_ended();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

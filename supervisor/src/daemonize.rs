@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 /// Which of the two processes this is.
 #[derive(Debug)]
@@ -37,8 +37,14 @@ impl Report {
 
 impl Reporter {
     /// Tells the parent how the start went. It may be gone: that is no error of ours.
+    ///
+    /// After a failure (`code` is not 0) the pipe stays open until this process ends: the parent returns when nothing of
+    /// the daemon is left.
     pub fn report(mut self, code: u8, text: &str) {
         let _ = self.0.write_all(format!("{code}\n{text}").as_bytes());
+        if code != 0 {
+            let _ = self.0.into_raw_fd();
+        }
     }
 }
 

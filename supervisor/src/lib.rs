@@ -10,15 +10,18 @@
 //! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
 //! 4. [`spawn`]: fork and exec by list; [`daemonize`]: the double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
-//! 6. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
-//! 7. [`signals`], [`reaper`]: what wakes a supervisor;
-//! 8. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound.
+//! 6. [`fd_pass`], [`keeper`], [`tcp`]: connections that outlive it too;
+//! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
+//! 8. [`signals`], [`reaper`]: what wakes a supervisor;
+//! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound.
 
 pub mod clock;
 pub mod daemonize;
 pub mod dirs;
+pub mod fd_pass;
 pub mod fd_store;
 pub mod identity;
+pub mod keeper;
 pub mod listen_fds;
 pub mod notify;
 pub mod pidfd;
@@ -29,3 +32,4 @@ pub mod signals;
 pub mod snapshot;
 pub mod spawn;
 pub mod strays;
+pub mod tcp;

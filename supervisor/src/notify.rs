@@ -52,6 +52,10 @@ pub enum Field {
     Barrier,
     /// `X_TRAFFIC_EXIT=n`: the sender is about to end with this exit code, for the reason in `STATUS`.
     Exit(i32),
+    /// `X_TRAFFIC_STANDBY=1`: the sender could serve, and waits for the word to do so.
+    Standby,
+    /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
+    Settled,
     /// `X_TRAFFIC_SERVER=pid` (0: none is wanted): which server the manager holds.
     Server(i32),
 }
@@ -114,6 +118,8 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "FDNAME" => Err(()),
         "BARRIER" => flag(Field::Barrier),
         "X_TRAFFIC_EXIT" => Ok(Some(Field::Exit(number()?))),
+        "X_TRAFFIC_STANDBY" => flag(Field::Standby),
+        "X_TRAFFIC_SETTLED" => flag(Field::Settled),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
         _ => Ok(None),
     }

@@ -15,15 +15,21 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches these signals, and ignores SIGPIPE.
+    /// Catches these signals, ignores SIGPIPE, and gives SIGSEGV and SIGBUS their default back: the Rust runtime's handler
+    /// swallows one that is sent by kill(2), and a supervised process must die of it.
     ///
     /// # Errors
     /// The system refuses, or a signal can't be caught.
     pub fn catch(list: &[i32]) -> io::Result<Signals> {
         let (read, write) = UnixStream::pair()?;
         let inner = SignalDelivery::with_pipe(read, write, SignalOnly, list.iter().copied())?;
-        // SAFETY: SIG_IGN installs no code of ours.
-        unsafe { nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) }?;
+        use nix::sys::signal::{SIGBUS, SIGPIPE, SIGSEGV, SigHandler, signal};
+        for (which, how) in
+            [(SIGPIPE, SigHandler::SigIgn), (SIGSEGV, SigHandler::SigDfl), (SIGBUS, SigHandler::SigDfl)]
+        {
+            // SAFETY: neither SIG_IGN nor SIG_DFL installs code of ours.
+            unsafe { signal(which, how) }?;
+        }
         Ok(Signals { inner })
     }
 

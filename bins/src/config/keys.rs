@@ -92,12 +92,18 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.listen => value::list(v, value::listen)),
     key!("server.threads", "integer", "0", "Event threads; 0 is one a core.",
         |c, v| c.server.threads => value::integer(v, 0, 1024).map(|n| n as usize)),
+    key!("server.standby", "boolean", "true", "Keep one more server that has started and waits: taking over is then a message, not a start.",
+        |c, v| c.server.standby => value::boolean(v)),
+    key!("server.continuity", "boolean", "true", "Keep client connections open when the server is killed, and have the next one go on with them (docs/continuity.md).",
+        |c, v| c.server.continuity => value::boolean(v)),
     key!("server.max_connections", "integer", "20000", "Client connections at once; more wait in the kernel's backlog.",
         |c, v| c.server.max_connections => value::integer(v, 1, 10_000_000).map(|n| n as usize)),
     key!("server.drain_timeout", "duration", "\"30s\"", "How long requests in progress may take after SIGTERM.",
         |c, v| c.server.drain_timeout => value::duration(v)),
     key!("server.idle_timeout", "duration", "\"60s\"", "How long a keep-alive connection may be without a request.",
         |c, v| c.server.idle_timeout => value::positive(v)),
+    key!("server.cache.memory", "size", "\"256MiB\"", "Answers kept in memory, with their heads; \"0\" switches the cache off.",
+        |c, v| c.server.cache_memory => value::bytes(v)),
 ];
 
 fn on_manager_death(v: &Raw) -> Result<OnManagerDeath, Wrong> {

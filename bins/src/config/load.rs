@@ -73,8 +73,7 @@ impl Loaded {
             }
         }
         for r in &self.config.routes {
-            let to: Vec<_> = r.origins.iter().map(ToString::to_string).collect();
-            out += &format!("route {}{} -> {}\n", r.host, r.prefix, to.join(" "));
+            out += &format!("route {}{} -> {}\n", r.host, r.prefix, r.target().unwrap_or_default());
         }
         out
     }
@@ -251,32 +250,24 @@ impl Loader {
                 self.fault(place(item.span()), "route: expected a table");
                 continue;
             };
-            let mut r = Route { host: "*".into(), prefix: "/".into(), origins: Vec::new() };
-            let mut has_origin = false;
+            let mut r = Route::default();
+            let mut named = false;
             for (name, value) in t {
-                let given = raw(value.get_ref());
-                let outcome = match name.get_ref().as_ref() {
-                    "host" => route::host(&given).map(|h| r.host = h),
-                    "prefix" => route::prefix(&given).map(|p| r.prefix = p),
-                    "origin" => {
-                        has_origin = true;
-                        route::origins(&given).map(|o| r.origins = o)
-                    }
-                    other => {
-                        let known = route::ROUTE_KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
-                        self.fault(
-                            place(name.span()),
-                            format!("unknown key route.{other}; known are {known}"),
-                        );
-                        continue;
-                    }
+                let Some(outcome) = r.set(name.get_ref(), &raw(value.get_ref())) else {
+                    let known = route::ROUTE_KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
+                    let what = format!("unknown key route.{}; known are {known}", name.get_ref());
+                    self.fault(place(name.span()), what);
+                    continue;
                 };
+                named |= ["origin", "respond", "redirect"].contains(&name.get_ref().as_ref());
                 if let Err(why) = outcome {
                     self.fault(place(value.span()), format!("route.{}: {why}", name.get_ref()));
                 }
             }
-            if !has_origin {
-                self.fault(place(item.span()), "route: needs an origin");
+            if !named {
+                self.fault(place(item.span()), "route: needs an origin (or respond, or redirect)");
+            } else if r.has_several_targets() {
+                self.fault(place(item.span()), "route: origin, respond and redirect exclude each other");
             }
             if self.config.routes.iter().any(|o| (&o.host, &o.prefix) == (&r.host, &r.prefix)) {
                 self.fault(place(item.span()), format!("route: {}{} is there twice", r.host, r.prefix));

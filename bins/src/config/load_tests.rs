@@ -58,11 +58,13 @@ t.toml:6:12: cop.interval: a duration needs a unit: \"5s\" or \"5ms\"
 t.toml:7:12: cop.failures: 0 is out of range 1..1000
 t.toml:8:2: unknown key nonsense
 t.toml:11:10: route.prefix: \"api\" is not a path prefix: it begins with / and has no spaces, ? or #
-t.toml:10:1: route: needs an origin
+t.toml:10:1: route: needs an origin (or respond, or redirect)
 t.toml:13:10: route.origin: \"ftp://x\" is not an origin such as \"http://127.0.0.1:8081\": it must begin with http://
-t.toml:14:1: unknown key route.hots; known are host, prefix, origin
+t.toml:14:1: unknown key route.hots; known are KNOWN
 t.toml:12:1: route: */ is there twice
 t.toml:2: server.listen: 127.0.0.1:8080 is there twice";
+    let known: Vec<&str> = crate::config::route::ROUTE_KEYS.iter().map(|k| k.0).collect();
+    let want = want.replace("KNOWN", &known.join(", "));
     let got = with_file(text).unwrap_err();
     let sorted = |s: &str| {
         let mut l: Vec<String> = s.lines().map(str::to_owned).collect();

@@ -12,7 +12,7 @@ pub mod route;
 pub mod value;
 
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
-pub use route::{Origin, Route};
+pub use route::{Balance, Changes, Origin, Route};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -110,12 +110,18 @@ pub struct Server {
     pub listen: Vec<Listen>,
     /// Event threads; 0 is one a core.
     pub threads: usize,
+    /// Keep one more server that waits to take over.
+    pub standby: bool,
+    /// Keep connections open when the server is killed.
+    pub continuity: bool,
     /// Client connections at once.
     pub max_connections: usize,
     /// From SIGTERM to the end.
     pub drain_timeout: Duration,
     /// Keep-alive connections without a request.
     pub idle_timeout: Duration,
+    /// Bytes of answers kept in memory; 0 is no cache.
+    pub cache_memory: u64,
 }
 
 /// An address to listen on.

@@ -1,6 +1,8 @@
 //! `[[route]]`: host and path prefix to origins.
 
 use super::value::{self, Raw, Wrong};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,8 +11,152 @@ pub struct Route {
     pub host: String,
     /// Begins with `/`.
     pub prefix: String,
-    /// At least one.
+    /// Servers behind us; empty if something else answers.
     pub origins: Vec<Origin>,
+    /// Files below this directory answer.
+    pub files: Option<PathBuf>,
+    /// This status answers, with `respond_body`.
+    pub respond: Option<u16>,
+    /// Text.
+    pub respond_body: String,
+    /// The client is sent there, with `redirect_status`.
+    pub redirect: Option<String>,
+    /// 301, 302, 303, 307 or 308.
+    pub redirect_status: u16,
+    /// Which of several origins gets a request.
+    pub balance: Balance,
+    /// The prefix is taken away before the request is passed on.
+    pub strip_prefix: bool,
+    /// `keep`, `origin`, or a name.
+    pub host_header: String,
+    /// Names, and `Name: value`: changes to requests.
+    pub request_headers: Changes,
+    /// Changes to answers.
+    pub response_headers: Changes,
+    /// Name and TCP connection.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the answer.
+    pub first_byte_timeout: Duration,
+    /// Between two parts of a body.
+    pub read_timeout: Duration,
+    /// Bytes of a request's body.
+    pub max_body: u64,
+    /// Failures in a row until an origin is left out.
+    pub max_failures: u32,
+    /// For how long at first.
+    pub eject_time: Duration,
+    /// Answers may be kept in the cache.
+    pub cache: bool,
+}
+
+/// Header fields to remove and to set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Names.
+    pub remove: Vec<String>,
+    /// `Name: value`.
+    pub set: Vec<String>,
+}
+
+/// Which of several origins gets a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests in progress.
+    LeastConnections,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Route {
+            host: "*".into(),
+            prefix: "/".into(),
+            origins: Vec::new(),
+            files: None,
+            respond: None,
+            respond_body: String::new(),
+            redirect: None,
+            redirect_status: 302,
+            balance: Balance::RoundRobin,
+            strip_prefix: false,
+            host_header: "keep".into(),
+            request_headers: Changes::default(),
+            response_headers: Changes::default(),
+            connect_timeout: Duration::from_secs(5),
+            first_byte_timeout: Duration::from_secs(60),
+            read_timeout: Duration::from_secs(60),
+            max_body: 1 << 30,
+            max_failures: 3,
+            eject_time: Duration::from_secs(5),
+            cache: true,
+        }
+    }
+}
+
+impl Route {
+    /// Puts a value in its place; None if there is no such key.
+    pub fn set(&mut self, key: &str, v: &Raw) -> Option<Result<(), Wrong>> {
+        let done = match key {
+            "host" => host(v).map(|h| self.host = h),
+            "prefix" => prefix(v).map(|p| self.prefix = p),
+            "origin" => self.set_origin(v),
+            "respond" => value::integer(v, 200, 599).map(|n| self.respond = Some(n as u16)),
+            "respond_body" => value::text(v).map(|t| self.respond_body = t),
+            "redirect" => value::text(v).and_then(redirect).map(|t| self.redirect = Some(t)),
+            "redirect_status" => redirect_status(v).map(|n| self.redirect_status = n),
+            "balance" => balance(v).map(|b| self.balance = b),
+            "strip_prefix" => value::boolean(v).map(|b| self.strip_prefix = b),
+            "host_header" => host_header(v).map(|h| self.host_header = h),
+            "request_headers" => value::list(v, pair).map(|l| self.request_headers.set = l),
+            "remove_request_headers" => value::list(v, name).map(|l| self.request_headers.remove = l),
+            "response_headers" => value::list(v, pair).map(|l| self.response_headers.set = l),
+            "remove_response_headers" => value::list(v, name).map(|l| self.response_headers.remove = l),
+            "connect_timeout" => value::positive(v).map(|d| self.connect_timeout = d),
+            "first_byte_timeout" => value::positive(v).map(|d| self.first_byte_timeout = d),
+            "read_timeout" => value::positive(v).map(|d| self.read_timeout = d),
+            "max_body" => value::bytes(v).map(|n| self.max_body = n),
+            "max_failures" => value::integer(v, 1, 1000).map(|n| self.max_failures = n as u32),
+            "eject_time" => value::positive(v).map(|d| self.eject_time = d),
+            "cache" => value::boolean(v).map(|b| self.cache = b),
+            _ => return None,
+        };
+        Some(done)
+    }
+
+    fn set_origin(&mut self, v: &Raw) -> Result<(), Wrong> {
+        let list = value::list(v, value::text)?;
+        if let Some(path) = list.first().and_then(|u| u.strip_prefix("file://")) {
+            let [url] = &list[..] else { return Err("file:// is the only origin of its route".into()) };
+            if !path.starts_with('/') {
+                return Err(format!("{url:?} must be an absolute path: \"file:///srv/www\""));
+            }
+            self.files = Some(path.into());
+            return Ok(());
+        }
+        origins(v).map(|o| self.origins = o)
+    }
+
+    /// Who answers, in words; None if nobody does.
+    pub fn target(&self) -> Option<String> {
+        self.targets().into_iter().flatten().next()
+    }
+
+    /// Only one of them can answer.
+    pub fn has_several_targets(&self) -> bool {
+        self.targets().iter().flatten().count() > 1
+    }
+
+    fn targets(&self) -> [Option<String>; 4] {
+        let origins = || self.origins.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        [
+            (!self.origins.is_empty()).then(origins),
+            self.files.as_ref().map(|p| format!("file://{}", p.display())),
+            self.respond.map(|n| format!("status {n}")),
+            self.redirect.as_ref().map(|to| format!("redirect {} {to}", self.redirect_status)),
+        ]
+    }
 }
 
 /// A server behind us.
@@ -34,7 +180,37 @@ impl std::fmt::Display for Origin {
 pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     ("host", "\"*\"", "A host name, \"*.example.org\", or \"*\" for all."),
     ("prefix", "\"/\"", "Path prefix, whole segments; the longest one wins."),
-    ("origin", "", "One URL or an array of them: \"http://host:port/path\". Several are used in turn."),
+    (
+        "origin",
+        "",
+        "One URL or an array of them: \"http://host:port/path\"; or \"file:///directory\" for files. Else `respond` or `redirect`.",
+    ),
+    (
+        "balance",
+        "\"round-robin\"",
+        "Which of several origins gets a request: round-robin or least-connections.",
+    ),
+    ("max_failures", "3", "Failures in a row after which an origin is left out while there are others."),
+    ("eject_time", "\"5s\"", "For how long; doubled up to 16 times while it keeps failing."),
+    ("connect_timeout", "\"5s\"", "For the origin's name and all its addresses."),
+    ("first_byte_timeout", "\"60s\"", "From the request to the head of the answer."),
+    ("read_timeout", "\"60s\"", "Between two parts of a body, the client's or the origin's."),
+    ("max_body", "\"1GiB\"", "Of a request; larger ones are answered 413."),
+    ("strip_prefix", "false", "Takes the route's prefix away before the request is passed on."),
+    (
+        "host_header",
+        "\"keep\"",
+        "What the origin sees: keep (what the client said), origin (its own name), or a name.",
+    ),
+    ("request_headers", "[]", "\"Name: value\", set in requests that are passed on."),
+    ("remove_request_headers", "[]", "Names, removed from requests before."),
+    ("response_headers", "[]", "\"Name: value\", set in answers."),
+    ("remove_response_headers", "[]", "Names, removed from answers before."),
+    ("respond", "no", "A status to answer with at once, with `respond_body`."),
+    ("respond_body", "\"\"", "Plain text."),
+    ("redirect", "no", "A URL to send clients to; {host} and {uri} stand for the request's."),
+    ("redirect_status", "302", "301, 302, 303, 307 or 308."),
+    ("cache", "true", "Answers may be kept in the cache, as their origin allows."),
 ];
 
 /// Reads `host`.
@@ -59,6 +235,60 @@ pub fn prefix(v: &Raw) -> Result<String, Wrong> {
 pub fn origins(v: &Raw) -> Result<Vec<Origin>, Wrong> {
     let list = value::list(v, origin)?;
     if list.is_empty() { Err("needs at least one origin".into()) } else { Ok(list) }
+}
+
+fn balance(v: &Raw) -> Result<Balance, Wrong> {
+    match value::text(v)?.as_str() {
+        "round-robin" => Ok(Balance::RoundRobin),
+        "least-connections" => Ok(Balance::LeastConnections),
+        other => Err(format!("{other:?} is neither \"round-robin\" nor \"least-connections\"")),
+    }
+}
+
+fn redirect(to: String) -> Result<String, Wrong> {
+    let good = ["http://", "https://", "/"].iter().any(|s| to.starts_with(s))
+        && to.bytes().all(|b| b.is_ascii_graphic());
+    if good { Ok(to) } else { Err(format!("{to:?} is not a URL such as \"https://{{host}}{{uri}}\"")) }
+}
+
+fn redirect_status(v: &Raw) -> Result<u16, Wrong> {
+    match value::integer(v, 301, 308)? as u16 {
+        n @ (301 | 302 | 303 | 307 | 308) => Ok(n),
+        n => Err(format!("{n} is not a redirect: 301, 302, 303, 307 or 308")),
+    }
+}
+
+fn host_header(v: &Raw) -> Result<String, Wrong> {
+    let h = value::text(v)?;
+    let ok = !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._[]:".contains(&b));
+    if ok { Ok(h) } else { Err(format!("{h:?} is neither \"keep\", \"origin\" nor a host name")) }
+}
+
+/// About the connection or the message's length: nobody's to change.
+const FIXED: &[&str] =
+    &["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"];
+
+fn header_name(text: &str) -> Result<(), Wrong> {
+    match text.trim().parse::<http::HeaderName>() {
+        Err(_) => Err(format!("{text:?} is not a header name")),
+        Ok(n) if FIXED.contains(&n.as_str()) => Err(format!("{n} is not to be changed")),
+        Ok(_) => Ok(()),
+    }
+}
+
+fn name(v: &Raw) -> Result<String, Wrong> {
+    let text = value::text(v)?;
+    header_name(&text).map(|()| text)
+}
+
+fn pair(v: &Raw) -> Result<String, Wrong> {
+    let text = value::text(v)?;
+    let (name, content) = text.split_once(':').ok_or_else(|| format!("{text:?} is not \"Name: value\""))?;
+    header_name(name)?;
+    match http::HeaderValue::from_str(content.trim()) {
+        Ok(_) => Ok(text),
+        Err(_) => Err(format!("{text:?} has a value that can't be sent")),
+    }
 }
 
 fn origin(v: &Raw) -> Result<Origin, Wrong> {
@@ -104,6 +334,48 @@ mod tests {
             ("http://u@a/", "no query"),
         ] {
             assert!(o(bad).unwrap_err().contains(why), "{bad}: {:?}", o(bad));
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_taken_and_its_default_is_the_default() {
+        for (key, default, _) in ROUTE_KEYS {
+            let mut r = Route::default();
+            assert!(r.set(key, &Raw::Other("nothing")).is_some(), "{key}");
+            let toml = format!("x = {default}").parse::<toml::Table>();
+            let Ok(value) = toml.map(|t| t["x"].clone()) else { continue };
+            let raw = match value {
+                toml::Value::String(s) => Raw::Text(s),
+                toml::Value::Integer(n) => Raw::Int(n),
+                toml::Value::Boolean(b) => Raw::Bool(b),
+                _ => Raw::List(vec![]),
+            };
+            r.set(key, &raw).unwrap().unwrap();
+            assert_eq!(r, Route::default(), "{key}");
+        }
+        assert!(Route::default().set("hots", &Raw::Int(1)).is_none());
+    }
+
+    #[test]
+    fn one_target_and_no_more() {
+        let t = |s: &str| Raw::Text(s.into());
+        let mut r = Route::default();
+        assert_eq!(r.target(), None);
+        r.set("origin", &t("file:///srv")).unwrap().unwrap();
+        assert_eq!(r.target().as_deref(), Some("file:///srv"));
+        assert!(!r.has_several_targets());
+        r.set("respond", &Raw::Int(204)).unwrap().unwrap();
+        assert!(r.has_several_targets());
+        for (key, bad) in [
+            ("origin", "file://srv"),
+            ("redirect", "javascript:x"),
+            ("request_headers", "no colon"),
+            ("response_headers", "Content-Length: 3"),
+            ("remove_response_headers", "a b"),
+            ("host_header", "a b"),
+            ("balance", "random"),
+        ] {
+            assert!(Route::default().set(key, &t(bad)).unwrap().is_err(), "{key} {bad}");
         }
     }
 

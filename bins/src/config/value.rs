@@ -82,6 +82,14 @@ pub fn positive(v: &Raw) -> Result<Duration, Wrong> {
     duration(v).and_then(|d| if d.is_zero() { Err("must be more than zero".into()) } else { Ok(d) })
 }
 
+/// `true` or `false`.
+pub fn boolean(v: &Raw) -> Result<bool, Wrong> {
+    match v {
+        Raw::Bool(b) => Ok(*b),
+        other => expected("true or false", other),
+    }
+}
+
 /// An integer within `min..=max`.
 pub fn integer(v: &Raw, min: u64, max: u64) -> Result<u64, Wrong> {
     match v {
@@ -101,6 +109,30 @@ pub fn number(v: &Raw, min: f64, max: f64) -> Result<f64, Wrong> {
         other => return expected("a number", other),
     };
     if (min..=max).contains(&n) { Ok(n) } else { Err(format!("{n} is out of range {min}..{max}")) }
+}
+
+/// Bytes: `"256MiB"`, `"10GB"`, `"0"`, or a number of them.
+pub fn bytes(v: &Raw) -> Result<u64, Wrong> {
+    let text = match v {
+        Raw::Int(n) => n.to_string(),
+        Raw::Text(s) => s.clone(),
+        other => return expected("a size such as \"256MiB\"", other),
+    };
+    let (digits, unit) = text.trim().split_at(text.trim().bytes().take_while(u8::is_ascii_digit).count());
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1u64 << 40,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(format!("{text:?} is not a size such as \"256MiB\"")),
+    };
+    let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    n.ok_or_else(|| format!("{text:?} is not a size such as \"256MiB\""))
 }
 
 /// An absolute path.
@@ -173,6 +205,13 @@ mod tests {
 
     fn t(s: &str) -> Raw {
         Raw::Text(s.into())
+    }
+
+    #[test]
+    fn sizes() {
+        let b = |s: &str| bytes(&t(s)).ok();
+        assert_eq!([b("0"), b("256MiB"), b("10 GB")], [Some(0), Some(256 << 20), Some(10_000_000_000)]);
+        assert_eq!([b("x"), b("-1"), b("1Xi"), b("99999999999TiB"), b("")], [None; 5]);
     }
 
     #[test]

@@ -118,7 +118,12 @@ fn allowed(stream: &Stream) -> io::Result<bool> {
 }
 
 async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
-    let limits = Limits { idle_timeout: Duration::from_secs(10), max_head: 16 << 10, max_headers: 32 };
+    let limits = Limits {
+        idle_timeout: Duration::from_secs(10),
+        max_head: 16 << 10,
+        max_headers: 32,
+        ..Limits::default()
+    };
     let handle = move |request: Request<hyper::body::Incoming>| {
         let keep = keep.clone();
         async move {

@@ -3,7 +3,9 @@
 //! Everything here is synchronous and short; the tasks of the manager call it when something happened. After each event
 //! the one timer is set to the machine's next deadline.
 
+use super::estate::Estates;
 use super::listeners::{self, Listener};
+use super::standby::Standby;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
@@ -17,23 +19,27 @@ use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::future::poll_fn;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use supervisor::clock;
-use supervisor::notify::{Datagram, Field, Notifier};
+use supervisor::fd_pass;
+use supervisor::notify::{Datagram, Field, Notifier, NotifySocket};
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{SpawnError, Spec, spawn};
 
 /// The manager's state.
 pub struct Keep {
-    config: RefCell<Config>,
+    pub(super) config: RefCell<Config>,
     common: Common,
     runtime: Runtime,
     listeners: RefCell<Vec<Listener>>,
     upstream: Notifier,
+    notify: NotifySocket,
     server: RefCell<Server>,
+    pub(super) standby: RefCell<Standby>,
+    pub(super) estates: RefCell<Estates>,
     cop: Cell<i32>,
     started: Time,
     timer: Cell<Option<Time>>,
@@ -45,6 +51,10 @@ pub struct Keep {
 struct Server {
     machine: Child,
     ward: Option<Ward>,
+    /// By which we speak to it; closed, it would end before it serves.
+    channel: Option<OwnedFd>,
+    /// It has taken over what was left to it.
+    settled: bool,
     adopted: bool,
     since: Time,
     ever_ready: bool,
@@ -67,24 +77,32 @@ impl Keep {
         common: Common,
         runtime: Runtime,
         listeners: Vec<Listener>,
+        estates: Estates,
         upstream: Notifier,
+        notify: NotifySocket,
     ) -> Rc<Keep> {
         let now = clock::now();
         let server = Server {
             machine: Child::new(limits(&config)),
             ward: None,
+            channel: None,
+            settled: false,
             adopted: false,
             since: now,
             ever_ready: false,
             said: String::new(),
             last_exit: None,
         };
+        let standby = Standby::new(limits(&config));
         Rc::new(Keep {
+            standby: RefCell::new(standby),
+            estates: RefCell::new(estates),
             config: RefCell::new(config),
             common,
             runtime,
             listeners: RefCell::new(listeners),
             upstream,
+            notify,
             server: RefCell::new(server),
             cop: Cell::new(rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())),
             started: now,
@@ -117,6 +135,7 @@ impl Keep {
                 log::warn!("event=fdstore-failed name={name}: {e}");
             }
         }
+        self.estates.borrow().store(cop);
     }
 
     /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
@@ -137,11 +156,13 @@ impl Keep {
                 {
                     let mut s = self.server.borrow_mut();
                     (s.adopted, s.ever_ready, s.since) = (true, true, clock::now());
+                    s.settled = true;
                 }
                 self.hold(w);
                 self.feed(Event::Adopted { ready: true });
                 self.feed(Event::WantUp);
                 self.announce_ready();
+                self.want_standby();
             }
             Ok(None) => {}
             Err(e) => log::info!("event=adopt-failed of=server: {e}"),
@@ -152,6 +173,7 @@ impl Keep {
     /// Ends the server in order, then the manager.
     pub fn stop(self: &Rc<Self>) {
         self.end.borrow_mut().stopping = true;
+        self.end_standby();
         let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
         self.feed(Event::WantDown);
         self.maybe_end();
@@ -192,7 +214,9 @@ impl Keep {
         *self.listeners.borrow_mut() = listeners;
         self.store_fds(&self.upstream);
         self.server.borrow_mut().machine.set_limits(limits(&new));
+        let limits = limits(&new);
         *self.config.borrow_mut() = new;
+        self.renew_standby(limits);
         self.restart();
         let note = match kept.as_slice() {
             [] => String::new(),
@@ -277,15 +301,53 @@ impl Keep {
         })
     }
 
+    /// The fd to wait on for [`Keep::listen`].
+    ///
+    /// # Errors
+    /// It can't be duplicated.
+    pub fn notify_fd(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.notify.as_fd().try_clone_to_owned()
+    }
+
+    /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
+    pub fn listen(self: &Rc<Self>) -> bool {
+        for _ in 0..64 {
+            match self.notify.recv() {
+                Ok(Some(d)) => self.heard(d),
+                Ok(None) => return false,
+                Err(e) => {
+                    log::warn!("event=notify-failed: {e}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     /// A datagram on the notify socket.
-    pub fn heard(self: &Rc<Self>, d: Datagram) {
+    fn heard(self: &Rc<Self>, d: Datagram) {
+        if self.standby.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid) {
+            return self.heard_standby(&d.message);
+        }
         let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
         if !ours {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
         }
         let generation = self.server.borrow().machine.generation();
+        if let (true, Some(Field::FdName(name))) =
+            (d.message.has(&Field::FdStore), d.message.fields.iter().find(|f| matches!(f, Field::FdName(_))))
+            && suite::estate_of(name).is_some_and(|(server, _)| server == d.pid)
+        {
+            let mut estates = self.estates.borrow_mut();
+            estates.add(name, d.fds, &self.upstream);
+            estates.store(&self.upstream);
+        }
         for field in d.message.fields {
             match field {
+                Field::Settled => {
+                    self.server.borrow_mut().settled = true;
+                    self.estates.borrow_mut().settled(d.pid, &self.upstream);
+                }
                 Field::Ready => {
                     {
                         let mut s = self.server.borrow_mut();
@@ -293,6 +355,7 @@ impl Keep {
                     }
                     self.feed(Event::Ready(generation));
                     self.announce_ready();
+                    self.want_standby();
                 }
                 Field::Status(text) => self.server.borrow_mut().said = text,
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
@@ -371,17 +434,20 @@ impl Keep {
     }
 
     fn launch(self: &Rc<Self>) {
+        if let Some((ward, channel)) = self.take_standby() {
+            let (pid, generation) = (ward.pid, self.server.borrow().machine.generation() + 1);
+            self.promote(pid, &channel);
+            log::info!("event=promote of=server pid={pid} generation={generation}");
+            return self.launched(ward.promoted(generation), Some(channel));
+        }
         match self.spawn_server() {
-            Ok((pid, pidfd)) => {
+            Ok((pid, pidfd, channel)) => {
                 let generation = self.server.borrow().machine.generation() + 1;
-                {
-                    let mut s = self.server.borrow_mut();
-                    (s.adopted, s.since) = (false, clock::now());
-                    s.said.clear();
+                if let Some(channel) = &channel {
+                    self.promote(pid, channel);
                 }
                 log::info!("event=spawn of=server pid={pid} generation={generation}");
-                self.hold(Ward::new(pid, pidfd, generation));
-                self.feed(Event::Spawned);
+                self.launched(Ward::new(pid, pidfd, generation), channel);
             }
             Err(e) => {
                 log::error!("event=spawn-failed of=server: {e:#}");
@@ -395,19 +461,35 @@ impl Keep {
         }
     }
 
-    fn spawn_server(&self) -> anyhow::Result<(i32, PidFd)> {
+    fn launched(self: &Rc<Self>, ward: Ward, channel: Option<OwnedFd>) {
+        {
+            let mut s = self.server.borrow_mut();
+            (s.adopted, s.since, s.channel, s.settled) = (false, clock::now(), channel, false);
+            s.said.clear();
+        }
+        self.hold(ward);
+        self.feed(Event::Spawned);
+    }
+
+    /// Starts a server process, with the channel to it if it is our own program.
+    pub(super) fn spawn_server(&self) -> anyhow::Result<(i32, PidFd, Option<OwnedFd>)> {
         let config = self.config.borrow();
-        let (program, argv) = match config.server.command.split_first() {
+        let (program, argv, channel) = match config.server.command.split_first() {
             Some((program, _)) => {
-                (program.into(), config.server.command.iter().map(OsString::from).collect::<Vec<_>>())
+                let argv = config.server.command.iter().map(OsString::from).collect::<Vec<_>>();
+                (program.into(), argv, None)
             }
             None => {
                 let mut argv = vec![OsString::from("traffic_server"), "run".into()];
                 argv.extend(self.common.to_args());
-                (suite::sibling("traffic_server")?, argv)
+                (suite::sibling("traffic_server")?, argv, Some(fd_pass::pair()?))
             }
         };
         let list = self.listeners.borrow();
+        let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
+        if let Some((_, theirs)) = &channel {
+            fds.push((suite::CONTROL.to_owned(), theirs.as_fd()));
+        }
         let spawned = spawn(&Spec {
             program,
             argv,
@@ -415,14 +497,14 @@ impl Keep {
                 ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
                 ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
             ]),
-            fds: list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect(),
+            fds,
             stdio: [None; 3],
             cwd: None,
             umask: 0o027,
             nofile: None,
             oom_score_adj: None,
         })?;
-        Ok((spawned.pid, spawned.pidfd))
+        Ok((spawned.pid, spawned.pidfd, channel.map(|(ours, _)| ours)))
     }
 
     /// Takes hold of a server process and waits for its end.
@@ -442,6 +524,8 @@ impl Keep {
     }
 
     fn exited(self: &Rc<Self>, generation: u64) {
+        // what it said last is in the socket already, whichever of the two woke us
+        self.listen();
         let (ward, ever_ready) = {
             let mut s = self.server.borrow_mut();
             match s.ward.take_if(|w| w.generation == generation) {
@@ -450,6 +534,11 @@ impl Keep {
             }
         };
         let status = ward.reap();
+        // one that ended in order has closed what it had; one that died before it had taken over had nothing of its own
+        let (settled, ordered) = (self.server.borrow().settled, status.and_then(|s| s.code()) == Some(0));
+        if ordered || !settled {
+            self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
+        }
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
         log::warn!("event=exit of=server pid={}: {how}", ward.pid);
         let permanent = status.and_then(|s| s.code()).filter(|c| Exit::is_permanent(*c));
@@ -475,10 +564,18 @@ impl Keep {
         end.waker.take().into_iter().for_each(Waker::wake);
     }
 
-    fn maybe_end(&self) {
+    /// Is everything to end?
+    pub(super) fn is_stopping(&self) -> bool {
+        self.end.borrow().stopping
+    }
+
+    /// Ends the manager when it is to end and nobody is left.
+    pub(super) fn maybe_end(&self) {
         let mut end = self.end.borrow_mut();
         let down = !self.server.borrow().machine.state().is_alive();
-        if end.stopping && down && self.server.borrow().ward.is_none() {
+        let alone = self.server.borrow().ward.is_none() && self.standby.borrow().ward.is_none();
+        if end.stopping && down && alone {
+            self.estates.borrow_mut().end_all(&self.upstream);
             end.exit = Some(Exit::Done);
             end.waker.take().into_iter().for_each(Waker::wake);
         }

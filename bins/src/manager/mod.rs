@@ -7,9 +7,12 @@
 //! [`control`] (what may be asked over the control socket).
 
 pub mod control;
+pub mod estate;
 pub mod keep;
 pub mod listeners;
+pub mod standby;
 
+use self::estate::Estates;
 use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
@@ -81,7 +84,7 @@ fn serve(common: &Common) -> anyhow::Result<Exit> {
 fn live(
     common: &Common,
     signals: Signals,
-    inherited: Vec<Inherited>,
+    mut inherited: Vec<Inherited>,
     upstream: &Notifier,
 ) -> anyhow::Result<Exit> {
     let common = common.absolute()?;
@@ -92,15 +95,16 @@ fn live(
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;
     reaper::become_subreaper()?;
+    let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
     let control = control::bind(&runtime)?;
     let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;
     log::info!("event=start listen={:?}", listeners::names(&listeners));
-    let keep = Keep::new(config, common, runtime.clone(), listeners, Notifier::from_env()?);
+    let keep = Keep::new(config, common, runtime.clone(), listeners, estates, Notifier::from_env()?, notify);
     keep.store_fds(upstream);
-    let exit = engine::Local::new()?.run(main_loop(keep, signals, notify, control, admin))?;
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin))?;
     lock.close()?;
     Ok(exit)
 }
@@ -109,12 +113,11 @@ fn live(
 async fn main_loop(
     keep: Rc<Keep>,
     signals: Signals,
-    notify: NotifySocket,
     control: std::os::unix::net::UnixListener,
     admin: Option<std::net::TcpListener>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
-    drop(engine::spawn(hear_server(keep.clone(), notify)));
+    drop(engine::spawn(hear_server(keep.clone())));
     drop(engine::spawn(control::serve(keep.clone(), control)));
     if let Some(admin) = admin {
         drop(engine::spawn(control::serve_admin(keep.clone(), admin)));
@@ -158,29 +161,17 @@ fn on_signal(keep: &Rc<Keep>, signal: i32) {
     }
 }
 
-async fn hear_server(keep: Rc<Keep>, socket: NotifySocket) {
-    let socket = match Async::new(socket) {
+async fn hear_server(keep: Rc<Keep>) {
+    let socket = match keep.notify_fd().and_then(Async::new) {
         Ok(socket) => socket,
         Err(e) => return log::error!("event=notify-failed: {e}"),
     };
     while socket.readable().await.is_ok() {
         // edge-triggered: noted as empty before it is emptied
         socket.clear_read();
-        let mut heard = 0;
-        loop {
-            match socket.get_ref().recv() {
-                Ok(Some(d)) => keep.heard(d),
-                Ok(None) => break,
-                Err(e) => {
-                    log::warn!("event=notify-failed: {e}");
-                    break;
-                }
-            }
-            heard += 1;
+        while keep.listen() {
             // a sender that never stops gets its next turn after everybody else
-            if heard % 64 == 0 {
-                engine::yield_now().await;
-            }
+            engine::yield_now().await;
         }
     }
 }

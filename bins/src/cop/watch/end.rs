@@ -1,0 +1,93 @@
+//! The way to the end: the manager first, then a server that it left behind.
+
+use super::*;
+
+impl Cop {
+    pub(super) fn begin_stop(&mut self, because: Option<Fatal>, now: Time) {
+        if self.is_stopping() {
+            return;
+        }
+        if let Some(f) = &because {
+            log::error!("event=start-failed exit={}: {f}", f.exit.code());
+        }
+        let _ = self.upstream.send("STOPPING=1");
+        self.phase = Phase::Stopping { because, server: None };
+        self.manager_beat.stop();
+        self.server_beat.stop();
+        self.feed(Event::WantDown, now);
+        self.step_stop(now);
+    }
+
+    /// When the manager is gone: see to a server that it left behind.
+    pub(super) fn step_stop(&mut self, now: Time) {
+        let lock = self.runtime.lock("server");
+        let manager_gone = self.ward.is_none() && !self.manager.state().is_alive();
+        let rungs = stop_rungs(&self.config);
+        let core = self.config.cop.core_signal;
+        let Phase::Stopping { server, .. } = &mut self.phase else { return };
+        if let Some((w, ladder)) = server {
+            if w.has_ended() {
+                w.reap();
+                *server = None;
+            } else if let Some(rung) = ladder.tick(now) {
+                w.send(rung, core);
+            }
+        } else if manager_gone && let Ok(Some(w)) = Ward::of_lock(&lock, 0) {
+            log::warn!("event=stop-orphan of=server pid={}", w.pid);
+            let (ladder, first) = Ladder::begin(rungs, now);
+            w.send(first, core);
+            *server = Some((w, ladder));
+        }
+    }
+
+    pub(super) fn finished(&mut self) -> Option<Exit> {
+        let Phase::Stopping { because, server } = &mut self.phase else { return None };
+        let stuck = server.as_ref().is_some_and(|(_, l)| l.rung() == Rung::Stuck);
+        let gone = self.ward.is_none() && !self.manager.state().is_alive() && server.is_none();
+        if !gone && !stuck {
+            return None;
+        }
+        self.runtime.clean();
+        let fatal = because.take();
+        log::info!("event=stopped");
+        if let (Some(tell), Some(f)) = (self.on_start.take(), &fatal) {
+            tell(Err(f));
+        }
+        match fatal {
+            Some(f) => Some(f.exit),
+            None if stuck => Some(Exit::Os),
+            None => Some(Exit::Done),
+        }
+    }
+}
+
+/// The ladder for a server: its drain time, then the hard rungs.
+fn stop_rungs(config: &Config) -> Rungs {
+    Rungs {
+        polite: config.server.drain_timeout + Duration::from_secs(1),
+        core: config.cop.core_signal.map(|_| Duration::from_secs(5)),
+        kill: config.cop.kill_timeout,
+    }
+}
+
+/// The manager must have the time to walk its server down the ladder before it is killed itself.
+pub(super) fn manager_limits(config: &Config) -> policy::child::Limits {
+    let server = stop_rungs(config);
+    let r = &config.manager.respawn;
+    policy::child::Limits {
+        start_grace: config.cop.start_grace,
+        stop: Rungs {
+            polite: server.polite + server.core.unwrap_or_default() + server.kill + Duration::from_secs(2),
+            ..server
+        },
+        respawn: policy::backoff::Limits {
+            initial: r.initial,
+            factor: r.factor,
+            max: r.max,
+            jitter: r.jitter,
+            stable_after: r.stable_after,
+            // cop never gives up on the manager
+            give_up_after: 0,
+        },
+    }
+}

@@ -1,0 +1,87 @@
+//! The check of both programs: what is seen, and what follows from what `policy` says of it.
+
+use super::*;
+
+impl Cop {
+    /// The check of both programs: look, let `policy` decide, act.
+    pub(super) fn check(&mut self, now: Time) {
+        let observation = Observation {
+            manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
+            manager_starting: !matches!(self.manager.state(), State::Ready { .. }),
+            manager_pulse: pulse(self.manager_beat.has_failed()),
+            server_wanted: self.server_wanted && self.server.is_some(),
+            server: lock_state(&self.runtime.lock("server"), self.server.as_ref()),
+            server_pulse: pulse(self.server_beat.has_failed()),
+        };
+        let how = match self.config.cop.on_manager_death {
+            OnManagerDeath::Adopt => policy::check::OnManagerDeath::Adopt,
+            OnManagerDeath::Kill => policy::check::OnManagerDeath::Kill,
+        };
+        let verdict = self.check.programs(&observation, how);
+        if verdict != Verdict::Nothing {
+            log::warn!("event=verdict verdict={verdict:?} observed={observation:?}");
+        }
+        match verdict {
+            Verdict::Nothing => {}
+            // it lives and doesn't hold its lock: it is no manager any more
+            Verdict::SpawnManager | Verdict::KillServerThenSpawnManager | Verdict::KillManager => {
+                self.manager_beat.stop();
+                self.feed(Event::Unhealthy(self.manager.generation()), now);
+            }
+            Verdict::KillManagerGroup => {
+                self.manager_beat.stop();
+                if let Some(w) = &self.ward {
+                    // children are made as leaders of their own groups; this reaches what the manager left in its own
+                    let group = nix::unistd::Pid::from_raw(w.pid);
+                    if nix::unistd::getpgid(Some(group)) == Ok(group) && !w.has_ended() {
+                        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+                    }
+                }
+                self.feed(Event::Unhealthy(self.manager.generation()), now);
+            }
+            Verdict::KillManagerStrays => log::error!(
+                "event=lock-held-by-dead path={} : some process shares the dead manager's fds",
+                self.runtime.lock("manager").display()
+            ),
+            Verdict::KillServer => {
+                let failed = self.server_beat.take_failed();
+                if let Some(w) = self.server.as_ref().filter(|_| failed) {
+                    log::warn!("event=kill of=server pid={} : its heartbeat failed", w.pid);
+                    w.send(
+                        if self.config.cop.core_signal.is_some() { Rung::Core } else { Rung::Kill },
+                        self.config.cop.core_signal,
+                    );
+                    self.server_beat.start(now);
+                }
+            }
+        }
+    }
+}
+
+fn pulse(failed: bool) -> Pulse {
+    if failed { Pulse::Failed } else { Pulse::Fine }
+}
+
+/// What a lock says, with the process we believe to hold it.
+fn lock_state(path: &Path, ward: Option<&Ward>) -> Lock {
+    match lockfile::Lockfile::holder(path) {
+        Ok(None) => Lock::Free,
+        Ok(Some(h)) => match ward {
+            Some(w) if w.pid == h.pid => {
+                if w.has_ended() {
+                    Lock::HeldByDead
+                } else {
+                    Lock::Held
+                }
+            }
+            _ => match supervisor::pidfd::PidFd::open(h.pid) {
+                Ok(p) if p.is_alive() => Lock::Held,
+                _ => Lock::HeldByDead,
+            },
+        },
+        Err(e) => {
+            log::warn!("event=lock-unknown path={}: {e}", path.display());
+            Lock::Unknown
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What dead servers have left, until the next one has taken it over: the way to the keeper that holds the connections,
+//! and the connection table.
+
+use crate::suite;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+use supervisor::listen_fds::Inherited;
+use supervisor::notify::Notifier;
+use supervisor::pidfd::PidFd;
+
+/// More than these mean that servers die faster than the next one can take over; the oldest is given up.
+const MAX: usize = 8;
+
+/// One server's.
+#[derive(Debug)]
+struct Estate {
+    name: String,
+    server: i32,
+    keeper: PidFd,
+    fds: Vec<OwnedFd>,
+}
+
+/// All of them, that of the living server included.
+#[derive(Debug, Default)]
+pub struct Estates(Vec<Estate>);
+
+impl Estates {
+    /// What a cop has kept for us: taken out of what was inherited.
+    pub fn take(inherited: &mut Vec<Inherited>, cop: &Notifier) -> Estates {
+        let mut list = Estates::default();
+        let (ours, others): (Vec<_>, Vec<_>) =
+            std::mem::take(inherited).into_iter().partition(|i| suite::estate_of(&i.name).is_some());
+        *inherited = others;
+        for i in ours {
+            list.add(&i.name, vec![i.fd], cop);
+        }
+        list
+    }
+
+    /// Keeps what a server has sent: the way to its keeper, then its table. Cop keeps them too.
+    pub fn add(&mut self, name: &str, fds: Vec<OwnedFd>, cop: &Notifier) {
+        if let Some(known) = self.0.iter_mut().find(|e| e.name == name) {
+            return known.fds.extend(fds);
+        }
+        let Some((server, pid)) = suite::estate_of(name) else { return };
+        let keeper = match PidFd::open(pid) {
+            Ok(keeper) => keeper,
+            Err(e) => {
+                log::info!("event=estate-lost server={server} keeper={pid}: {e}");
+                return forget(name, cop);
+            }
+        };
+        self.0.push(Estate { name: name.to_owned(), server, keeper, fds });
+        if self.0.len() > MAX {
+            let oldest = self.0.remove(0);
+            log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
+            oldest.end(cop);
+        }
+    }
+
+    /// Has cop keep them.
+    pub fn store(&self, cop: &Notifier) {
+        for e in &self.0 {
+            let fds: Vec<_> = e.fds.iter().map(AsFd::as_fd).collect();
+            if let Err(why) = cop.send_fds(&format!("FDSTORE=1\nFDNAME={}", e.name), &fds) {
+                log::warn!("event=fdstore-failed name={}: {why}", e.name);
+            }
+        }
+    }
+
+    /// What the server `heir` is to take over: two fds each.
+    pub fn for_heir(&self, heir: i32) -> Vec<BorrowedFd<'_>> {
+        let whole = self.0.iter().filter(|e| e.server != heir && e.fds.len() == 2 && e.keeper.is_alive());
+        whole.flat_map(|e| e.fds.iter().map(AsFd::as_fd)).collect()
+    }
+
+    /// The server `heir` has taken over everything that isn't its own.
+    pub fn settled(&mut self, heir: i32, cop: &Notifier) {
+        self.end_where(cop, |e| e.server != heir);
+    }
+
+    /// The server `gone` has left nothing, or nothing that was used.
+    pub fn drop_of(&mut self, gone: i32, cop: &Notifier) {
+        self.end_where(cop, |e| e.server == gone);
+    }
+
+    /// Nobody comes after.
+    pub fn end_all(&mut self, cop: &Notifier) {
+        self.end_where(cop, |_| true);
+    }
+
+    fn end_where(&mut self, cop: &Notifier, which: impl Fn(&Estate) -> bool) {
+        let (gone, left) = std::mem::take(&mut self.0).into_iter().partition(which);
+        self.0 = left;
+        let gone: Vec<Estate> = gone;
+        gone.into_iter().for_each(|e| e.end(cop));
+    }
+}
+
+impl Estate {
+    /// Ends the keeper: what nobody has taken over is closed.
+    fn end(self, cop: &Notifier) {
+        let _ = self.keeper.signal(nix::libc::SIGKILL);
+        forget(&self.name, cop);
+        // it holds nothing that is waited for; its end is a matter of microseconds, and it must not outlive us
+        let _ = self.keeper.poll_exit(Duration::from_millis(500));
+        let _ = self.keeper.wait();
+    }
+}
+
+fn forget(name: &str, cop: &Notifier) {
+    let _ = cop.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+}

@@ -1,0 +1,180 @@
+//! The standby: a server that has started and waits for the word. Taking over is then a message.
+//!
+//! It has a machine of its own, so that one that dies is replaced with the same back-off as a server. It is stale when the
+//! configuration has changed: then it is replaced, and not used.
+
+use super::keep::Keep;
+use crate::suite;
+use crate::ward::Ward;
+use engine::io::Async;
+use policy::child::{Action, Child, Event, Limits, State};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use supervisor::clock;
+use supervisor::fd_pass;
+use supervisor::notify::{Field, Message};
+
+/// The standby that is, if one is.
+pub struct Standby {
+    pub(super) machine: Child,
+    pub(super) ward: Option<Ward>,
+    channel: Option<OwnedFd>,
+    stale: bool,
+    timer: Option<policy::Time>,
+}
+
+impl Standby {
+    /// None yet.
+    pub fn new(limits: Limits) -> Standby {
+        Standby { machine: Child::new(limits), ward: None, channel: None, stale: false, timer: None }
+    }
+}
+
+impl Keep {
+    /// One is wanted from now on, if it is to be at all.
+    pub(super) fn want_standby(self: &Rc<Self>) {
+        let config = self.config.borrow();
+        let wanted = config.server.standby && config.server.command.is_empty();
+        drop(config);
+        if wanted && !self.is_stopping() {
+            self.feed_standby(Event::WantUp);
+        }
+    }
+
+    /// None is wanted any more.
+    pub(super) fn end_standby(self: &Rc<Self>) {
+        // it ends when its channel does
+        self.standby.borrow_mut().channel = None;
+        self.feed_standby(Event::WantDown);
+    }
+
+    /// The configuration has changed.
+    pub(super) fn renew_standby(self: &Rc<Self>, limits: Limits) {
+        {
+            let mut s = self.standby.borrow_mut();
+            s.machine.set_limits(limits);
+            s.stale = true;
+        }
+        match self.config.borrow().server.standby {
+            true => self.feed_standby(Event::Restart),
+            false => self.end_standby(),
+        }
+    }
+
+    /// A standby that waits for the word, with its channel: from here on it is the server's.
+    pub(super) fn take_standby(self: &Rc<Self>) -> Option<(Ward, OwnedFd)> {
+        let mut s = self.standby.borrow_mut();
+        let ready = matches!(s.machine.state(), State::Ready { .. }) && !s.stale;
+        if !ready || s.ward.as_ref().is_none_or(Ward::has_ended) {
+            return None;
+        }
+        let taken = (s.ward.take()?, s.channel.take()?);
+        let limits = s.machine.limits();
+        s.machine = Child::new(limits);
+        s.timer = None;
+        Some(taken)
+    }
+
+    /// What the standby says.
+    pub(super) fn heard_standby(self: &Rc<Self>, message: &Message) {
+        let generation = self.standby.borrow().machine.generation();
+        if message.has(&Field::Standby) {
+            self.feed_standby(Event::Ready(generation));
+        }
+    }
+
+    pub(super) fn feed_standby(self: &Rc<Self>, event: Event) {
+        let (before, action, after) = {
+            let mut s = self.standby.borrow_mut();
+            let before = s.machine.state().name();
+            let action = s.machine.handle(event, clock::now(), clock::jitter());
+            (before, action, s.machine.state().name())
+        };
+        if before != after {
+            log::debug!("event=state of=standby from={before} to={after}");
+        }
+        match action {
+            Action::Nothing => {}
+            Action::Spawn => self.launch_standby(),
+            Action::Send(rung) => {
+                let core = self.config.borrow().cop.core_signal;
+                if let Some(w) = &self.standby.borrow().ward {
+                    w.send(rung, core);
+                }
+            }
+            Action::AnnounceGaveUp => log::error!("event=gave-up of=standby"),
+        }
+        self.arm_standby();
+    }
+
+    fn launch_standby(self: &Rc<Self>) {
+        match self.spawn_server() {
+            Ok((pid, pidfd, channel)) => {
+                let generation = self.standby.borrow().machine.generation() + 1;
+                log::info!("event=spawn of=standby pid={pid}");
+                let ward = Ward::new(pid, pidfd, generation);
+                self.hold_standby(&ward);
+                {
+                    let mut s = self.standby.borrow_mut();
+                    (s.ward, s.channel, s.stale) = (Some(ward), channel, false);
+                }
+                self.feed_standby(Event::Spawned);
+            }
+            Err(e) => {
+                log::error!("event=spawn-failed of=standby: {e:#}");
+                self.feed_standby(Event::SpawnFailed { permanent: true });
+            }
+        }
+    }
+
+    fn hold_standby(self: &Rc<Self>, ward: &Ward) {
+        let (keep, pid) = (self.clone(), ward.pid);
+        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
+            Ok(end) => drop(engine::spawn(async move {
+                let _ = end.readable().await;
+                keep.standby_exited(pid);
+            })),
+            Err(e) => log::error!("event=watch-failed of=standby: {e}"),
+        }
+    }
+
+    fn standby_exited(self: &Rc<Self>, pid: i32) {
+        self.listen();
+        let Some(ward) = self.standby.borrow_mut().ward.take_if(|w| w.pid == pid) else { return };
+        let status = ward.reap();
+        let how = status.map_or("gone".to_owned(), |s| s.to_string());
+        log::info!("event=exit of=standby pid={pid}: {how}");
+        self.standby.borrow_mut().channel = None;
+        let permanent = status.and_then(|s| s.code()).is_some_and(crate::exit::Exit::is_permanent);
+        self.feed_standby(Event::Exited(ward.generation, permanent));
+        self.maybe_end();
+    }
+
+    /// As the server's timer: one for the machine's deadline.
+    fn arm_standby(self: &Rc<Self>) {
+        let mut s = self.standby.borrow_mut();
+        let deadline = s.machine.deadline();
+        if deadline == std::mem::replace(&mut s.timer, deadline) {
+            return;
+        }
+        let Some(at) = deadline else { return };
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            engine::time::sleep(at.saturating_sub(clock::now())).await;
+            let due = keep.standby.borrow().timer == Some(at);
+            if due {
+                keep.standby.borrow_mut().timer = None;
+                keep.feed_standby(Event::Tick);
+            }
+        }));
+    }
+
+    /// Says the word: serve, and take over what the dead have left.
+    pub(super) fn promote(&self, pid: i32, channel: &OwnedFd) {
+        let estates = self.estates.borrow();
+        if let Err(e) = fd_pass::send(channel, suite::PROMOTE, &estates.for_heir(pid)) {
+            // it is dying: its end is seen by its pidfd
+            log::warn!("event=promote-failed pid={pid}: {e}");
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! The writer of one connection's record.
+//!
+//! | when | what is stored |
+//! |---|---|
+//! | before a read while nothing is kept | an empty buffer |
+//! | after a read | the number of bytes in the buffer |
+//! | a request's head is parsed | in progress, and whether it is safe to repeat |
+//! | before its first byte goes to an origin | forwarded |
+//! | before the first byte of the answer | responding: where the answer begins in the stream, and its lengths |
+//! | after its last byte | idle, at the next request |
+
+use super::resume::{Rest, Resume, What};
+use super::table::{
+    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, RESPONDING, SAFE, Table,
+    UNTRACKED,
+};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+/// The buffers of a table that nobody uses.
+#[derive(Debug)]
+pub struct Buffers {
+    free: Mutex<Vec<u32>>,
+}
+
+impl Buffers {
+    /// All of them are free. The last one given back is the first one taken, so that memory is touched only as needed.
+    pub fn new(n: usize) -> Buffers {
+        Buffers { free: Mutex::new((0..n as u32).rev().collect()) }
+    }
+
+    fn take(&self) -> Option<usize> {
+        self.free.lock().expect("never poisoned").pop().map(|b| b as usize)
+    }
+
+    fn give_back(&self, buffer: usize) {
+        self.free.lock().expect("never poisoned").push(buffer as u32);
+    }
+}
+
+/// Says that a request is about to leave for an origin. Travels in the request's extensions; may be used from any thread.
+#[derive(Debug, Clone)]
+pub struct ForwardMark {
+    table: Arc<Table>,
+    fd: RawFd,
+}
+
+impl ForwardMark {
+    /// To be called before the first byte goes: doubt must fall on the side of not repeating.
+    pub fn set(&self) {
+        if let Some(slot) = self.table.slot(self.fd) {
+            slot[0].fetch_or(FORWARDED, Release);
+        }
+    }
+}
+
+/// An answer that is about to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Bytes of the body on the wire; `None` if not known.
+    pub body_len: Option<u64>,
+    /// Of the representation; 0 for none.
+    pub validator: u64,
+}
+
+/// The journal of one connection. All methods are for its own thread.
+#[derive(Debug)]
+pub struct Journal {
+    table: Arc<Table>,
+    buffers: Arc<Buffers>,
+    fd: RawFd,
+    buffer: Cell<Option<usize>>,
+    /// Bytes in the buffer, and where the current request begins among them.
+    kept: Cell<usize>,
+    start: Cell<usize>,
+    /// Bytes read from and written to the socket in all.
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    stage: Cell<u64>,
+    attempts: Cell<u64>,
+    overflow: Cell<bool>,
+    /// Of the current request in the buffer, `None` if not known.
+    request_len: Cell<Option<u64>>,
+    /// Absolute position of the current request in the stream.
+    request_at: Cell<u64>,
+    answer: Cell<Option<Answer>>,
+    answer_end: Cell<Option<u64>>,
+    body_ended: Cell<bool>,
+    /// The answer that is made again is the rest of this one.
+    rest: Cell<Option<Rest>>,
+    /// Who waits for the end of an answer.
+    waiting: RefCell<Option<Waker>>,
+}
+
+/// What a write turns out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// To be written.
+    All,
+    /// The beginning of an answer whose first `swallow` bytes the client has already.
+    Without {
+        /// Bytes to leave out, from the first byte of this write on.
+        swallow: u64,
+    },
+    /// Another answer than the one that was begun: the connection can't go on.
+    Different,
+}
+
+impl Journal {
+    /// For a connection with this fd, of which so much was read and written before.
+    pub fn new(
+        table: &Arc<Table>,
+        buffers: &Arc<Buffers>,
+        fd: RawFd,
+        bytes_in: u64,
+        bytes_out: u64,
+    ) -> Journal {
+        let j = Journal {
+            table: table.clone(),
+            buffers: buffers.clone(),
+            fd,
+            buffer: Cell::new(None),
+            kept: Cell::new(0),
+            start: Cell::new(0),
+            bytes_in: Cell::new(bytes_in),
+            bytes_out: Cell::new(bytes_out),
+            stage: Cell::new(IDLE),
+            attempts: Cell::new(0),
+            overflow: Cell::new(false),
+            request_len: Cell::new(None),
+            request_at: Cell::new(bytes_in),
+            answer: Cell::new(None),
+            answer_end: Cell::new(None),
+            body_ended: Cell::new(false),
+            rest: Cell::new(None),
+            waiting: RefCell::new(None),
+        };
+        j.publish(0);
+        j
+    }
+
+    /// One that goes on from a dead server's.
+    pub fn resumed(table: &Arc<Table>, buffers: &Arc<Buffers>, fd: RawFd, r: &Resume) -> Journal {
+        let before = r.bytes_in.saturating_sub(r.bytes.len() as u64);
+        let j = Journal::new(table, buffers, fd, before, r.bytes_out);
+        match r.what {
+            What::GoOn => {}
+            What::Replay { attempts } => j.attempts.set(u64::from(attempts)),
+            What::Continue { attempts, rest } => {
+                j.attempts.set(u64::from(attempts));
+                j.rest.set(Some(rest));
+            }
+            What::BadGateway { .. } => j.lose(),
+        }
+        if !r.bytes.is_empty() && j.stage.get() != UNTRACKED {
+            let Some(b) = j.buffers.take().filter(|_| r.bytes.len() <= BUFFER_DATA) else {
+                j.lose();
+                return j;
+            };
+            j.prepare(b, before, &r.bytes);
+        }
+        j.bytes_in.set(r.bytes_in);
+        j.request_at.set(before);
+        // a half-written answer stays one in the record until it is whole
+        if let Some(rest) = r.rest() {
+            j.note_answer(rest.out_base, rest.head_len, Some(rest.body_len), rest.validator, 0);
+            j.store(RESPONDING, SAFE);
+        } else {
+            j.publish(0);
+        }
+        j
+    }
+
+    fn note_answer(&self, base: u64, head_len: u32, body_len: Option<u64>, validator: u64, request_len: u64) {
+        let Some(slot) = self.table.slot(self.fd) else { return };
+        slot[1].store(base, Relaxed);
+        slot[2]
+            .store(u64::from(head_len) << 32 | u64::from(u32::try_from(request_len).unwrap_or(0)), Relaxed);
+        slot[3].store(body_len.unwrap_or(u64::MAX), Relaxed);
+        slot[4].store(validator, Relaxed);
+    }
+
+    fn store(&self, stage: u64, flags: u64) {
+        if self.stage.replace(stage) == RESPONDING && stage != RESPONDING {
+            self.waiting.borrow_mut().take().into_iter().for_each(Waker::wake);
+        }
+        let head =
+            Head { stage, attempts: self.attempts.get(), buffer: self.buffer.get(), start: self.start.get() };
+        if let Some(slot) = self.table.slot(self.fd) {
+            slot[0].store(head.pack(flags), Release);
+        }
+    }
+
+    fn publish(&self, flags: u64) {
+        self.store(self.stage.get(), flags);
+    }
+
+    fn flags(&self) -> u64 {
+        self.table.slot(self.fd).map_or(0, |s| s[0].load(Relaxed)) & (SAFE | FORWARDED | OVERFLOW)
+    }
+
+    /// Before a read: room in the buffer, 0 if what is read now can't be kept.
+    fn begin_read(&self) -> usize {
+        if self.stage.get() == UNTRACKED {
+            return 0;
+        }
+        if let Some(b) = self.buffer.get() {
+            if self.kept.get() < BUFFER_DATA {
+                return BUFFER_DATA - self.kept.get();
+            }
+            if self.start.get() > 0 && self.move_on(b) {
+                return BUFFER_DATA - self.kept.get();
+            }
+            return 0;
+        }
+        let Some(b) = self.buffers.take() else { return 0 };
+        self.prepare(b, self.bytes_in.get(), &[]);
+        self.publish(self.flags());
+        BUFFER_DATA
+    }
+
+    /// Fills a fresh buffer and makes it the current one (the caller publishes).
+    fn prepare(&self, buffer: usize, before: u64, bytes: &[u8]) {
+        self.table.put(buffer, 0, bytes);
+        if let Some(w) = self.table.buffer_words(buffer) {
+            w[0].store(before, Relaxed);
+            w[1].store(bytes.len() as u64, Release);
+        }
+        self.buffer.set(Some(buffer));
+        self.kept.set(bytes.len());
+        self.start.set(0);
+    }
+
+    /// Moves what isn't answered to the beginning of another buffer.
+    fn move_on(&self, old: usize) -> bool {
+        let Some(new) = self.buffers.take() else { return false };
+        let rest = self.table.get(old, self.start.get(), self.kept.get());
+        self.prepare(new, self.bytes_in.get() - rest.len() as u64, &rest);
+        self.publish(self.flags());
+        self.buffers.give_back(old);
+        true
+    }
+
+    /// Reads through the buffer: `read` is given its free end, so that what a read has taken from the socket is in shared
+    /// memory before anything is known of it; then it is copied to `to`. `None`: nothing can be kept.
+    pub fn read(
+        &self,
+        to: &mut [MaybeUninit<u8>],
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let room = self.begin_read();
+        let Some(b) = self.buffer.get().filter(|_| room > 0) else {
+            self.overflow();
+            let polled = read(to);
+            match polled {
+                Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
+                _ => self.nothing_read(),
+            }
+            return polled;
+        };
+        let at = self.kept.get();
+        match self.table.fill(b, at, to.len(), read) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.kept.set(at + n);
+                self.bytes_in.set(self.bytes_in.get() + n as u64);
+                if let Some(w) = self.table.buffer_words(b) {
+                    w[1].store(self.kept.get() as u64, Release);
+                }
+                Poll::Ready(Ok(self.table.copy(b, at, &mut to[..n])))
+            }
+            other => {
+                self.nothing_read();
+                other
+            }
+        }
+    }
+
+    /// A read found nothing: an empty buffer isn't held while waiting.
+    fn nothing_read(&self) {
+        if self.stage.get() == IDLE && self.kept.get() == 0 {
+            let bytes_in = self.bytes_in.get();
+            if self.buffer.get().is_some() || (self.overflow.get() && self.request_at.get() == bytes_in) {
+                self.overflow.set(false);
+                self.drop_buffer();
+            }
+        }
+    }
+
+    /// Resolves when no answer is being written: the next request's record would hide the rest of it.
+    pub async fn answered(&self) {
+        poll_fn(|cx| match self.stage.get() {
+            RESPONDING if self.rest.get().is_none() => {
+                self.waiting.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+        .await
+    }
+
+    /// Before a read that can't be kept.
+    fn overflow(&self) {
+        if self.stage.get() != UNTRACKED && !self.overflow.replace(true) {
+            self.publish(self.flags() | OVERFLOW);
+        }
+    }
+
+    /// The head of a request was parsed. `body`: its length, `None` for chunked.
+    pub fn request(&self, safe: bool, body: Option<u64>) -> ForwardMark {
+        let head = self.buffer.get().map(|b| self.table.get(b, self.start.get(), self.kept.get()));
+        let head = head.as_deref().and_then(head_len).map(|n| n as u64);
+        self.request_len.set(head.and_then(|h| Some(h + body?)));
+        self.request_at.set(self.bytes_in.get() - (self.kept.get() - self.start.get()) as u64);
+        self.body_ended.set(false);
+        self.answer_end.set(None);
+        self.answer.set(None);
+        if let Some(slot) = self.table.slot(self.fd) {
+            let len = self.request_len.get().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+            let head = slot[2].load(Relaxed) & !0xffff_ffff;
+            slot[2].store(head | u64::from(len), Relaxed);
+        }
+        if self.stage.get() != UNTRACKED && self.rest.get().is_none() {
+            let overflow = if self.overflow.get() { OVERFLOW } else { 0 };
+            self.store(IN_PROGRESS, overflow | if safe { SAFE } else { 0 });
+        }
+        ForwardMark { table: self.table.clone(), fd: self.fd }
+    }
+
+    /// There is an answer: its head is written next.
+    pub fn answer(&self, answer: Answer) {
+        self.answer.set(Some(answer));
+    }
+
+    /// The body of the answer has given its last byte to hyper.
+    pub fn body_ended(&self) {
+        self.body_ended.set(true);
+    }
+
+    /// Before a write that begins with `first`.
+    pub fn begin_write(&self, first: &[u8]) -> Write {
+        let Some(answer) = self.answer.get() else { return Write::All };
+        // hyper's own 100 (Continue) is none
+        if first.starts_with(b"HTTP/1.1 100") {
+            return Write::All;
+        }
+        self.answer.set(None);
+        let head = head_len(first).and_then(|n| u32::try_from(n).ok());
+        if let Some(rest) = self.rest.take() {
+            let same = answer.body_len == Some(rest.body_len) && answer.validator == rest.validator;
+            return match head.filter(|_| same && first.starts_with(b"HTTP/1.1 200")) {
+                Some(head) => {
+                    let end = rest.out_base + u64::from(rest.head_len) + rest.body_len;
+                    self.answer_end.set(Some(end));
+                    Write::Without { swallow: u64::from(head) + rest.body_sent }
+                }
+                None => Write::Different,
+            };
+        }
+        if self.stage.get() == UNTRACKED {
+            return Write::All;
+        }
+        let Some(head) = head else {
+            self.lose();
+            return Write::All;
+        };
+        let base = self.bytes_out.get();
+        self.answer_end.set(answer.body_len.map(|b| base + u64::from(head) + b));
+        let request = self.request_len.get().unwrap_or(0);
+        self.note_answer(base, head, answer.body_len, answer.validator, request);
+        self.store(RESPONDING, self.flags());
+        Write::All
+    }
+
+    /// So many bytes were taken by the socket.
+    pub fn wrote(&self, n: usize) {
+        self.bytes_out.set(self.bytes_out.get() + n as u64);
+        if self.attempts.get() > 0 && n > 0 && self.stage.get() == RESPONDING {
+            // it got further than in the crash it went through: it is not what crashes servers
+            self.attempts.set(0);
+            self.publish(self.flags());
+        }
+        if self.answer_end.get() == Some(self.bytes_out.get()) {
+            self.complete();
+        }
+    }
+
+    /// All that hyper had to write is written.
+    pub fn flushed(&self) {
+        if self.stage.get() == RESPONDING && self.answer_end.get().is_none() && self.body_ended.get() {
+            self.complete();
+        }
+    }
+
+    /// The answer is out.
+    fn complete(&self) {
+        self.answer_end.set(None);
+        if self.stage.get() != RESPONDING {
+            return;
+        }
+        if self.rest.get().is_some() {
+            return self.lose();
+        }
+        self.attempts.set(0);
+        let end = match self.request_len.get() {
+            Some(n) => Some(n),
+            // chunked: it ends where its last chunk does, if all of it is here
+            None => self.buffer.get().and_then(|b| {
+                chunked_request_len(&self.table.get(b, self.start.get(), self.kept.get())).map(|n| n as u64)
+            }),
+        };
+        let end = end.map(|n| self.request_at.get() + n);
+        if end == Some(self.bytes_in.get()) {
+            self.overflow.set(false);
+            self.request_at.set(self.bytes_in.get());
+            return self.drop_buffer();
+        }
+        match end {
+            // the next one has begun, and all of it is kept
+            Some(end) if !self.overflow.get() && end < self.bytes_in.get() => {
+                self.start.set(self.start.get() + (end - self.request_at.get()) as usize);
+                self.store(IDLE, 0);
+            }
+            // the rest of a body that nobody wanted is still to come, or it isn't known
+            _ => self.lose(),
+        }
+    }
+
+    /// From here on only the client can tell where a request begins.
+    pub fn lose(&self) {
+        self.store(UNTRACKED, self.flags());
+    }
+
+    fn drop_buffer(&self) {
+        let old = self.buffer.take();
+        self.kept.set(0);
+        self.start.set(0);
+        self.store(IDLE, 0);
+        if let Some(b) = old {
+            self.buffers.give_back(b);
+        }
+    }
+
+    /// True between requests, with nothing read of the next one.
+    pub fn is_idle(&self) -> bool {
+        self.stage.get() == IDLE && self.kept.get() == 0
+    }
+}
+
+impl Drop for Journal {
+    /// Before the socket is closed: the number may be another connection's at once.
+    fn drop(&mut self) {
+        let old = self.buffer.take();
+        self.kept.set(0);
+        self.start.set(0);
+        self.store(CLOSING, FREE);
+        if let Some(b) = old {
+            self.buffers.give_back(b);
+        }
+    }
+}
+
+/// Bytes of a head, its empty line included.
+pub(super) fn head_len(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(n) = bytes[from..].iter().position(|b| *b == b'\n') {
+        let at = from + n + 1;
+        match &bytes[at..] {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => from = at,
+        }
+    }
+    None
+}
+
+/// Bytes of a request with a chunked body, if all of it is there.
+pub(super) fn chunked_request_len(bytes: &[u8]) -> Option<usize> {
+    let mut at = head_len(bytes)?;
+    loop {
+        let line = bytes.get(at..)?.iter().position(|b| *b == b'\n')?;
+        let text = std::str::from_utf8(&bytes[at..at + line]).ok()?.trim();
+        let size = usize::from_str_radix(text.split(';').next()?.trim(), 16).ok()?;
+        at += line + 1;
+        if size == 0 {
+            // trailers, ended by an empty line
+            loop {
+                let line = bytes.get(at..)?.iter().position(|b| *b == b'\n')?;
+                let empty = bytes[at..at + line].iter().all(|b| *b == b'\r');
+                at += line + 1;
+                if empty {
+                    return Some(at);
+                }
+            }
+        }
+        at = at.checked_add(size)?.checked_add(2)?;
+    }
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

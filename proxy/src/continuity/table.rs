@@ -1,0 +1,340 @@
+//! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
+//!
+//! ```text
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when the keeper was announced
+//! slots  (64 bytes each, one a cache line, by fd number)
+//!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
+//!   word 1   bytes written before this answer
+//!   word 2   bytes of the answer's head 32 | bytes of the request 32
+//!   word 3   bytes of the answer's body, all ones if unknown
+//!   word 4   validator of the answer, 0 for none
+//! buffers (16 KiB each)
+//!   word 0   bytes that had been read from the socket before the first one here
+//!   word 1   bytes here
+//! ```
+//!
+//! Word 0 is what makes a change: everything it refers to is in place before it is stored. A reader believes nothing: what is
+//! impossible ([`Table::read`]) is an error of that one connection.
+
+use super::map::Map;
+use policy::handover::{Record, Stage};
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const MAGIC: u64 = 0x7472_6166_7461_0002;
+const HEADER: usize = 64;
+const SLOT: usize = 64;
+/// Size of a buffer with its two words.
+const BUFFER: usize = 16 << 10;
+/// Bytes of requests that a buffer keeps.
+pub const BUFFER_DATA: usize = BUFFER - 16;
+
+/// Stages as stored.
+pub(super) const FREE: u64 = 0;
+pub(super) const IDLE: u64 = 1;
+pub(super) const IN_PROGRESS: u64 = 2;
+pub(super) const RESPONDING: u64 = 3;
+pub(super) const UNTRACKED: u64 = 4;
+pub(super) const CLOSING: u64 = 5;
+
+/// Flags as stored, in place.
+pub(super) const SAFE: u64 = 1 << 56;
+pub(super) const FORWARDED: u64 = 1 << 57;
+pub(super) const OVERFLOW: u64 = 1 << 58;
+
+/// How many of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Fd numbers.
+    pub slots: usize,
+    /// Requests in progress at a time whose bytes are kept.
+    pub buffers: usize,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Table {
+    fd: OwnedFd,
+    map: Map,
+    size: Size,
+}
+
+/// A record as found, with the bytes that were kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// For `policy::handover`.
+    pub record: Record,
+    /// Bytes read before the first kept one.
+    pub before: u64,
+    /// The kept bytes of the current request, and room for those the record doesn't know of.
+    pub start: usize,
+    /// Bytes in the buffer.
+    pub kept: usize,
+    /// Bytes of the current request in the buffer; 0 if not known.
+    pub request_len: usize,
+    /// Validator of the answer.
+    pub validator: u64,
+    buffer: Option<usize>,
+}
+
+/// Word 0, taken apart.
+pub(super) struct Head {
+    pub stage: u64,
+    pub attempts: u64,
+    pub buffer: Option<usize>,
+    pub start: usize,
+}
+
+impl Head {
+    pub(super) fn pack(&self, flags: u64) -> u64 {
+        let buffer = self.buffer.map_or(0, |b| b as u64 + 1);
+        self.stage << 60 | flags | (self.attempts & 0xf) << 52 | (buffer & 0xf_ffff) << 32 | self.start as u64
+    }
+
+    pub(super) fn unpack(word: u64) -> Head {
+        Head {
+            stage: word >> 60,
+            attempts: word >> 52 & 0xf,
+            buffer: (word >> 32 & 0xf_ffff).checked_sub(1).map(|b| b as usize),
+            start: (word & 0xffff_ffff) as usize,
+        }
+    }
+}
+
+impl Table {
+    /// A new, empty table.
+    ///
+    /// # Errors
+    /// memfd_create(2), ftruncate(2), the seals or mmap(2) fail; the size is beyond what a record can name.
+    pub fn create(size: Size) -> io::Result<Table> {
+        if size.buffers >= 0xf_ffff || size.slots > 1 << 24 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too large a connection table"));
+        }
+        let fd =
+            rustix::fs::memfd_create("traffic-connections", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let len = length(size);
+        rustix::fs::ftruncate(&fd, len as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let table = Table { map: Map::new(&fd, len)?, fd, size };
+        let header = table.header();
+        header[1].store(size.slots as u64, Ordering::Relaxed);
+        header[2].store(size.buffers as u64, Ordering::Relaxed);
+        header[3].store(u64::MAX, Ordering::Relaxed);
+        header[0].store(MAGIC, Ordering::Release);
+        Ok(table)
+    }
+
+    /// One that somebody else made. Nothing in it is believed but its length.
+    ///
+    /// # Errors
+    /// It isn't a table: no memfd with our seals, a wrong header, or a wrong length.
+    pub fn open(fd: OwnedFd) -> io::Result<Table> {
+        let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("connection table: {why}"));
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|_| bad("no memfd"))?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(bad("not sealed"));
+        }
+        let len = rustix::fs::fstat(&fd)?.st_size as usize;
+        if len < HEADER {
+            return Err(bad("too short"));
+        }
+        let map = Map::new(&fd, len)?;
+        let header = map.words(0, 8).ok_or_else(|| bad("too short"))?;
+        let word = |n: usize| header[n].load(Ordering::Acquire);
+        let (slots, buffers) = (word(1), word(2));
+        if word(0) != MAGIC || slots > 1 << 24 || buffers >= 0xf_ffff {
+            return Err(bad("wrong header"));
+        }
+        let size = Size { slots: slots as usize, buffers: buffers as usize };
+        if length(size) != len {
+            return Err(bad("wrong length"));
+        }
+        Ok(Table { fd, map, size })
+    }
+
+    /// Its size.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Notes the fd of the server's lock: whoever keeps the fds of a dead server closes that one first.
+    pub fn set_lock_fd(&self, fd: RawFd) {
+        self.header()[3].store(fd as u64, Ordering::Release);
+    }
+
+    /// The fd of the server's lock.
+    pub fn lock_fd(&self) -> Option<RawFd> {
+        RawFd::try_from(self.header()[3].load(Ordering::Acquire)).ok()
+    }
+
+    /// Notes that somebody outside can ask the keeper, and that the fd by which he does is closed here.
+    pub fn set_handed_over(&self) {
+        self.header()[4].store(1, Ordering::Release);
+    }
+
+    /// See [`Table::set_handed_over`].
+    pub fn is_handed_over(&self) -> bool {
+        self.header()[4].load(Ordering::Acquire) == 1
+    }
+
+    /// What is noted of a fd: `None` if there is no connection.
+    ///
+    /// # Errors
+    /// The record is impossible.
+    pub fn read(&self, fd: RawFd) -> Option<Result<Found, &'static str>> {
+        let words = self.slot(fd)?;
+        let word = words[0].load(Ordering::Acquire);
+        let head = Head::unpack(word);
+        let stage = match head.stage {
+            // its server was about to close it; if it is still there, it is as good as idle
+            FREE | CLOSING => return None,
+            IDLE => Stage::Idle,
+            IN_PROGRESS => Stage::InProgress,
+            RESPONDING => Stage::Responding,
+            UNTRACKED => Stage::Untracked,
+            _ => return Some(Err("an unknown stage")),
+        };
+        let (mut before, mut kept) = (0, 0);
+        if let Some(b) = head.buffer {
+            let Some(w) = self.buffer_words(b) else { return Some(Err("a buffer that doesn't exist")) };
+            (before, kept) = (w[0].load(Ordering::Acquire), w[1].load(Ordering::Acquire));
+            if kept > BUFFER_DATA as u64 {
+                return Some(Err("more bytes than a buffer holds"));
+            }
+        }
+        let kept = kept as usize;
+        if head.start > kept {
+            return Some(Err("a request that begins behind its bytes"));
+        }
+        if head.buffer.is_none() && matches!(stage, Stage::InProgress) && word & OVERFLOW == 0 {
+            return Some(Err("a request without bytes"));
+        }
+        let (lens, body) = (words[2].load(Ordering::Acquire), words[3].load(Ordering::Acquire));
+        let request_len = (lens & 0xffff_ffff) as usize;
+        let validator = words[4].load(Ordering::Acquire);
+        Some(Ok(Found {
+            record: Record {
+                stage,
+                safe: word & SAFE != 0,
+                forwarded: word & FORWARDED != 0,
+                overflow: word & OVERFLOW != 0,
+                attempts: head.attempts as u8,
+                bytes_in: head.buffer.and_then(|_| before.checked_add(kept as u64)),
+                out_base: words[1].load(Ordering::Acquire),
+                head_len: (lens >> 32) as u32,
+                body_len: (body != u64::MAX).then_some(body),
+                has_validator: validator != 0,
+            },
+            before,
+            start: head.start,
+            kept,
+            request_len,
+            validator,
+            buffer: head.buffer,
+        }))
+    }
+
+    /// The bytes of a found connection from its current request on, with those the record didn't know of.
+    ///
+    /// # Errors
+    /// There can't be that many.
+    pub fn bytes(&self, found: &Found, unrecorded: u64) -> Result<Vec<u8>, &'static str> {
+        let end = found.kept as u64 + unrecorded;
+        let Some(b) = found.buffer else { return Ok(Vec::new()) };
+        if end > BUFFER_DATA as u64 {
+            return Err("more bytes than a buffer holds");
+        }
+        let offset = self.data_offset(b) + found.start;
+        let bytes =
+            self.map.bytes(offset, end as usize - found.start).ok_or("a buffer that doesn't exist")?;
+        Ok(bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect())
+    }
+
+    /// Fd numbers with a record.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        (0..self.size.slots as RawFd).filter(|fd| {
+            self.slot(*fd).is_some_and(|w| Head::unpack(w[0].load(Ordering::Acquire)).stage != FREE)
+        })
+    }
+
+    fn header(&self) -> &[AtomicU64] {
+        self.map.words(0, 8).expect("checked when mapped")
+    }
+
+    pub(super) fn slot(&self, fd: RawFd) -> Option<&[AtomicU64]> {
+        let fd = usize::try_from(fd).ok().filter(|fd| *fd < self.size.slots)?;
+        self.map.words(HEADER + fd * SLOT, SLOT / 8)
+    }
+
+    fn buffer_offset(&self, n: usize) -> usize {
+        buffers_at(self.size.slots) + n * BUFFER
+    }
+
+    fn data_offset(&self, n: usize) -> usize {
+        self.buffer_offset(n) + 16
+    }
+
+    pub(super) fn buffer_words(&self, n: usize) -> Option<&[AtomicU64]> {
+        if n >= self.size.buffers {
+            return None;
+        }
+        self.map.words(self.buffer_offset(n), 2)
+    }
+
+    /// Puts bytes into a buffer of the caller's, at `at`.
+    pub(super) fn put(&self, buffer: usize, at: usize, bytes: &[u8]) {
+        debug_assert!(at + bytes.len() <= BUFFER_DATA);
+        self.map.put(self.data_offset(buffer) + at, bytes);
+    }
+
+    /// Hands the free end of a buffer of the caller's to `read`, which says how many bytes it has put there; then shows
+    /// them to `seen`.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    #[allow(unsafe_code)]
+    pub(super) fn fill<R>(
+        &self,
+        buffer: usize,
+        at: usize,
+        limit: usize,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> R,
+    ) -> R {
+        let room = BUFFER_DATA.saturating_sub(at).min(limit);
+        // SAFETY: a buffer has one owner, the journal it was taken by, and that one calls this on its own thread.
+        read(unsafe { self.map.room(self.data_offset(buffer) + at, room) })
+    }
+
+    /// Copies kept bytes of a buffer of the caller's to the beginning of `to`, and says how many.
+    pub(super) fn copy(&self, buffer: usize, from: usize, to: &mut [MaybeUninit<u8>]) -> usize {
+        let bytes = self.map.bytes(self.data_offset(buffer) + from, to.len()).unwrap_or(&[]);
+        for (to, from) in to.iter_mut().zip(bytes) {
+            to.write(from.load(Ordering::Relaxed));
+        }
+        bytes.len()
+    }
+
+    /// Reads kept bytes of a buffer of the caller's.
+    pub(super) fn get(&self, buffer: usize, from: usize, to: usize) -> Vec<u8> {
+        let bytes = self.map.bytes(self.data_offset(buffer) + from, to - from).unwrap_or(&[]);
+        bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect()
+    }
+}
+
+impl AsFd for Table {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn buffers_at(slots: usize) -> usize {
+    // on a page's edge, so that an unused buffer costs nothing
+    (HEADER + slots * SLOT).next_multiple_of(4096)
+}
+
+fn length(size: Size) -> usize {
+    buffers_at(size.slots) + size.buffers * BUFFER
+}

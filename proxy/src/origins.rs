@@ -1,0 +1,177 @@
+//! Which origin gets a request, and which one is down.
+//!
+//! Health is passive: what requests themselves meet. After some failures in a row an origin is ejected for a while; when
+//! that is over, one request tries it, and its outcome decides.
+
+use crate::route::{Balance, Health};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// How long the one request that tries an ejected origin has for itself, in milliseconds.
+const PROBE_MS: u64 = 1000;
+/// The ejection doubles this many times at most.
+const MAX_DOUBLINGS: u32 = 4;
+
+/// What all threads know about one origin.
+#[derive(Debug, Default)]
+pub struct State {
+    in_flight: AtomicUsize,
+    /// In a row.
+    failures: AtomicU32,
+    /// In a row.
+    ejections: AtomicU32,
+    /// Milliseconds of the caller's clock; 0 is not ejected.
+    ejected_until: AtomicU64,
+}
+
+/// A request in progress at an origin.
+#[derive(Debug)]
+pub struct InFlight(Arc<State>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The origins of a route. Times are milliseconds of one clock of the caller's.
+#[derive(Debug)]
+pub struct Origins {
+    states: Vec<Arc<State>>,
+    balance: Balance,
+    health: Health,
+    turn: AtomicUsize,
+}
+
+impl Origins {
+    /// Of `n` origins, all of them good.
+    pub fn new(n: usize, balance: Balance, health: Health) -> Origins {
+        Origins {
+            states: (0..n).map(|_| Arc::default()).collect(),
+            balance,
+            health,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts a request as long as what it returns lives.
+    pub fn begin(&self, i: usize) -> InFlight {
+        self.states[i].in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.states[i].clone())
+    }
+
+    /// The order in which the origins are to be tried now: ejected ones come last.
+    pub fn order(&self, now: u64) -> Vec<usize> {
+        let n = self.states.len();
+        if n <= 1 {
+            return (0..n).collect();
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut list: Vec<usize> = (0..n).map(|i| turn.wrapping_add(i) % n).collect();
+        if self.balance == Balance::LeastConnections {
+            // stable: of equals the one whose turn it is
+            list.sort_by_key(|&i| self.states[i].in_flight.load(Ordering::Relaxed));
+        }
+        let ejected = |i: &usize| self.states[*i].ejected_until.load(Ordering::Relaxed) != 0;
+        let (bad, mut order): (Vec<usize>, Vec<usize>) = list.into_iter().partition(ejected);
+        order.extend(&bad);
+        // one whose time is over gets this request, and no other one for a while
+        if let Some(&probe) = bad.iter().find(|&&i| self.states[i].claims_probe(now)) {
+            order.retain(|&i| i != probe);
+            order.insert(0, probe);
+        }
+        order
+    }
+
+    /// An origin has answered.
+    pub fn good(&self, i: usize) {
+        let s = &self.states[i];
+        // the usual case writes nothing to a shared line
+        if s.failures.load(Ordering::Relaxed) != 0 {
+            s.failures.store(0, Ordering::Relaxed);
+            s.ejections.store(0, Ordering::Relaxed);
+            s.ejected_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// An origin has failed. True if it is ejected by that.
+    pub fn bad(&self, i: usize, now: u64) -> bool {
+        let s = &self.states[i];
+        let failures = s.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if failures < self.health.failures || self.states.len() < 2 {
+            return false;
+        }
+        let doublings = s.ejections.fetch_add(1, Ordering::Relaxed).min(MAX_DOUBLINGS);
+        let until = now + ((self.health.eject.as_millis() as u64).max(1) << doublings);
+        s.ejected_until.store(until, Ordering::Relaxed);
+        true
+    }
+
+    /// True if the origin is left out at that time.
+    pub fn is_ejected(&self, i: usize, now: u64) -> bool {
+        self.states[i].ejected_until.load(Ordering::Relaxed) > now
+    }
+}
+
+impl State {
+    /// Its time is over, and this very request is the one that tries it again.
+    fn claims_probe(&self, now: u64) -> bool {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        let claim = || {
+            self.ejected_until.compare_exchange(until, now + PROBE_MS, Ordering::Relaxed, Ordering::Relaxed)
+        };
+        until != 0 && until <= now && claim().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn origins(n: usize, balance: Balance) -> Origins {
+        Origins::new(n, balance, Health { failures: 2, eject: Duration::from_millis(100) })
+    }
+
+    #[test]
+    fn in_turn() {
+        let o = origins(3, Balance::RoundRobin);
+        let firsts: Vec<usize> = (0..6).map(|_| o.order(0)[0]).collect();
+        assert_eq!(firsts, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_least_busy_one_first() {
+        let o = origins(2, Balance::LeastConnections);
+        let a = o.begin(0);
+        assert_eq!([o.order(0)[0], o.order(0)[0]], [1, 1]);
+        drop(a);
+        let _b = o.begin(1);
+        assert_eq!([o.order(0)[0], o.order(0)[0]], [0, 0]);
+    }
+
+    #[test]
+    fn failures_eject_and_one_probe_decides() {
+        let o = origins(2, Balance::RoundRobin);
+        assert!(!o.bad(0, 10) && o.bad(0, 10));
+        for t in [10, 50, 109] {
+            assert_eq!(o.order(t), [1, 0]);
+        }
+        // its time is over: one request tries it, others don't wait for that
+        let first: Vec<usize> = (0..4).map(|_| o.order(110)[0]).collect();
+        assert_eq!(first.iter().filter(|&&i| i == 0).count(), 1, "{first:?}");
+        // it fails again: twice as long
+        assert!(o.bad(0, 120));
+        assert!(o.is_ejected(0, 319) && !o.is_ejected(0, 320));
+        o.good(0);
+        assert!(!o.is_ejected(0, 121));
+        assert!(!o.bad(0, 121), "it begins anew");
+    }
+
+    #[test]
+    fn the_only_origin_is_never_ejected() {
+        let o = origins(1, Balance::RoundRobin);
+        assert!((0..10).all(|_| !o.bad(0, 0)));
+        assert_eq!(o.order(0), [0]);
+    }
+}

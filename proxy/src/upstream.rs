@@ -1,0 +1,131 @@
+//! A request on its way through the origins of a route.
+
+use crate::body::{Body, Fate};
+use crate::forward;
+use crate::headers;
+use crate::origins::Origins;
+use crate::route::{HostHeader, OriginConfig, RouteConfig};
+use http::header::{HOST, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+/// No answer of an origin's.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// What the client is told.
+    pub status: StatusCode,
+    /// In words.
+    pub why: String,
+}
+
+impl Failed {
+    fn new(status: StatusCode, why: impl Into<String>) -> Failed {
+        Failed { status, why: why.into() }
+    }
+}
+
+/// The origins of one route with their numbers in the pools.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Of the first origin; the others follow.
+    pub first_id: usize,
+    /// Who is up.
+    pub origins: Origins,
+}
+
+/// A request's head as any origin of the route gets it.
+pub fn prepare(
+    request: &mut Request<Body>,
+    route: &RouteConfig,
+    name: &str,
+    client: Option<IpAddr>,
+    host: Option<&HeaderValue>,
+) {
+    let version = request.version();
+    let h = request.headers_mut();
+    headers::for_next_hop(h);
+    headers::add_via(h, version, name);
+    headers::add_forwarded(h, client, host);
+    route.request_headers.apply(h);
+    let fallback = || HeaderValue::from_static("localhost");
+    match &route.host_header {
+        HostHeader::Fixed(v) => h.insert(HOST, v.clone()),
+        _ => h.insert(HOST, host.cloned().unwrap_or_else(fallback)),
+    };
+    *request.version_mut() = Version::HTTP_11;
+}
+
+impl Upstream {
+    /// Sends a prepared request to one origin after the other, as far as it may be sent again.
+    ///
+    /// # Errors
+    /// The last origin's failure, or what was wrong with the request's body.
+    pub async fn send(
+        &self,
+        route: &RouteConfig,
+        list: &[OriginConfig],
+        mut request: Request<Body>,
+        fate: &Rc<Cell<Fate>>,
+        millis: impl Fn() -> u64,
+    ) -> Result<Response<Body>, Failed> {
+        let uri = request.uri().clone();
+        let cut = if route.strip_prefix { route.prefix.as_str() } else { "" };
+        let mut last = Failed::new(StatusCode::SERVICE_UNAVAILABLE, "the route has no origin");
+        for i in self.origins.order(millis()) {
+            let origin = &list[i];
+            let Some(target) = forward::target(&uri, cut, &origin.path_prefix) else {
+                return Err(Failed::new(StatusCode::BAD_REQUEST, "the path can't be passed on"));
+            };
+            *request.uri_mut() = target;
+            if route.host_header == HostHeader::Origin {
+                set_host(&mut request, origin);
+            }
+            let busy = self.origins.begin(i);
+            match forward::send(self.first_id + i, origin, busy, request, route.timeouts).await {
+                Ok(answer) => {
+                    self.origins.good(i);
+                    return Ok(answer);
+                }
+                Err(e) => {
+                    if let Some(failed) = clients_fault(fate.get()) {
+                        return Err(failed);
+                    }
+                    let ejected = self.origins.bad(i, millis());
+                    log::info!(
+                        "event=origin-failed origin={}:{} status={} ejected={ejected}: {}",
+                        origin.host,
+                        origin.port,
+                        e.status.as_u16(),
+                        e.why
+                    );
+                    last = Failed::new(e.status, e.why);
+                    match e.again {
+                        Some(back) => request = *back,
+                        None => break,
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// What a client is told whose own body was the reason.
+fn clients_fault(fate: Fate) -> Option<Failed> {
+    Some(match fate {
+        Fate::Good => return None,
+        Fate::TooLarge => Failed::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+        Fate::TooSlow => Failed::new(StatusCode::REQUEST_TIMEOUT, "the body doesn't come"),
+        Fate::Broken => Failed::new(StatusCode::BAD_REQUEST, "the body is broken"),
+    })
+}
+
+fn set_host(request: &mut Request<Body>, origin: &OriginConfig) {
+    let name = if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.clone() };
+    let text = if origin.port == 80 { name } else { format!("{name}:{}", origin.port) };
+    if let Ok(v) = HeaderValue::from_str(&text) {
+        request.headers_mut().insert(HOST, v);
+    }
+}

@@ -1,0 +1,179 @@
+//! Origins that misbehave.
+
+mod common;
+use common::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+#[test]
+fn nobody_there_is_a_502() {
+    let o = Origin::says(ok("", ""));
+    let mut c = config(vec![to(&[&o])]);
+    let proxy::Target::Origins { list, .. } = &mut c.routes[0].target else { panic!() };
+    list[0] = origin(nobody());
+    let s = Suite::new(c);
+    assert_eq!(s.get("/").status, 502);
+    assert_eq!(s.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").status, 502);
+}
+
+#[test]
+fn silence_is_a_504() {
+    let o = Origin::new(|_| Do::Stall(vec![]));
+    let half = Origin::new(|_| Do::Stall(b"HTTP/1.1 200 OK\r\nContent-".to_vec()));
+    for o in [&o, &half] {
+        let mut c = config(vec![to(&[o])]);
+        c.routes[0].timeouts.first_byte = Duration::from_millis(50);
+        assert_eq!(Suite::new(c).get("/").status, 504);
+        assert_eq!(o.count(), 1, "a timeout is no reason to ask again");
+    }
+}
+
+#[test]
+fn a_body_that_stalls_or_breaks_is_seen_to_be_cut_short() {
+    let part = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc";
+    let chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    for text in [part, chunk] {
+        let stalls = Origin::new(move |_| Do::Stall(text.into()));
+        let closes = Origin::new(move |_| Do::Close(text.into()));
+        for o in [&stalls, &closes] {
+            let mut c = config(vec![to(&[o])]);
+            c.routes[0].timeouts.between = Duration::from_millis(50);
+            let s = Suite::new(c);
+            let mut client = s.client();
+            client.send(get("/", ""));
+            let r = client.reply();
+            assert!(r.status == 200 && !r.whole, "{text:?} {r:?}");
+            assert!(client.closes());
+        }
+    }
+}
+
+#[test]
+fn garbage_is_a_502() {
+    for text in [
+        "hello\r\n\r\n",
+        "HTTP/1.1 abc OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabc",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nno colon\r\n\r\n",
+        "",
+    ] {
+        let o = Origin::new(move |_| Do::Close(text.into()));
+        let s = Suite::to(&[&o]);
+        let r = s.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(r.status, 502, "{text:?} {r:?}");
+        assert_eq!(o.count(), 1, "{text:?}");
+    }
+}
+
+#[test]
+fn lies_about_lengths_reach_nobody_else() {
+    // more than announced: the rest isn't the next answer
+    let o = Origin::new(|q| {
+        match q.on_connection {
+        0 => Do::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison".to_vec()),
+        _ => Do::Send(ok("", "good")),
+    }
+    });
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    for _ in 0..3 {
+        assert_eq!(c.ask(&get("/", "")).body, "abc");
+    }
+    assert_eq!(o.connections(), 3);
+    // both framings: chunked counts, and the length isn't passed on
+    let o = Origin::new(|_| {
+        Do::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 300\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n".to_vec())
+    });
+    let r = Suite::to(&[&o]).get("/");
+    assert_eq!((r.body.as_str(), r.field("content-length"), r.whole), ("ab", None, true));
+    // a body where none can be
+    let o = Origin::new(|_| Do::Close(b"HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\nabc".to_vec()));
+    let r = Suite::to(&[&o]).get("/");
+    assert_eq!((r.status, r.field("content-length")), (204, None));
+}
+
+#[test]
+fn an_answer_without_a_length_ends_with_its_connection() {
+    let o = Origin::new(|_| Do::Close(b"HTTP/1.0 200 OK\r\n\r\nuntil the end".to_vec()));
+    let r = Suite::to(&[&o]).get("/");
+    assert_eq!((r.body.as_str(), r.whole), ("until the end", true));
+}
+
+#[test]
+fn a_pooled_connection_that_was_closed_costs_safe_requests_nothing() {
+    // answers one request on each connection and closes at the second, after reading it
+    let o = Origin::new(|q| if q.on_connection == 0 { Do::Send(ok("", "x")) } else { Do::Reset });
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    for n in 0..5 {
+        assert_eq!(c.ask(&get(&format!("/{n}"), "")).status, 200);
+    }
+    let o = Origin::new(|q| if q.on_connection == 0 { Do::Send(ok("", "x")) } else { Do::Reset });
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    assert_eq!(c.ask(&get("/", "")).status, 200);
+    let post = "POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx";
+    assert_eq!(c.ask(post).status, 502, "what may have been done is not done again");
+    assert_eq!(o.seen().iter().filter(|q| q.path() == "/once").count(), 1);
+}
+
+#[test]
+fn an_early_answer_to_a_large_upload_arrives() {
+    let o = Origin::new(|_| Do::Send(ok("", "")));
+    drop(o);
+    // reads the head only
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut s, _) = listener.accept().unwrap();
+        let _ = s.read(&mut [0; 1000]);
+        let _ = s.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+        let _ = s.read(&mut [0; 1000]);
+    });
+    let mut c = config(vec![to(&[])]);
+    let proxy::Target::Origins { list, .. } = &mut c.routes[0].target else { panic!() };
+    list.push(origin(addr));
+    let s = Suite::new(c);
+    let mut client = s.client();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nbegin");
+    let r = client.reply();
+    assert_eq!((r.status, r.body.as_str()), (403, "no"));
+}
+
+#[test]
+fn one_of_several_that_is_down_is_passed_over_and_comes_back() {
+    let up = Arc::new(AtomicBool::new(false));
+    let works = up.clone();
+    let a =
+        Origin::new(move |_| if works.load(Ordering::SeqCst) { Do::Send(ok("", "a")) } else { Do::Reset });
+    let b = Origin::says(ok("", "b"));
+    let mut c = config(vec![to(&[&a, &b])]);
+    c.routes[0].health.failures = 2;
+    c.routes[0].health.eject = Duration::from_millis(30);
+    let s = Suite::new(c);
+    let mut client = s.client();
+    for _ in 0..20 {
+        let r = client.ask(&get("/", ""));
+        assert_eq!((r.status, r.body.as_str()), (200, "b"), "a request that is safe goes to the other one");
+    }
+    up.store(true, Ordering::SeqCst);
+    until("it has its share again", || client.ask(&get("/", "")).body == "a");
+    let answers: Vec<String> = (0..10).map(|_| client.ask(&get("/", "")).body).collect();
+    assert_eq!(answers.iter().filter(|b| *b == "a").count(), 5, "{answers:?}");
+}
+
+#[test]
+fn all_addresses_of_a_name_are_tried() {
+    // on most machines it has two addresses, and the origin listens on one of them
+    let o = Origin::says(ok("", "found"));
+    let mut c = config(vec![to(&[&o])]);
+    let proxy::Target::Origins { list, .. } = &mut c.routes[0].target else { panic!() };
+    list[0].host = "localhost".into();
+    assert_eq!(Suite::new(c).get("/").body, "found");
+}

@@ -1,0 +1,199 @@
+//! The keeper: a process that shares the fd table of another one, its ward, and so keeps its sockets open when the ward is
+//! killed.
+//!
+//! It is made by clone(2) with CLONE_FILES and without CLONE_VM, by a ward that has one thread and is past its exec (which
+//! would unshare the table). While the ward lives it touches nothing, since a close here is a close there. When the ward
+//! is dead, its first act is to close the fd of the ward's lock, which would else stay locked in the name of a dead
+//! process. Then it gives the connections to whoever asks over its control socket, as often as somebody asks; the fds are
+//! really closed when it ends, which it does when nobody can ask any more.
+//!
+//! ```text
+//! asker -> keeper   TAKE nonce
+//! keeper -> asker   nonce, fd numbers in the dead ward, with the fds; again and again; without any: that was all
+//! ```
+
+use crate::fd_pass;
+use crate::notify::MAX_FDS;
+use crate::pidfd::PidFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SocketAddrAny, SocketAddrUnix, getpeername, getsockname};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// What a keeper reads in memory that it shares with its ward.
+pub trait Shared {
+    /// The fd of the ward's lock, once it has one.
+    fn lock_fd(&self) -> Option<RawFd>;
+    /// Whether the other end of the control socket has been given away and closed here.
+    fn is_handed_over(&self) -> bool;
+}
+
+/// A keeper, as its ward knows it.
+#[derive(Debug)]
+pub struct Keeper {
+    pid: i32,
+}
+
+/// Makes a keeper for the calling process.
+///
+/// `listeners` are the sockets whose connections are to be kept, `control` is the end it answers on.
+///
+/// # Errors
+/// The kernel or a sandbox refuses; nothing has changed then. To be called with one thread only.
+pub fn make(control: OwnedFd, listeners: &[BorrowedFd<'_>], shared: &dyn Shared) -> io::Result<Keeper> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!(
+            "a keeper is made before there are threads; there are {threads}"
+        )));
+    }
+    let ward = PidFd::open(std::process::id() as i32)?;
+    // their numbers may be others' by the time they are needed
+    let kept: Vec<Local> = listeners.iter().filter_map(|l| Local::of(*l)).collect();
+    let flags = nix::libc::CLONE_FILES | nix::libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and a stack this is fork(2) with a shared fd table; this process has one thread (checked
+    // above), so the child may go on as an ordinary process.
+    let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone, flags as nix::libc::c_ulong, 0, 0, 0, 0) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            live(&ward, &control, &kept, shared);
+            // SAFETY: _exit runs nothing of the ward's.
+            unsafe { nix::libc::_exit(0) }
+        }
+        pid => {
+            // the table is shared: these two stay open, or the keeper would have nothing to wait on
+            std::mem::forget((ward, control));
+            Ok(Keeper { pid: pid as i32 })
+        }
+    }
+}
+
+impl Keeper {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Ends it: its ward is about to end in order, with nothing to be kept.
+    pub fn end(self) {
+        if let Ok(p) = PidFd::open(self.pid) {
+            let _ = p.signal(nix::libc::SIGKILL);
+            let _ = p.wait();
+            let _ = p.poll_exit(std::time::Duration::from_secs(1));
+            let _ = p.wait();
+        }
+    }
+}
+
+/// The keeper's life.
+fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], shared: &dyn Shared) {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // its ward's handlers would write into its ward's pipe
+    for s in
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]
+    {
+        // SAFETY: SIG_IGN installs no code of ours.
+        let _ = unsafe { signal(s, SigHandler::SigIgn) };
+    }
+    // SAFETY: as above.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+    let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
+    let _ = nix::sys::prctl::set_name(c"traffic_keeper");
+    while ward.is_alive() {
+        let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], None);
+    }
+    if let Some(fd) = shared.lock_fd() {
+        // SAFETY: the ward, whose fd this was, is dead.
+        unsafe { nix::libc::close(fd) };
+    }
+    if !shared.is_handed_over() {
+        return;
+    }
+    while let Ok(Some((message, _))) = fd_pass::recv(control) {
+        if let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok())
+            && give(control, nonce, kept).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Sends every connection of the listeners.
+fn give(control: &OwnedFd, nonce: [u8; 8], kept: &[Local]) -> io::Result<()> {
+    let mut fds: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    fds.sort_unstable();
+    // SAFETY: nobody else uses this table, and nothing is closed before this process ends; the one that listed the
+    // directory is closed, and is found to be no socket.
+    let borrowed = |fd: &RawFd| unsafe { BorrowedFd::borrow_raw(*fd) };
+    let list: Vec<BorrowedFd<'_>> = fds.iter().map(borrowed).filter(|fd| is_connection(*fd, kept)).collect();
+    for batch in list.chunks(MAX_FDS) {
+        let mut message = nonce.to_vec();
+        batch.iter().for_each(|fd| message.extend((fd.as_raw_fd() as u32).to_ne_bytes()));
+        fd_pass::send(control, &message, batch)?;
+    }
+    fd_pass::send(control, &nonce, &[])
+}
+
+fn is_connection(fd: BorrowedFd<'_>, kept: &[Local]) -> bool {
+    let Some(local) = Local::of(fd) else { return false };
+    kept.iter().any(|l| l.accepts(&local)) && getpeername(fd).is_ok()
+}
+
+/// An address at our end.
+enum Local {
+    Tcp(SocketAddr),
+    Unix(Vec<u8>),
+}
+
+impl Local {
+    fn of(fd: impl AsFd) -> Option<Local> {
+        let any: SocketAddrAny = getsockname(fd).ok()?;
+        if let Ok(a) = SocketAddr::try_from(any.clone()) {
+            return Some(Local::Tcp(a));
+        }
+        let unix = SocketAddrUnix::try_from(any).ok()?;
+        unix.path_bytes().filter(|p| !p.is_empty()).map(|p| Local::Unix(p.to_vec()))
+    }
+
+    /// Would a listener here have accepted a connection with that address at our end?
+    fn accepts(&self, other: &Local) -> bool {
+        match (self, other) {
+            (Local::Tcp(l), Local::Tcp(c)) => {
+                l.port() == c.port() && (l.ip().is_unspecified() || l.ip() == c.ip())
+            }
+            (Local::Unix(l), Local::Unix(c)) => l == c,
+            _ => false,
+        }
+    }
+}
+
+/// Asks the keeper behind `control` for everything it has: pairs of the number in the dead ward and the fd here.
+///
+/// # Errors
+/// The keeper is gone, doesn't answer within the timeout of `control`, or talks nonsense.
+pub fn take(control: impl AsFd, nonce: u64) -> io::Result<Vec<(RawFd, OwnedFd)>> {
+    let nonce = nonce.to_ne_bytes();
+    fd_pass::send(&control, &[b"TAKE ", &nonce[..]].concat(), &[])?;
+    let mut all = Vec::new();
+    loop {
+        let Some((message, fds)) = fd_pass::recv(&control)? else {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper is gone"));
+        };
+        // what was sent to somebody who died before he read it is dropped here
+        let Some(numbers) = message.strip_prefix(&nonce[..]) else { continue };
+        if numbers.is_empty() {
+            return Ok(all);
+        }
+        if numbers.len() != fds.len() * 4 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the keeper's list and its fds differ"));
+        }
+        let numbers =
+            numbers.chunks_exact(4).map(|n| u32::from_ne_bytes(n.try_into().expect("four")) as RawFd);
+        all.extend(numbers.zip(fds));
+    }
+}

@@ -1,0 +1,67 @@
+//! The drill as its user runs it, short: what it must count, and that it leaves nothing.
+
+mod common;
+
+use common::*;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use supervisor::pidfd::PidFd;
+
+fn drill(args: &[&str]) -> (tempfile::TempDir, Command) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = clean(COP);
+    c.arg("drill").args(args).env("TMPDIR", dir.path());
+    (dir, c)
+}
+
+#[test]
+fn under_load_no_kill_refuses_a_connection() {
+    let (dir, c) = drill(&["--seconds", "5", "--every", "500ms", "--kill", "server,manager,cop", "--json"]);
+    let o = output(c);
+    let all = String::from_utf8_lossy(&o.stdout);
+    let v: serde_json::Value = serde_json::from_str(all.lines().last().unwrap()).unwrap();
+    for target in ["server", "manager", "cop"] {
+        assert!(v["kills"][target].as_u64().unwrap() >= 2, "{v}");
+    }
+    assert_eq!(v["failed_by_kind"].get("refused").and_then(|n| n.as_u64()).unwrap_or(0), 0, "{v}");
+    assert!(v["ok"].as_u64().unwrap() > 2000, "{v}");
+    assert_eq!(v["complaints"].as_array().unwrap().len(), 0, "{v}");
+    let failed = v["failed"].as_u64().unwrap() + v["connections_lost"].as_u64().unwrap();
+    assert_eq!(o.status.code(), Some(if failed == 0 { 0 } else { 1 }), "{v}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its directory is gone");
+}
+
+#[test]
+fn without_kills_nothing_fails() {
+    let (_dir, c) = drill(&["--seconds", "2", "--kill", "none", "--json"]);
+    let o = output(c);
+    let said = expect_code(&o, 0);
+    let v: serde_json::Value =
+        serde_json::from_str(said.lines().rfind(|l| l.starts_with('{')).unwrap()).unwrap();
+    assert_eq!((v["failed"].as_u64(), v["connections_lost"].as_u64()), (Some(0), Some(0)), "{v}");
+}
+
+#[test]
+fn an_interrupt_ends_it_and_leaves_no_process() {
+    let (dir, mut c) = drill(&["--seconds", "60"]);
+    let mut child = c.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // plain lines, as stdout is no terminal: the first one comes when the load runs
+    lines.next().unwrap().unwrap();
+    let runs = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path().join("run");
+    let held = || {
+        let holder = |p: &str| lockfile::Lockfile::holder(runs.join(format!("{p}.lock"))).ok().flatten();
+        ["cop", "manager", "server"].iter().filter_map(|p| holder(p)).map(|h| h.pid).collect::<Vec<_>>()
+    };
+    let wards: Vec<_> = held().into_iter().map(|p| PidFd::open(p).unwrap()).collect();
+    assert_eq!(wards.len(), 3);
+    let drill = PidFd::open(child.id() as i32).unwrap();
+    drill.signal(nix::libc::SIGINT).unwrap();
+    assert!(drill.poll_exit(LONG).unwrap().is_some(), "it goes on");
+    let status = child.wait().unwrap();
+    assert!(status.code().is_some(), "{status:?}");
+    for w in wards {
+        assert!(!w.is_alive(), "a process was left behind");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its directory is gone");
+}

@@ -1,0 +1,159 @@
+//! Kill anything: what clients notice, who adopts whom, and how soon a hang is found.
+
+mod common;
+
+use common::*;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_killed_server_is_replaced_and_nobody_is_refused() {
+    let mut s = Suite::serving("");
+    let manager = s.pid("manager");
+    for _ in 0..5 {
+        let dead = s.kill("server", SIGKILL);
+        // at once: it waits in the backlog
+        assert_eq!(s.get("/").code, 200);
+        assert_ne!(s.pid("server"), dead);
+    }
+    assert_eq!(s.pid("manager"), manager);
+    s.stop();
+}
+
+#[test]
+fn a_killed_manager_is_not_noticed_by_any_client() {
+    let mut s = Suite::serving("");
+    let ([cop, manager, server], port) = (s.pids(), s.addr());
+    let mut kept = Client::connect(port).unwrap();
+    assert_eq!(kept.get("/").unwrap().code, 200);
+    for _ in 0..3 {
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        assert_eq!(kept.get("/").unwrap().code, 200, "on the connection it had");
+        assert_eq!(s.get("/").code, 200, "on a new one");
+        s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    }
+    assert_eq!((s.pid("cop"), s.pid("server"), s.addr()), (cop, server, port));
+    assert_ne!(s.pid("manager"), manager);
+    // the new one commands the server it adopted: it replaces it, on the same port
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/").code, 200);
+    s.wait(mark, &["event=exit of=server"]);
+    assert_eq!(s.addr(), port);
+    s.stop();
+}
+
+#[test]
+fn a_new_cop_adopts_both_and_keeps_their_listeners() {
+    let mut s = Suite::serving(TIGHT);
+    let ([_, manager, server], port) = (s.pids(), s.addr());
+    let dead = s.kill("cop", SIGKILL);
+    assert_eq!(s.get("/").code, 200);
+    let mark = s.mark();
+    s.start();
+    assert_ne!(s.pid("cop"), dead);
+    assert_eq!((s.pid("manager"), s.pid("server")), (manager, server));
+    // the manager hands its fds to the cop it hasn't met, so that its own death costs nothing either
+    s.wait(mark, &["event=new-cop"]);
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    assert_eq!((s.addr(), s.pid("server")), (port, server));
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn manager_and_server_killed_together_come_back_on_the_same_port() {
+    let mut s = Suite::serving("");
+    let port = s.addr();
+    let mut kept = Client::connect(port).unwrap();
+    kept.send("GET / HT").unwrap();
+    s.kill("manager", SIGKILL);
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/").code, 200, "cop has held the listeners");
+    assert_eq!(s.addr(), port);
+    s.stop();
+}
+
+#[test]
+fn all_three_killed_start_again_without_cleaning_anything() {
+    let mut s = Suite::serving("");
+    for _ in 0..3 {
+        for p in ["cop", "manager", "server"] {
+            s.kill(p, SIGKILL);
+        }
+        s.start();
+        assert_eq!(s.get("/").code, 200);
+    }
+    s.stop();
+}
+
+#[test]
+fn a_stopped_server_is_replaced_within_four_seconds_by_default() {
+    let mut s = Suite::serving("");
+    let from = Instant::now();
+    let stopped = s.kill("server", SIGSTOP);
+    assert_eq!(s.get("/").code, 200);
+    let took = from.elapsed();
+    assert_ne!(s.pid("server"), stopped);
+    // 4 s on a machine with nothing else to do; tests share theirs
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    s.stop();
+}
+
+#[test]
+fn a_stopped_manager_is_replaced_and_the_server_stays() {
+    let mut s = Suite::serving(TIGHT);
+    let server = s.pid("server");
+    let mark = s.mark();
+    let stopped = s.kill("manager", SIGSTOP);
+    assert_eq!(s.get("/").code, 200);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    assert_ne!(s.pid("manager"), stopped);
+    assert_eq!(s.pid("server"), server);
+    s.stop();
+}
+
+#[test]
+fn a_watcher_that_was_stopped_kills_nobody_when_it_wakes() {
+    let mut s = Suite::serving(TIGHT);
+    let before = s.pids();
+    let mark = s.mark();
+    s.kill("cop", SIGSTOP);
+    // more than all its patience: (interval + timeout) x failures; nothing may happen meanwhile
+    assert_eq!(s.log.try_wait(mark, &["event="], Duration::from_secs(3)), None);
+    s.kill("cop", SIGCONT);
+    // and then two rounds of its check, in which the old deadlines are long over
+    assert_eq!(s.log.try_wait(mark, &["event=verdict"], Duration::from_secs(3)), None, "{}", s.log.text());
+    assert_eq!(s.pids(), before);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn the_classic_behaviour_takes_the_server_down_with_its_manager() {
+    let mut s = Suite::serving("[cop]\non_manager_death = \"kill\"\n");
+    let [_, manager, server] = s.pids();
+    let process = supervisor::pidfd::PidFd::open(server).unwrap();
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=kill of=server"]);
+    assert!(process.poll_exit(LONG).unwrap().is_some());
+    assert_eq!(s.get("/").code, 200);
+    assert_ne!((s.pid("manager"), s.pid("server")), (manager, server));
+    assert_ne!(s.pid("server"), server);
+    s.stop();
+}
+
+#[test]
+fn other_ways_to_die_are_answered_alike() {
+    let mut s = Suite::serving("");
+    for signal in [SIGSEGV, SIGTERM, nix::libc::SIGABRT] {
+        let mark = s.mark();
+        let dead = s.kill("server", signal);
+        s.wait(mark, &["event=exit of=server", &format!("pid={dead}")]);
+        assert_eq!(s.get("/").code, 200);
+        assert_ne!(s.pid("server"), dead);
+    }
+    s.stop();
+}
