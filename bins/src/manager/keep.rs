@@ -5,10 +5,12 @@
 
 use super::estate::Estates;
 use super::listeners::{self, Listener};
+use super::replace::Replace;
 use super::standby::Standby;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::orders::CHANNEL;
 use crate::suite::{self, Runtime};
 use crate::ward::Ward;
 use engine::io::Async;
@@ -37,7 +39,12 @@ pub struct Keep {
     listeners: RefCell<Vec<Listener>>,
     upstream: Notifier,
     notify: NotifySocket,
-    server: RefCell<Server>,
+    pub(super) server: RefCell<Server>,
+    /// Servers that have let go and finish what they have.
+    pub(super) retiring: RefCell<Vec<Ward>>,
+    pub(super) replace: RefCell<Replace>,
+    /// Why the last replacement came to nothing.
+    pub(super) replace_failed: RefCell<Option<String>>,
     pub(super) standby: RefCell<Standby>,
     pub(super) estates: RefCell<Estates>,
     cop: Cell<i32>,
@@ -48,13 +55,13 @@ pub struct Keep {
 }
 
 /// The server that is, and what is remembered of those that were.
-struct Server {
-    machine: Child,
-    ward: Option<Ward>,
+pub struct Server {
+    pub(super) machine: Child,
+    pub(super) ward: Option<Ward>,
     /// By which we speak to it; closed, it would end before it serves.
-    channel: Option<OwnedFd>,
+    pub(super) channel: Option<OwnedFd>,
     /// It has taken over what was left to it.
-    settled: bool,
+    pub(super) settled: bool,
     adopted: bool,
     since: Time,
     ever_ready: bool,
@@ -97,6 +104,9 @@ impl Keep {
         Rc::new(Keep {
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
+            retiring: RefCell::default(),
+            replace: RefCell::default(),
+            replace_failed: RefCell::default(),
             config: RefCell::new(config),
             common,
             runtime,
@@ -179,11 +189,6 @@ impl Keep {
         self.maybe_end();
     }
 
-    /// Replaces the server in order.
-    pub fn restart(self: &Rc<Self>) {
-        self.feed(Event::Restart);
-    }
-
     /// Takes the configuration anew; what it says is refused as a whole if anything in it is wrong.
     ///
     /// # Errors
@@ -230,15 +235,21 @@ impl Keep {
     /// # Errors
     /// It isn't ready after `patience`.
     pub async fn wait_ready(&self, patience: Duration) -> Result<(), String> {
-        let ready = poll_fn(|cx| match self.server.borrow().machine.state() {
-            State::Ready { .. } => Poll::Ready(()),
-            _ => {
-                self.changes.borrow_mut().push(cx.waker().clone());
-                Poll::Pending
+        let ready = poll_fn(|cx| {
+            if let Some(why) = self.replace_failed.borrow_mut().take() {
+                return Poll::Ready(Err(why));
+            }
+            let settled = matches!(*self.replace.borrow(), Replace::No);
+            match self.server.borrow().machine.state() {
+                State::Ready { .. } if settled => Poll::Ready(Ok(())),
+                _ => {
+                    self.changes.borrow_mut().push(cx.waker().clone());
+                    Poll::Pending
+                }
             }
         });
         match engine::time::timeout(patience, ready).await {
-            Ok(()) => Ok(()),
+            Ok(result) => result,
             Err(_) => {
                 let s = self.server.borrow();
                 let last = s.last_exit.as_deref().unwrap_or("none");
@@ -347,6 +358,7 @@ impl Keep {
                 Field::Settled => {
                     self.server.borrow_mut().settled = true;
                     self.estates.borrow_mut().settled(d.pid, &self.upstream);
+                    self.offer_rest();
                 }
                 Field::Ready => {
                     {
@@ -357,6 +369,7 @@ impl Keep {
                     self.announce_ready();
                     self.want_standby();
                 }
+                Field::Retiring => self.server_retires(),
                 Field::Status(text) => self.server.borrow_mut().said = text,
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
                 Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
@@ -383,7 +396,12 @@ impl Keep {
         let _ = self.upstream.send(&format!("X_TRAFFIC_SERVER={pid}"));
     }
 
-    fn feed(self: &Rc<Self>, event: Event) {
+    /// Whoever waits for a change looks again.
+    pub(super) fn wake_changes(&self) {
+        self.changes.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    pub(super) fn feed(self: &Rc<Self>, event: Event) {
         let now = clock::now();
         let (before, action, after) = {
             let mut s = self.server.borrow_mut();
@@ -393,7 +411,7 @@ impl Keep {
         };
         if before != after {
             log::info!("event=state of=server from={before} to={after}");
-            self.changes.borrow_mut().drain(..).for_each(Waker::wake);
+            self.wake_changes();
         }
         match action {
             Action::Nothing => {}
@@ -488,7 +506,7 @@ impl Keep {
         let list = self.listeners.borrow();
         let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
         if let Some((_, theirs)) = &channel {
-            fds.push((suite::CONTROL.to_owned(), theirs.as_fd()));
+            fds.push((CHANNEL.to_owned(), theirs.as_fd()));
         }
         let spawned = spawn(&Spec {
             program,
@@ -526,6 +544,14 @@ impl Keep {
     fn exited(self: &Rc<Self>, generation: u64) {
         // what it said last is in the socket already, whichever of the two woke us
         self.listen();
+        let retired = {
+            let mut retiring = self.retiring.borrow_mut();
+            retiring.iter().position(|w| w.generation == generation).map(|at| retiring.swap_remove(at))
+        };
+        if let Some(ward) = retired {
+            self.retired_exited(&ward);
+            return self.maybe_end();
+        }
         let (ward, ever_ready) = {
             let mut s = self.server.borrow_mut();
             match s.ward.take_if(|w| w.generation == generation) {
@@ -534,9 +560,8 @@ impl Keep {
             }
         };
         let status = ward.reap();
-        // one that ended in order has closed what it had; one that died before it had taken over had nothing of its own
-        let (settled, ordered) = (self.server.borrow().settled, status.and_then(|s| s.code()) == Some(0));
-        if ordered || !settled {
+        // one that died before it had taken over had nothing of its own
+        if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
         }
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
@@ -573,7 +598,9 @@ impl Keep {
     pub(super) fn maybe_end(&self) {
         let mut end = self.end.borrow_mut();
         let down = !self.server.borrow().machine.state().is_alive();
-        let alone = self.server.borrow().ward.is_none() && self.standby.borrow().ward.is_none();
+        let alone = self.server.borrow().ward.is_none()
+            && self.standby.borrow().ward.is_none()
+            && self.retiring.borrow().is_empty();
         if end.stopping && down && alone {
             self.estates.borrow_mut().end_all(&self.upstream);
             end.exit = Some(Exit::Done);

@@ -10,6 +10,7 @@ pub mod control;
 pub mod estate;
 pub mod keep;
 pub mod listeners;
+pub mod replace;
 pub mod standby;
 
 use self::estate::Estates;
