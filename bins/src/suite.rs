@@ -133,6 +133,17 @@ pub fn estate_of(name: &str) -> Option<(i32, i32)> {
     Some((server.parse().ok()?, keeper.parse().ok()?)).filter(|(s, k)| *s > 0 && *k > 0)
 }
 
+/// Connections need fds: take what we may.
+pub fn raise_fd_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("event=rlimit-failed nofile={hard}: {e}");
+    }
+}
+
 /// Set by the drill: cop ends its suite when its standard input ends.
 pub const STOP_ON_EOF: &str = "TRAFFIC_STOP_ON_STDIN_EOF";
 

@@ -5,6 +5,7 @@
 
 use super::estate::Estates;
 use super::listeners::{self, Listener};
+use super::queue::Queue;
 use super::replace::Replace;
 use super::standby::Standby;
 use crate::cli::Common;
@@ -36,7 +37,7 @@ pub struct Keep {
     pub(super) config: RefCell<Config>,
     common: Common,
     runtime: Runtime,
-    listeners: RefCell<Vec<Listener>>,
+    pub(super) listeners: RefCell<Vec<Listener>>,
     upstream: Notifier,
     notify: NotifySocket,
     pub(super) server: RefCell<Server>,
@@ -45,6 +46,7 @@ pub struct Keep {
     pub(super) replace: RefCell<Replace>,
     /// Why the last replacement came to nothing.
     pub(super) replace_failed: RefCell<Option<String>>,
+    pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) estates: RefCell<Estates>,
     cop: Cell<i32>,
@@ -104,6 +106,7 @@ impl Keep {
         Rc::new(Keep {
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
+            queue: RefCell::default(),
             retiring: RefCell::default(),
             replace: RefCell::default(),
             replace_failed: RefCell::default(),
@@ -184,6 +187,7 @@ impl Keep {
     pub fn stop(self: &Rc<Self>) {
         self.end.borrow_mut().stopping = true;
         self.end_standby();
+        self.end_queue();
         let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
         self.feed(Event::WantDown);
         self.maybe_end();
@@ -308,6 +312,7 @@ impl Keep {
                 "last_exit": s.last_exit,
                 "status": s.said,
             },
+            "queue": self.queue.borrow().status(now),
             "listen": listeners::names(&self.listeners.borrow()),
         })
     }
@@ -357,6 +362,7 @@ impl Keep {
             match field {
                 Field::Settled => {
                     self.server.borrow_mut().settled = true;
+                    self.hand_over_settled();
                     self.estates.borrow_mut().settled(d.pid, &self.upstream);
                     self.offer_rest();
                 }
@@ -367,6 +373,7 @@ impl Keep {
                     }
                     self.feed(Event::Ready(generation));
                     self.announce_ready();
+                    self.serves_again();
                     self.want_standby();
                 }
                 Field::Retiring => self.server_retires(),
@@ -386,10 +393,11 @@ impl Keep {
     }
 
     /// Tells cop which server there is.
-    fn tell_server(&self) {
+    pub(super) fn tell_server(&self) {
         let s = self.server.borrow();
+        let paused = self.queue.borrow().is_paused();
         let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
-            (true, State::Ready { .. }, Some(w)) => w.pid,
+            (true, State::Ready { .. }, Some(w)) if !paused => w.pid,
             (true, ..) => -1,
             (false, ..) => 0,
         };
@@ -487,6 +495,7 @@ impl Keep {
         }
         self.hold(ward);
         self.feed(Event::Spawned);
+        self.watch_gap();
     }
 
     /// Starts a server process, with the channel to it if it is our own program.
@@ -561,6 +570,8 @@ impl Keep {
         };
         let status = ward.reap();
         // one that died before it had taken over had nothing of its own
+        self.hand_over_again();
+        self.watch_gap();
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
         }

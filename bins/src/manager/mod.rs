@@ -3,13 +3,15 @@
 //! One thread, since it forks: an engine of one loop ([`engine::block_on`]) on which each fd has a small task of its own.
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
-//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`listeners`],
-//! [`control`] (what may be asked over the control socket).
+//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`standby`], [`replace`]
+//! (the next one), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
+//! be asked over the control socket).
 
 pub mod control;
 pub mod estate;
 pub mod keep;
 pub mod listeners;
+pub mod queue;
 pub mod replace;
 pub mod standby;
 
@@ -18,7 +20,7 @@ use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use engine::io::Async;
 use keep::Keep;
 use lockfile::{Got, Lockfile};
@@ -50,6 +52,16 @@ enum Command {
     Reload(Common),
     /// Replace the server in order
     Restart(Common),
+    /// Hold new connections in the manager; open ones go on
+    Pause {
+        /// After this long a waiting client is told 503 (default: manager.queue.max_wait)
+        #[arg(long, value_name = "DURATION")]
+        max_wait: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a pause: who has waited is served
+    Resume(Common),
     /// Say everything that is wrong with a configuration, or what it comes to
     CheckConfig(Common),
 }
@@ -64,6 +76,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
         Command::Reload(common) => commands::ask(&common, "POST", "/reload"),
         Command::Restart(common) => commands::ask(&common, "POST", "/restart"),
+        Command::Pause { max_wait, common } => match max_wait {
+            Some(d) => commands::ask(&common, "POST", &format!("/pause?max_wait={}", d.replace(' ', ""))),
+            None => commands::ask(&common, "POST", "/pause"),
+        },
+        Command::Resume(common) => commands::ask(&common, "POST", "/resume"),
         Command::CheckConfig(common) => commands::check_config(&common),
     }
 }
@@ -96,6 +113,7 @@ fn live(
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;
     reaper::become_subreaper()?;
+    suite::raise_fd_limit();
     let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;

@@ -196,6 +196,12 @@ impl Keep {
 
     /// Says the word: serve, and take over what the dead have left.
     pub(super) fn promote(&self, pid: i32, channel: &OwnedFd) {
+        if self.queue.borrow().is_paused() {
+            let _ = Order::Hold.send(channel, &[]);
+        } else {
+            self.end_queueing();
+            self.hand_over(channel);
+        }
         let mut estates = self.estates.borrow_mut();
         if let Err(e) = Order::Promote.send(channel, &estates.offer(pid, &self.retiring_pids())) {
             // it is dying: its end is seen by its pidfd

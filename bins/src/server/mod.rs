@@ -15,7 +15,7 @@ use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use anyhow::Context;
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
@@ -26,6 +26,7 @@ use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -74,7 +75,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     logging::init(NAME, &config.suite.log);
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    raise_fd_limit();
+    suite::raise_fd_limit();
     let alone = inherited.is_empty();
     let list = listeners::take_or_bind(&config.server.listen, inherited)?;
     if alone {
@@ -93,7 +94,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxy_config(&config, token)?);
-    let start = match &channel {
+    let mut start = match &channel {
         None => Start::default(),
         Some(channel) => {
             let _ = notify.send("X_TRAFFIC_STANDBY=1");
@@ -114,6 +115,9 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     if let Some(legacy) = &mut legacy {
         legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
         taken = succession::take_over(left, &legacy.continuity);
+        // what the manager wasn't sure that the last one had
+        let known: HashSet<u64> = taken.iter().filter_map(inode).collect();
+        start.queued.retain(|fd| inode(fd).is_none_or(|n| !known.contains(&n)));
         for fd in &start.queued {
             legacy.continuity.resume(fd.as_raw_fd(), Resume::default());
         }
@@ -163,21 +167,15 @@ fn accept(
     acceptor.context("starting to accept")
 }
 
+/// By which two fds are known to be the same socket.
+fn inode(fd: &OwnedFd) -> Option<u64> {
+    rustix::fs::fstat(fd).ok().map(|s| s.st_ino)
+}
+
 fn threads(wanted: usize) -> usize {
     match wanted {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
-    }
-}
-
-/// Connections need fds: take what we may.
-fn raise_fd_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        log::warn!("event=rlimit-failed nofile={hard}: {e}");
     }
 }
 
