@@ -147,3 +147,41 @@ fn a_server_killed_during_a_pause_leaves_the_pause() {
     assert_eq!(c.read().unwrap().code, 200);
     s.stop();
 }
+
+#[test]
+fn the_queue_survives_the_death_of_the_manager() {
+    let mut s = Suite::serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting: Vec<Client> = (0..50)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 50);
+    let server = s.pid("server");
+    // the pause dies with the manager that was told of it; the connections don't
+    s.kill("manager", SIGKILL);
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200);
+    }
+    assert_eq!(s.pid("server"), server);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn a_new_manager_commands_the_server_that_it_adopted() {
+    let mut s = Suite::serving("");
+    let mut open = Client::connect(s.addr()).unwrap();
+    assert_eq!(open.get("/").unwrap().code, 200);
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    let server = s.pid("server");
+    expect_code(&s.run(MANAGER, &["restart"]), 0);
+    assert_ne!(s.pid("server"), server);
+    assert_eq!(open.get("/").unwrap().code, 200, "passed on by the adopted one");
+    s.stop();
+}

@@ -3,9 +3,24 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use supervisor::fd_pass;
+use supervisor::listen_fds::Inherited;
 
 /// The name of the server's end among the fds it inherits.
 pub const CHANNEL: &str = "channel";
+
+/// The name under which our end of the channel to a server is stored.
+pub fn channel_name(server: i32) -> String {
+    format!("{CHANNEL}-{server}")
+}
+
+/// Our ends of channels that an earlier manager had: taken out of what was inherited, each with its server.
+pub fn take_channels(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
+    let server = |i: &Inherited| i.name.strip_prefix(CHANNEL)?.strip_prefix('-')?.parse::<i32>().ok();
+    let (ours, others): (Vec<_>, Vec<_>) =
+        std::mem::take(inherited).into_iter().partition(|i| server(i).is_some());
+    *inherited = others;
+    ours.into_iter().filter_map(|i| Some((server(&i)?, i.fd))).collect()
+}
 
 /// One order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

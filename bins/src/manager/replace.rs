@@ -8,7 +8,7 @@
 //! A next one that doesn't become ready changes nothing: the old one serves on. A SIGTERM from elsewhere enters at "it has
 //! let go". An old one that doesn't let go in time is killed, and the next server takes over as after any death.
 
-use super::keep::Keep;
+use super::keep::{Keep, forget_channel};
 use crate::orders::Order;
 use crate::ward::Ward;
 use policy::child::{Event, State};
@@ -19,6 +19,9 @@ use supervisor::fd_pass;
 
 /// How long a server may take to let go of its lock.
 const LET_GO: Duration = Duration::from_secs(3);
+
+/// How long what a retired server has sent is kept for a next server, if the one that is should die.
+const INBOUND: Duration = Duration::from_secs(5);
 
 /// How far a replacement is.
 #[derive(Debug, Default)]
@@ -108,14 +111,21 @@ impl Keep {
         };
         let Some(old) = old else { return };
         log::info!("event=retire of=server pid={}", old.pid);
+        let pid = old.pid;
         self.retiring.borrow_mut().push(old);
+        self.inbound.borrow_mut().extend(heir.map(|from| (pid, from)));
         self.feed(Event::Displaced);
-        if let (Some(from), Some(channel)) = (heir, &self.server.borrow().channel)
-            && let Err(e) = Order::Heir.send(channel, &[from.as_fd()])
-        {
-            log::warn!("event=heir-failed: {e}");
-        }
         self.limit_retirement();
+    }
+
+    /// A server that begins is told from whom connections come. We keep our copy: if this one ends before it has read
+    /// them all, the next one goes on reading.
+    pub(super) fn name_inbound(&self, channel: &OwnedFd) {
+        for (pid, from) in self.inbound.borrow().iter() {
+            if let Err(e) = Order::Heir.send(channel, &[from.as_fd()]) {
+                log::warn!("event=heir-failed retiring={pid}: {e}");
+            }
+        }
     }
 
     fn limit_retirement(self: &Rc<Self>) {
@@ -131,10 +141,16 @@ impl Keep {
     }
 
     /// A retiring server is gone. What it couldn't pass on goes to the one that serves.
-    pub(super) fn retired_exited(&self, ward: &Ward) {
+    pub(super) fn retired_exited(self: &Rc<Self>, ward: &Ward) {
         let how = ward.reap().map_or("gone".to_owned(), |s| s.to_string());
         log::info!("event=exit of=retiring pid={}: {how}", ward.pid);
+        forget_channel(ward.pid, &self.upstream);
         self.offer_rest();
+        let (keep, pid) = (self.clone(), ward.pid);
+        drop(engine::spawn(async move {
+            engine::time::sleep(INBOUND).await;
+            keep.inbound.borrow_mut().retain(|(from, _)| *from != pid);
+        }));
     }
 
     /// What has become an inheritance since the server was promoted goes to it now.

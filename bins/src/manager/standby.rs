@@ -207,5 +207,6 @@ impl Keep {
             // it is dying: its end is seen by its pidfd
             log::warn!("event=promote-failed pid={pid}: {e}");
         }
+        self.name_inbound(channel);
     }
 }

@@ -4,7 +4,8 @@
 //! requests is passed on to the next server. If there is none yet, such connections are left open in the care of our
 //! keeper: whether they are closed or go on is for the manager to know.
 
-use super::succession::{self, Legacy};
+use super::legacy::Legacy;
+use super::succession;
 use crate::exit::Exit;
 use crate::orders::Order;
 use engine::Engine;
@@ -15,7 +16,7 @@ use proxy::continuity::{Continuity, Resume};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use supervisor::fd_pass;
 use supervisor::notify::Notifier;
@@ -27,7 +28,7 @@ pub struct Duty<'a> {
     pub(super) channel: Option<OwnedFd>,
     pub(super) acceptor: Acceptor,
     pub(super) engine: Engine,
-    pub(super) legacy: Option<Legacy>,
+    pub(super) legacy: Option<(Arc<Continuity>, Legacy)>,
     pub(super) lock: Lockfile,
     pub(super) notify: &'a Notifier,
     pub(super) drain: Duration,
@@ -132,7 +133,7 @@ impl Duty<'_> {
     }
 
     fn continuity(&self) -> Option<&Continuity> {
-        self.legacy.as_ref().map(|l| &*l.continuity)
+        self.legacy.as_ref().map(|(c, _)| &**c)
     }
 
     fn obey(&mut self, sources: &mut Vec<OwnedFd>) -> Option<End> {
@@ -174,7 +175,7 @@ impl Duty<'_> {
 
     /// The orderly end.
     fn end(mut self, heir: Option<OwnedFd>) -> anyhow::Result<Exit> {
-        let Some(legacy) = self.legacy.take() else {
+        let Some((continuity, legacy)) = self.legacy.take() else {
             let _ = self.notify.send("STOPPING=1");
             self.acceptor.stop();
             let report = self.engine.shutdown(self.drain);
@@ -203,12 +204,11 @@ impl Duty<'_> {
         }
         let passing = std::thread::spawn(move || pass_on(&from));
         let connections = to.clone();
-        legacy
-            .continuity
+        continuity
             .retirement()
             .begin(Box::new(move |r| drop(connections.send(Passing::Connection(Box::new(r))))));
         let report = self.engine.shutdown(self.drain);
-        legacy.continuity.retirement().end();
+        continuity.retirement().end();
         let _ = to.send(Passing::NoMore);
         let (passed, parked) = passing.join().unwrap_or_default();
         log::info!(
@@ -237,10 +237,17 @@ fn pass_on(from: &mpsc::Receiver<Passing>) -> (usize, Vec<Retired>) {
         }
         let Some(to) = &heir else { continue };
         while let Some(r) = parked.pop() {
+            let message = r.to_message();
             r.pass_on();
-            match fd_pass::send(to, &r.to_message(), &[r.fd().as_fd()]) {
+            match fd_pass::send(to, &message, &[r.fd().as_fd()]) {
                 Ok(()) => passed += 1,
-                Err(e) => log::warn!("event=pass-on-failed: {e}"),
+                Err(e) => {
+                    log::warn!("event=pass-on-failed: {e}");
+                    r.take_back();
+                    parked.push(r);
+                    heir = None;
+                    break;
+                }
             }
         }
     }

@@ -3,13 +3,15 @@
 //! The main thread takes the listeners, starts the engine, waits for the word to serve, takes the lock and what dead servers
 //! have left, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
 //!
-//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`duty`] (serving, and the end).
+//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`duty`] (serving, and the end).
 
 pub mod duty;
+pub mod legacy;
 pub mod succession;
 
 use self::duty::Duty;
-use self::succession::{Legacy, Start};
+use self::legacy::Legacy;
+use self::succession::Start;
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
@@ -28,7 +30,7 @@ use proxy::serve::Limits;
 use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use supervisor::notify::Notifier;
@@ -84,8 +86,13 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let token = runtime.token().context("the heartbeat's token")?;
     let listeners: Vec<OwnedFd> = list.into_iter().map(|l| l.fd).collect();
     // before there is a second thread
-    let mut legacy = match config.server.continuity && channel.is_some() {
-        true => Some(Legacy::new(&listeners).context("making the connection table")?),
+    let legacy = match config.server.continuity && channel.is_some() {
+        true => {
+            let table = Continuity::new(legacy::table_size()).context("making the connection table")?;
+            let kept: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            let legacy = Legacy::new(table.table().clone(), &kept, &[]);
+            Some((Arc::new(table), legacy))
+        }
         false => None,
     };
     let engine = Engine::builder()
@@ -102,7 +109,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
                 Some(start) => start,
                 None => {
                     engine.shutdown(Duration::ZERO);
-                    legacy.into_iter().for_each(Legacy::end);
+                    legacy.into_iter().for_each(|(_, l)| l.end());
                     return Ok(Exit::Done);
                 }
             }
@@ -112,18 +119,21 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
     let mut taken = Vec::new();
-    if let Some(legacy) = &mut legacy {
-        legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
-        taken = succession::take_over(left, &legacy.continuity);
+    if let Some((continuity, legacy)) = &legacy {
+        if let Some(fd) = lock.fd() {
+            legacy.note_lock(fd.as_raw_fd());
+        }
+        legacy.announce(notify);
+        taken = succession::take_over(left, continuity);
         // what the manager wasn't sure that the last one had
         let known: HashSet<u64> = taken.iter().filter_map(inode).collect();
         start.queued.retain(|fd| inode(fd).is_none_or(|n| !known.contains(&n)));
         for fd in &start.queued {
-            legacy.continuity.resume(fd.as_raw_fd(), Resume::default());
+            continuity.resume(fd.as_raw_fd(), Resume::default());
         }
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
-    let continuity = legacy.as_ref().map(|l| l.continuity.clone());
+    let continuity = legacy.as_ref().map(|(c, _)| c.clone());
     let acceptor = accept(&engine, &config, listeners, proxy, continuity, start.held)?;
     taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());

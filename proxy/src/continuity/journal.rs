@@ -462,9 +462,9 @@ impl Journal {
         }
     }
 
-    /// It is another server's from here on.
-    pub fn pass_on(&self) {
-        self.store(PASSED_ON, 0);
+    /// It is another server's from here on; or it is ours again.
+    pub fn pass_on(&self, gone: bool) {
+        self.store(if gone { PASSED_ON } else { IDLE }, 0);
     }
 
     /// True between requests, with nothing read of the next one.

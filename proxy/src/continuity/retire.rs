@@ -37,7 +37,12 @@ impl Retired {
 
     /// Notes that it is somebody else's from here on: whoever finds it in our table leaves it alone.
     pub fn pass_on(&self) {
-        self.journal.pass_on();
+        self.journal.pass_on(true);
+    }
+
+    /// It couldn't be passed on: it is ours still.
+    pub fn take_back(&self) {
+        self.journal.pass_on(false);
     }
 }
 
