@@ -14,8 +14,10 @@
 //! | `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` | a guard is dropped, or [`FD_PAUSE`] has passed |
 
 mod accepting;
+mod ports;
 
 use self::accepting::{ListenerSet, spare};
+pub use self::ports::{Bound, write_port_file};
 use crate::event::{Context, Continuation, Next};
 use crate::net::{Peer, Stream};
 use crate::{GroupId, Handle, ThreadId};
@@ -74,7 +76,8 @@ pub struct AcceptorConfig {
     pub at_limit: AtLimit,
     /// The most connections that may wait for one thread to take them over.
     pub max_queue: usize,
-    /// What a connection may do before it has to give way; for the protocol to keep, see [`Accepted::requests_per_event`].
+    /// How often a connection may read, and how often write, in one call of its task before it has to give way, so that one
+    /// client that always has another request ready starves nobody; see [`Stream::limit`].
     pub requests_per_event: u32,
 }
 
@@ -103,17 +106,20 @@ pub struct Accepted {
     pub peer: Peer,
     /// Counts the connection as long as it lives.
     pub guard: ConnGuard,
-    /// After this many requests in one go, call [`yield_now`](crate::yield_now).
+    /// For a protocol that answers several requests in one write: after this many, call
+    /// [`yield_now`](crate::yield_now). The rest is done by [`Accepted::into_stream`].
     pub requests_per_event: u32,
 }
 
 impl Accepted {
-    /// Registers the socket with the current thread; keep the guard as long as the stream.
+    /// Registers the socket with the current thread, limited to `requests_per_event`; keep the guard as long as the stream.
     ///
     /// # Errors
     /// If it cannot be registered.
     pub fn into_stream(self) -> io::Result<(Stream, ConnGuard)> {
-        Ok((Stream::ready(self.fd, self.peer)?, self.guard))
+        let mut stream = Stream::ready(self.fd, self.peer)?;
+        stream.limit(Some(self.requests_per_event));
+        Ok((stream, self.guard))
     }
 }
 
@@ -166,6 +172,8 @@ struct Control {
     max: usize,
     /// Some loop waits for room.
     paused: AtomicBool,
+    /// Nothing is accepted for now, whatever room there is.
+    held: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
     accepted: AtomicU64,
     refused: AtomicU64,
@@ -187,8 +195,12 @@ impl Control {
         self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, admit).is_ok()
     }
 
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
     fn is_full(&self) -> bool {
-        self.live.load(Ordering::SeqCst) >= self.max
+        self.is_held() || self.live.load(Ordering::SeqCst) >= self.max
     }
 
     /// There may be room now.
@@ -220,7 +232,8 @@ struct Lane {
     thread: ThreadId,
     queue: Mutex<VecDeque<Accepted>>,
     max_queue: usize,
-    live: AtomicUsize,
+    /// The thread's own count, so that it is right with several acceptors too.
+    live: Arc<AtomicUsize>,
     /// Wakes the continuation that empties the queue.
     waker: OnceLock<Waker>,
 }
@@ -281,6 +294,7 @@ where
 /// Accepting, until it is stopped or dropped.
 pub struct Acceptor {
     control: Arc<Control>,
+    bound: Vec<Bound>,
     lanes: Vec<Arc<Lane>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     requests_per_event: u32,
@@ -303,19 +317,20 @@ impl Acceptor {
     {
         let serve = Arc::new(serve);
         let control = Arc::new(Control { max: config.max_connections, ..Control::default() });
-        let lane = |thread| {
+        let lane = |thread: ThreadId| {
             Arc::new(Lane {
                 thread,
                 queue: Mutex::default(),
                 max_queue: config.max_queue.max(1),
-                live: AtomicUsize::new(0),
+                live: handle.shared(thread.into()).connections.clone(),
                 waker: OnceLock::new(),
             })
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
+        let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
         let requests_per_event = config.requests_per_event;
         let mut acceptor =
-            Acceptor { control: control.clone(), lanes, threads: Vec::new(), requests_per_event };
+            Acceptor { control: control.clone(), bound, lanes, threads: Vec::new(), requests_per_event };
         let own_threads = config.accept_threads > 0;
         let workers = if own_threads { config.accept_threads } else { acceptor.lanes.len() };
         // Counted before anything runs, so that nobody takes "not begun" for "over". An error below stops the rest.
@@ -370,6 +385,19 @@ impl Acceptor {
         lane.wake();
     }
 
+    /// Accepts nothing until [`Acceptor::go_on`]: what comes waits in the kernel's backlog, or is somebody else's.
+    pub fn hold(&self) {
+        self.control.held.store(true, Ordering::SeqCst);
+        self.control.kick();
+    }
+
+    /// Ends [`Acceptor::hold`].
+    pub fn go_on(&self) {
+        self.control.held.store(false, Ordering::SeqCst);
+        self.control.paused.store(false, Ordering::SeqCst);
+        self.control.kick();
+    }
+
     /// Stops accepting and waits for the accept threads. Connections go on; those still in a queue are served.
     pub fn stop(mut self) {
         self.end();
@@ -382,12 +410,17 @@ impl Acceptor {
         }
     }
 
+    /// What the listeners are bound to, in their order; [`write_port_file`] tells others.
+    pub fn bound(&self) -> &[Bound] {
+        &self.bound
+    }
+
     /// Connections that live.
     pub fn connections(&self) -> usize {
         self.control.live.load(Ordering::Relaxed)
     }
 
-    /// Connections that live, by thread of the group.
+    /// Connections that live, by thread of the group; of all acceptors, if there are several.
     pub fn connections_by_thread(&self) -> Vec<(ThreadId, usize)> {
         self.lanes.iter().map(|lane| (lane.thread, lane.live.load(Ordering::Relaxed))).collect()
     }

@@ -27,7 +27,7 @@ pub enum Refused {
     Ended,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type Job = Box<dyn FnOnce(&Context<'_>) + Send>;
 
 struct State {
     jobs: VecDeque<Job>,
@@ -72,14 +72,14 @@ struct Worker {
 }
 
 impl Continuation for Worker {
-    fn handle(&mut self, _: &mut Context<'_>) -> Next {
+    fn handle(&mut self, cx: &mut Context<'_>) -> Next {
         let mut state = self.pool.state.lock().expect("never poisoned");
         let Some(job) = state.jobs.pop_front() else {
             state.idle.push(self.thread);
             return Next::Done;
         };
         drop(state);
-        job();
+        job(cx);
         Next::Again
     }
 
@@ -128,10 +128,10 @@ where
     let pool = handle.inner.pool.clone().ok_or(Refused::NoGroup)?;
     let slot = Arc::new(Mutex::new(Slot { result: None, waker: None }));
     let settle = Settle(slot.clone());
-    let job = move || {
+    let job = move |cx: &Context<'_>| {
         let result = catch_unwind(AssertUnwindSafe(f));
-        if result.is_err() {
-            log::error!("event=panic in=\"blocking work\"");
+        if let Err(panic) = &result {
+            cx.core.panicked("blocking work", &**panic);
         }
         settle.set(result.map_err(|_| Refused::Panicked));
     };

@@ -71,9 +71,10 @@ impl Builder {
         let mut pool = None;
         for (name, config) in self.groups {
             let first = threads.len();
+            let weighed = config.placement == Placement::LeastLoaded;
             for n in 0..config.threads.max(1) {
                 let id = ThreadId(threads.len() as u32);
-                threads.push(Shared::new(id, format!("{name}-{n}"), config.max_queue)?);
+                threads.push(Shared::new(id, format!("{name}-{n}"), config.max_queue, weighed)?);
                 let cpu = config.cpus.get(n % config.cpus.len().max(1)).copied();
                 plans.push((cpu, config.stack_size));
             }

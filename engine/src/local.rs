@@ -29,7 +29,7 @@ impl Local {
     /// # Panics
     /// If the thread is an event thread already.
     pub fn new() -> io::Result<Self> {
-        let shared = Shared::new(ThreadId::FIRST, "local-0".into(), usize::MAX)?;
+        let shared = Shared::new(ThreadId::FIRST, "local-0".into(), usize::MAX, false)?;
         let handle = Handle::single(shared.clone());
         Ok(Local { core: Core::enter(shared, handle, false) })
     }
@@ -51,7 +51,11 @@ impl Local {
         let waker = Waker::from(Arc::clone(&root));
         let mut cx = Context::from_waker(&waker);
         loop {
-            if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+            let polled = {
+                let _calling = self.core.calling(&root);
+                future.as_mut().poll(&mut cx)
+            };
+            if let Poll::Ready(value) = polled {
                 return value;
             }
             while !self.core.take_root_woken() {

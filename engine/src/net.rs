@@ -2,6 +2,7 @@
 
 use crate::io::Async;
 use crate::reactor::Interest;
+use crate::thread::try_with_core;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType,
     sockopt,
@@ -51,6 +52,40 @@ impl Peer {
 pub struct Stream {
     io: Async<OwnedFd>,
     peer: Peer,
+    turn: Turn,
+}
+
+/// How much of its turn a stream has used.
+#[derive(Debug)]
+struct Turn {
+    limit: u32,
+    /// The call of the thread that `used` is about.
+    call: u64,
+    used: [u32; 2],
+}
+
+impl Turn {
+    const UNLIMITED: Turn = Turn { limit: u32::MAX, call: 0, used: [0; 2] };
+
+    /// Is there anything left? If not, the task is woken, and finds itself behind all others.
+    fn poll(&mut self, interest: Interest, cx: &Context<'_>) -> Poll<()> {
+        if self.limit == u32::MAX {
+            return Poll::Ready(());
+        }
+        let call = try_with_core(|core| core.call()).unwrap_or(0);
+        if self.call != call {
+            (self.call, self.used) = (call, [0; 2]);
+        }
+        if self.used[interest as usize] >= self.limit {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    fn used<T>(&mut self, interest: Interest, poll: &Poll<T>) {
+        self.used[interest as usize] += u32::from(poll.is_ready() && self.limit != u32::MAX);
+    }
 }
 
 impl Stream {
@@ -69,7 +104,7 @@ impl Stream {
     /// # Errors
     /// If it cannot be registered.
     pub fn ready(fd: OwnedFd, peer: Peer) -> io::Result<Self> {
-        Ok(Stream { io: Async::new(fd)?.assume_ready(), peer })
+        Ok(Stream { io: Async::new(fd)?.assume_ready(), peer, turn: Turn::UNLIMITED })
     }
 
     /// Connects to a TCP address. There is no time limit but the kernel's: see [`timeout`](crate::time::timeout).
@@ -101,9 +136,15 @@ impl Stream {
         let io = Async::new(fd)?;
         io.writable().await?;
         match sockopt::socket_error(io.get_ref())? {
-            Ok(()) => Ok(Stream { io, peer }),
+            Ok(()) => Ok(Stream { io, peer, turn: Turn::UNLIMITED }),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// At most so many reads and so many writes in one call of the task that does them (at least one each); then it has to
+    /// give way to everything that waits on its thread, which is counted among the yields. None: no limit, the default.
+    pub fn limit(&mut self, operations: Option<u32>) {
+        self.turn.limit = operations.unwrap_or(u32::MAX).max(1);
     }
 
     /// Who is at the other end.
@@ -118,10 +159,12 @@ impl Stream {
         buf: &mut [MaybeUninit<u8>],
     ) -> Poll<io::Result<usize>> {
         let wanted = buf.len();
+        ready!(self.turn.poll(Interest::Readable, cx));
         let poll = self.io.poll_io(Interest::Readable, cx, |fd| {
             let (got, _) = rustix::net::recv(fd, &mut *buf, RecvFlags::empty())?;
             Ok(got.0.len())
         });
+        self.turn.used(Interest::Readable, &poll);
         // Less than asked for: the socket is empty, and the next bytes make a new edge. An end of stream that has been
         // seen is remembered apart from this.
         if let Poll::Ready(Ok(n)) = poll
@@ -135,9 +178,11 @@ impl Stream {
 
     /// Writes as much of `buf` as the socket takes.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.turn.poll(Interest::Writable, cx));
         let poll = self
             .io
             .poll_io(Interest::Writable, cx, |fd| Ok(rustix::net::send(fd, buf, SendFlags::NOSIGNAL)?));
+        self.turn.used(Interest::Writable, &poll);
         self.note_short_write(&poll, buf.len());
         poll
     }
@@ -148,10 +193,12 @@ impl Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.turn.poll(Interest::Writable, cx));
         let poll = self.io.poll_io(Interest::Writable, cx, |fd| {
             let mut none = rustix::net::SendAncillaryBuffer::default();
             Ok(rustix::net::sendmsg(fd, bufs, &mut none, SendFlags::NOSIGNAL)?)
         });
+        self.turn.used(Interest::Writable, &poll);
         self.note_short_write(&poll, bufs.iter().map(|b| b.len()).sum());
         poll
     }
@@ -180,10 +227,14 @@ impl Stream {
     /// Those of recv(2).
     pub async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let wanted = buf.len();
-        let n = self
-            .io
-            .io(Interest::Readable, |fd| Ok(rustix::net::recv(fd, &mut *buf, RecvFlags::empty())?.0))
-            .await?;
+        let n = std::future::poll_fn(|cx| {
+            ready!(self.turn.poll(Interest::Readable, cx));
+            let recv = |fd: &OwnedFd| Ok(rustix::net::recv(fd, &mut *buf, RecvFlags::empty())?.0);
+            let poll = self.io.poll_io(Interest::Readable, cx, recv);
+            self.turn.used(Interest::Readable, &poll);
+            poll
+        })
+        .await?;
         if n > 0 && n < wanted {
             self.io.clear_read();
         }

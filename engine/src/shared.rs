@@ -35,6 +35,11 @@ pub(crate) struct Shared {
     /// Bounded events that are on their way in or waiting.
     bounded: AtomicUsize,
     max_queue: usize,
+    /// Events that have come from outside since the thread last took some in. Counted only where somebody asks which
+    /// thread has the least to do: it costs a locked instruction for each.
+    untaken: Option<AtomicUsize>,
+    /// Connections of acceptors that live here.
+    pub(crate) connections: Arc<AtomicUsize>,
     /// Sources whose owner was dropped on another thread.
     pub(crate) orphans: Mutex<Vec<u64>>,
     pub(crate) stats: Stats,
@@ -73,7 +78,7 @@ pub(crate) fn here() -> u64 {
 }
 
 impl Shared {
-    pub(crate) fn new(id: ThreadId, name: String, max_queue: usize) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(id: ThreadId, name: String, max_queue: usize, weighed: bool) -> io::Result<Arc<Self>> {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -90,6 +95,8 @@ impl Shared {
             command: AtomicU8::new(RUN),
             bounded: AtomicUsize::new(0),
             max_queue,
+            untaken: weighed.then(AtomicUsize::default),
+            connections: Arc::default(),
             orphans: Mutex::new(Vec::new()),
             stats: Stats::default(),
             drained: Latch::default(),
@@ -116,7 +123,7 @@ impl Shared {
             return;
         }
         if self.is_here() {
-            crate::thread::push_local(node.clone());
+            crate::thread::wake_local(node.clone());
         } else {
             self.push_claimed(node.clone());
         }
@@ -128,6 +135,9 @@ impl Shared {
     }
 
     fn push_claimed(&self, node: EventNode) -> bool {
+        if let Some(untaken) = &self.untaken {
+            untaken.fetch_add(1, Ordering::Relaxed);
+        }
         match self.queue.push_claimed(node) {
             Pushed::Queued => true,
             Pushed::WakeOwner => {
@@ -136,6 +146,19 @@ impl Shared {
             }
             Pushed::Closed => false,
         }
+    }
+
+    /// The thread has taken in what came from outside.
+    pub(crate) fn took(&self) {
+        if let Some(untaken) = &self.untaken {
+            untaken.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Tasks that live here and events that wait, as far as can be known from elsewhere.
+    pub(crate) fn load(&self) -> u64 {
+        let untaken = self.untaken.as_ref().map_or(0, |n| n.load(Ordering::Relaxed));
+        self.stats.tasks.get() + self.stats.queue.get() + untaken as u64
     }
 
     /// A place for a bounded event, unless `max_queue` of them are taken.

@@ -62,7 +62,8 @@ pub struct ThreadStats {
     pub rounds: u64,
     /// Calls of `epoll_wait`.
     pub polls: u64,
-    /// Times a continuation gave way although it had more to do.
+    /// Times a continuation or task gave way although it had more to do: it said `Again`, called `yield_now`, used its own
+    /// waker while it was being called, or was made to give way by [`Stream::limit`](crate::net::Stream::limit).
     pub yields: u64,
     /// Continuations and tasks ended by a panic.
     pub panics: u64,
@@ -76,7 +77,9 @@ pub struct ThreadStats {
     pub tasks: u64,
     /// File descriptors registered.
     pub sources: u64,
-    /// Events that were waiting when the round began.
+    /// Connections of acceptors that live on the thread, those included that it has not taken over yet.
+    pub connections: u64,
+    /// Events that were waiting in its queues in this round; 0 while it sleeps.
     pub queue: u64,
     /// The most that ever were.
     pub queue_high: u64,
@@ -90,7 +93,7 @@ impl Stats {
         self.round_us[bucket].add(1);
     }
 
-    pub(crate) fn read(&self, name: &str) -> ThreadStats {
+    pub(crate) fn read(&self, name: &str, connections: usize) -> ThreadStats {
         ThreadStats {
             name: name.to_owned(),
             events: self.events.get(),
@@ -104,6 +107,7 @@ impl Stats {
             timers_fired: self.timers_fired.get(),
             tasks: self.tasks.get(),
             sources: self.sources.get(),
+            connections: connections as u64,
             queue: self.queue.get(),
             queue_high: self.queue_high.get(),
             round_us: std::array::from_fn(|n| self.round_us[n].get()),

@@ -208,7 +208,6 @@ pub async fn yield_now() {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
-        with_core(|core| core.shared.stats.yields.add(1));
         cx.waker().wake_by_ref();
         Poll::Pending
     })

@@ -11,7 +11,7 @@ mod dispatch;
 
 use crate::Handle;
 use crate::event::{Event, EventNode, NO_SLOT};
-use crate::fenced::stack::Batch;
+use crate::fenced::stack::{Batch, Node};
 use crate::pulse::Pulse;
 use crate::reactor::Sources;
 use crate::shared::{DRAIN, STOP, Shared};
@@ -63,6 +63,9 @@ pub(crate) struct Core {
     /// Events since epoll was last asked.
     unpolled: Cell<usize>,
     root_woken: Cell<bool>,
+    /// What is being called, for comparison only, and how many calls there have been.
+    current: Cell<*const Node<Event>>,
+    calls: Cell<u64>,
     draining: Cell<bool>,
     drained: Cell<bool>,
     /// Continuations that have been called and will be called again, periodic ones excepted.
@@ -78,6 +81,17 @@ pub(crate) fn with_core<R>(f: impl FnOnce(&Rc<Core>) -> R) -> R {
 pub(crate) fn try_with_core<R>(f: impl FnOnce(&Rc<Core>) -> R) -> Option<R> {
     // Not try_borrow: the cell is written only while a loop is entered or left.
     CORE.try_with(|core| core.borrow().as_ref().map(f)).ok().flatten()
+}
+
+/// Queues a claimed event that lives on the thread that is calling. One that wakes itself during its call has more to do
+/// and gives way.
+pub(crate) fn wake_local(node: EventNode) {
+    let _ = try_with_core(|core| {
+        if core.current.get() == Arc::as_ptr(&node) {
+            core.shared.stats.yields.add(1);
+        }
+    });
+    push_local(node);
 }
 
 /// Queues a claimed event on the thread that is calling. False: its loop is over.
@@ -110,6 +124,15 @@ impl Drop for Entered {
     }
 }
 
+/// A call is in progress.
+pub(crate) struct Calling<'a>(&'a Core);
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        self.0.current.set(std::ptr::null());
+    }
+}
+
 impl Core {
     /// Makes the calling thread an event thread.
     ///
@@ -136,6 +159,8 @@ impl Core {
             epoll_events: RefCell::new(vec![EpollEvent::empty(); EPOLL_EVENTS]),
             unpolled: Cell::new(0),
             root_woken: Cell::new(false),
+            current: Cell::new(std::ptr::null()),
+            calls: Cell::new(0),
             draining: Cell::new(false),
             drained: Cell::new(false),
             going: Cell::new(0),
@@ -169,6 +194,18 @@ impl Core {
 
     pub(crate) fn on_drain(&self, waker: Waker) {
         self.drain_wakers.borrow_mut().push(waker);
+    }
+
+    /// Notes what is being called, as long as the result lives.
+    pub(crate) fn calling(&self, node: &EventNode) -> Calling<'_> {
+        self.current.set(Arc::as_ptr(node));
+        self.calls.set(self.calls.get() + 1);
+        Calling(self)
+    }
+
+    /// The number of the call in progress, or of the last one.
+    pub(crate) fn call(&self) -> u64 {
+        self.calls.get()
     }
 
     pub(crate) fn take_root_woken(&self) -> bool {
@@ -218,17 +255,19 @@ impl Core {
         self.fire_timers();
         let mut done = self.run_due();
         let standing = self.local.borrow().len();
-        if standing > 0 {
-            stats.queue.set(standing as u64);
-            stats.queue_high.raise(standing as u64);
+        if self.arrived.borrow().is_empty() {
+            self.take_in();
         }
+        let waiting = (standing + self.arrived.borrow().len()) as u64;
+        stats.queue.set(waiting);
+        stats.queue_high.raise(waiting);
         for _ in 0..standing {
             let Some(node) = self.local.borrow_mut().pop_front() else { break };
             node.release();
             self.arrive(node);
         }
         done += standing;
-        done += self.take_arrived();
+        done += self.call_arrived();
         stats.events.add(done as u64);
 
         // One look at the clock ends this round and begins the next.
@@ -244,10 +283,13 @@ impl Core {
         }
     }
 
-    fn take_arrived(self: &Rc<Self>) -> usize {
-        if self.arrived.borrow().is_empty() {
-            *self.arrived.borrow_mut() = self.shared.queue.take();
-        }
+    /// Takes in what other threads have sent.
+    fn take_in(&self) {
+        self.shared.took();
+        *self.arrived.borrow_mut() = self.shared.queue.take();
+    }
+
+    fn call_arrived(self: &Rc<Self>) -> usize {
         let mut done = 0;
         while done < ROUND {
             let Some(node) = self.arrived.borrow_mut().next() else { break };
@@ -306,8 +348,11 @@ impl Core {
         let stats = &self.shared.stats;
         let stop = self.shared.command.load(Ordering::Relaxed) == STOP;
         let sleep = sleep && !stop && !self.owes_drained() && self.shared.queue.try_sleep();
-        if sleep && let Some(pulse) = &self.pulse {
-            pulse.idle(self.now());
+        if sleep {
+            stats.queue.set(0);
+            if let Some(pulse) = &self.pulse {
+                pulse.idle(self.now());
+            }
         }
         let timeout = if sleep { self.until_next_timer() } else { EpollTimeout::ZERO };
         let mut events = self.epoll_events.borrow_mut();
@@ -322,7 +367,7 @@ impl Core {
             self.now.set(Instant::now());
             // The queue may still say SLEEPING (a timer or a socket woke us): awake from here.
             if self.arrived.borrow().is_empty() {
-                *self.arrived.borrow_mut() = self.shared.queue.take();
+                self.take_in();
             }
         }
         for event in &events[..count] {

@@ -59,10 +59,15 @@ fn timers_come_in_order_and_never_early() {
     let net = h.threads(h.group("net").unwrap())[0];
     let (tx, rx) = mpsc::channel();
     let began = Instant::now();
-    for ms in [30, 10, 20] {
-        let tx = tx.clone();
-        h.schedule_in(net, Duration::from_millis(ms), once(move || tx.send((ms, began.elapsed())).unwrap()));
-    }
+    // From the thread itself and from one base: all three stand in the wheel before the first is looked for, however late.
+    h.schedule_imm(net, move |cx: &mut Context<'_>| {
+        for ms in [30, 10, 20] {
+            let tx = tx.clone();
+            let tell = once(move || tx.send((ms, began.elapsed())).unwrap());
+            cx.handle().schedule_at(cx.thread(), began + Duration::from_millis(ms), tell);
+        }
+        Next::Done
+    });
     for ms in [10, 20, 30] {
         let (which, at) = rx.recv_timeout(LONG).unwrap();
         assert_eq!(which, ms);
@@ -160,6 +165,74 @@ fn a_panic_ends_its_continuation_and_not_its_thread() {
     });
     assert_eq!(rx.recv_timeout(LONG).unwrap(), Err::<(), _>(engine::JoinError::Panicked));
     assert_eq!(h.stats()[0].panics, 3);
+}
+
+#[test]
+fn the_least_loaded_thread_gets_what_a_group_is_given() {
+    let config =
+        GroupConfig { threads: 2, placement: engine::Placement::LeastLoaded, ..GroupConfig::default() };
+    let engine = Engine::builder().group("net", config).start().unwrap();
+    let h = engine.handle();
+    let net = h.group("net").unwrap();
+    let busy = h.threads(net)[0];
+    let (begun, has_begun) = mpsc::channel();
+    let (release, hold) = mpsc::channel::<()>();
+    h.schedule_imm(busy, once(move || (begun.send(()).unwrap(), hold.recv().unwrap()).0));
+    has_begun.recv_timeout(LONG).unwrap();
+    // They wait where nobody has looked yet.
+    for _ in 0..3 {
+        h.schedule_imm(busy, once(|| ()));
+    }
+    let (tx, rx) = mpsc::channel();
+    for _ in 0..10 {
+        let tx = tx.clone();
+        h.schedule_imm(net, move |cx: &mut Context<'_>| {
+            tx.send(cx.thread()).unwrap();
+            Next::Done
+        });
+        assert_eq!(rx.recv_timeout(LONG), Ok(h.threads(net)[1]));
+    }
+    release.send(()).unwrap();
+    assert!(engine.shutdown(LONG).drained);
+}
+
+#[test]
+fn the_queue_is_counted_and_an_idle_thread_has_none() {
+    let engine = two_threads();
+    let h = engine.handle();
+    let thread = h.threads(h.group("net").unwrap())[0];
+    let (tx, rx) = mpsc::channel();
+    let (release, hold) = mpsc::channel::<()>();
+    let (begun, has_begun) = mpsc::channel();
+    h.schedule_imm(thread, once(move || (begun.send(()).unwrap(), hold.recv().unwrap()).0));
+    has_begun.recv_timeout(LONG).unwrap();
+    for _ in 0..7 {
+        h.schedule_imm(thread, once(|| ()));
+    }
+    h.schedule_imm(thread, once(move || tx.send(()).unwrap()));
+    release.send(()).unwrap();
+    rx.recv_timeout(LONG).unwrap();
+    let deadline = Instant::now() + LONG;
+    while h.stats()[0].queue > 0 {
+        assert!(Instant::now() < deadline, "{:?}", h.stats()[0]);
+        std::thread::yield_now();
+    }
+    assert_eq!(h.stats()[0].queue_high, 8);
+}
+
+#[test]
+fn who_wakes_itself_gives_way_and_is_counted() {
+    let engine = two_threads();
+    let h = engine.handle();
+    let (tx, rx) = mpsc::channel();
+    h.spawn_on(h.threads(h.group("net").unwrap())[0], move || async move {
+        for _ in 0..5 {
+            engine::yield_now().await;
+        }
+        tx.send(()).unwrap();
+    });
+    rx.recv_timeout(LONG).unwrap();
+    assert_eq!(h.stats()[0].yields, 5);
 }
 
 #[test]
@@ -309,6 +382,7 @@ fn blocking_work_is_bounded_and_comes_back() {
     assert_eq!(name, Ok(Some("task-0".to_owned())));
     assert_eq!(rest, [Ok(2), Ok(3)]);
     assert_eq!(panicked, Err::<(), _>(engine::blocking::Refused::Panicked));
+    assert_eq!(h.stats()[2].panics, 1);
 }
 
 #[test]

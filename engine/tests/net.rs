@@ -5,7 +5,7 @@ use engine::net::{Listener, Stream};
 use engine::{Engine, GroupConfig, io::Async};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,6 +127,99 @@ fn says(stream: &mut TcpStream, what: &[u8]) {
     assert_eq!(buf, what);
 }
 
+/// A client that has all its requests in the socket already gets its answers, but nobody waits for all of them.
+#[test]
+fn a_pipelining_client_starves_nobody() {
+    const LIMIT: u32 = 4;
+    const REQUESTS: usize = 100;
+    let local = engine::Local::new().unwrap();
+    let stats = || local.handle().stats()[0].clone();
+    let served = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let before = stats().yields;
+    local.run(async {
+        let mut clients = Vec::new();
+        let mut tasks = Vec::new();
+        for (name, requests) in [("greedy", REQUESTS), ("modest", 1)] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(&vec![b'?'; requests]).unwrap();
+            clients.push(client);
+            let mut server = Stream::try_from(server).unwrap();
+            server.limit(Some(LIMIT));
+            let served = served.clone();
+            tasks.push(engine::spawn(async move {
+                for _ in 0..requests {
+                    assert_eq!(server.read(&mut [0]).await.unwrap(), 1);
+                    server.write_all(b"!").await.unwrap();
+                    served.borrow_mut().push(name);
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    let served = served.borrow();
+    let modest = served.iter().position(|name| *name == "modest").unwrap();
+    assert!(modest <= LIMIT as usize, "it waited for {modest}");
+    assert_eq!(served.len(), REQUESTS + 1);
+    // Once less than its turns.
+    assert_eq!(stats().yields - before, (REQUESTS as u64 - 1) / u64::from(LIMIT));
+}
+
+#[test]
+fn a_connection_goes_where_its_placement_says() {
+    for placement in [ConnPlacement::RoundRobin, ConnPlacement::FdModulo, ConnPlacement::LeastConnections] {
+        let engine = engine();
+        let (fd, addr) = listener();
+        let config = AcceptorConfig { listeners: vec![fd], placement, ..AcceptorConfig::default() };
+        let (tx, served) = std::sync::mpsc::channel();
+        let h = engine.handle();
+        let acceptor = Acceptor::start(&h, h.group("net").unwrap(), config, move |conn| {
+            let thread = std::thread::current().name().unwrap().to_owned();
+            tx.send((conn.fd.as_raw_fd() as usize, thread)).unwrap();
+            async move { drop(echo(conn.into_stream().unwrap().0).await) }
+        });
+        let acceptor = acceptor.unwrap();
+        let mut last = None;
+        for n in 0..6 {
+            let mut client = client(addr);
+            says(&mut client, b"hello");
+            let (fd, thread) = served.recv_timeout(LONG).unwrap();
+            let expected = match placement {
+                ConnPlacement::RoundRobin => n % 2,
+                ConnPlacement::FdModulo => fd % 2,
+                // The one before this lives on, all earlier ones have ended.
+                ConnPlacement::LeastConnections => n % 2,
+            };
+            assert_eq!(thread, format!("net-{expected}"), "{placement:?}, connection {n}");
+            drop(last.replace(client));
+            let deadline = std::time::Instant::now() + LONG;
+            while acceptor.connections() > 1 {
+                assert!(std::time::Instant::now() < deadline, "a connection that does not end");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn port_0_is_told_by_a_file() {
+    let engine = engine();
+    let dir = tempfile::tempdir().unwrap();
+    let (fd, addr) = listener();
+    let path = dir.path().join("socket");
+    let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let config = AcceptorConfig { listeners: vec![fd, unix.into()], ..AcceptorConfig::default() };
+    let acceptor = start(&engine, config);
+    let file = dir.path().join("ports");
+    engine::acceptor::write_port_file(&file, acceptor.bound()).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, format!("{addr}\nunix:{}\n", path.display()));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something was left behind");
+    let told = text.lines().next().unwrap().parse().unwrap();
+    says(&mut client(told), b"hello");
+}
+
 #[test]
 fn every_way_of_accepting_serves() {
     for accept_threads in [0, 1, 2] {
@@ -150,6 +243,8 @@ fn every_way_of_accepting_serves() {
             }
             assert_eq!(acceptor.connections(), 10);
             assert_eq!(acceptor.stats().accepted, 10);
+            let numbers = engine.handle().stats();
+            assert_eq!(numbers.iter().map(|t| t.connections).sum::<u64>(), 10);
             if accept_threads == 1 && placement == ConnPlacement::LeastConnections {
                 let by_thread: Vec<_> = acceptor.connections_by_thread().iter().map(|t| t.1).collect();
                 assert_eq!(by_thread.iter().sum::<usize>(), 10);

@@ -121,6 +121,11 @@ impl Proxy {
         if request.uri().path() == pages::HEARTBEAT_PATH
             && let Some(answer) = pages::heartbeat(request.headers(), &self.config.heartbeat_token)
         {
+            // what a poisonous request does to a server, for the tests of it
+            #[cfg(debug_assertions)]
+            if request.uri().query() == Some("abort") {
+                std::process::abort();
+            }
             return answer;
         }
         let asker = Asker::of(request.headers());

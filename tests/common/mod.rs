@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
+pub mod origin;
+
 use lockfile::Lockfile;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -95,7 +95,10 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         Some(channel) => {
             let _ = notify.send("X_TRAFFIC_STANDBY=1");
             match succession::wait(channel, &mut signals)? {
-                Word::Serve(estates) => estates,
+                Word::Serve(estates) => {
+                    log::debug!("event=promoted estates={}", estates.len());
+                    estates
+                }
                 Word::End => {
                     engine.shutdown(Duration::ZERO);
                     legacy.into_iter().for_each(Legacy::end);
@@ -104,12 +107,13 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
             }
         }
     };
+    let left = succession::collect(estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
     let mut taken = Vec::new();
     if let Some(legacy) = &mut legacy {
         legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
-        taken = succession::take_over(estates, &legacy.continuity);
+        taken = succession::take_over(left, &legacy.continuity);
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
     let continuity = legacy.as_ref().map(|l| l.continuity.clone());

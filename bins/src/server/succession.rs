@@ -141,69 +141,80 @@ impl Legacy {
     }
 }
 
-/// Takes over what dead servers have left. What is returned is to be served; its records are in our table already, so if
-/// we die from here on, nothing is lost.
-pub fn take_over(estates: Vec<Estate>, ours: &Continuity) -> Vec<OwnedFd> {
-    let begun = std::time::Instant::now();
-    let (mut all, mut counts) = (Vec::new(), Counts::default());
-    let dead = estates.len();
-    for estate in estates {
-        if let Err(e) = take_one(&estate, ours, &mut all, &mut counts) {
-            log::warn!("event=take-over-failed: {e:#}");
+/// What a dead server has left, in our hands.
+pub struct Left {
+    table: Table,
+    connections: Vec<(RawFd, OwnedFd)>,
+}
+
+/// Gets the fds from the keepers. A keeper that answers has closed the dead server's lock.
+pub fn collect(estates: Vec<Estate>) -> Vec<Left> {
+    let mut all = Vec::new();
+    for (n, estate) in estates.into_iter().enumerate() {
+        let ask = || -> anyhow::Result<Left> {
+            let table = Table::open(estate.table)?;
+            fd_pass::set_timeout(&estate.keeper, KEEPER_TIMEOUT)?;
+            let nonce = u64::from(std::process::id()) << 32 | n as u64;
+            let connections = keeper::take(&estate.keeper, nonce).context("asking the keeper")?;
+            Ok(Left { table, connections })
+        };
+        match ask() {
+            Ok(left) => all.push(left),
+            Err(e) => log::warn!("event=take-over-failed: {e:#}"),
         }
-    }
-    if dead > 0 {
-        let took = begun.elapsed();
-        log::info!("event=took-over connections={} {} in={took:?}", all.len(), counts.text());
     }
     all
 }
 
-fn take_one(
-    estate: &Estate,
-    ours: &Continuity,
-    all: &mut Vec<OwnedFd>,
-    counts: &mut Counts,
-) -> anyhow::Result<()> {
-    let table = Table::open(estate.table.try_clone()?)?;
-    fd_pass::set_timeout(&estate.keeper, KEEPER_TIMEOUT)?;
-    let nonce = u64::from(std::process::id()) << 32 | all.len() as u64;
-    for (old, fd) in keeper::take(&estate.keeper, nonce).context("asking the keeper")? {
-        let kernel = match tcp::facts(&fd).context("asking the kernel about a connection")? {
-            Some(f) => {
-                Facts { bytes_in: Some(f.bytes_read), bytes_out: Some(f.bytes_written), closed: !f.alive }
-            }
-            None => Facts::default(),
-        };
-        match ours.inherit(&table, old, fd.as_raw_fd(), &kernel) {
-            None if kernel.closed => counts.add("closed"),
-            None => {
-                counts.add("new");
-                all.push(fd);
-            }
-            Some(Ok(what)) => {
-                counts.add(match what {
-                    What::GoOn => "resumed",
-                    What::Replay { .. } => "replayed",
-                    What::Continue { .. } => "continued",
-                    What::BadGateway { suspect: true } => "suspect",
-                    What::BadGateway { suspect: false } => "bad_gateway",
-                });
-                all.push(fd);
-            }
-            Some(Err(reason)) => {
-                counts.add(match reason {
-                    Reason::Closed => "closed",
-                    Reason::AnswerCut => "answer_cut",
-                    Reason::Contradiction => "contradiction",
-                    Reason::Untracked => "untracked",
-                });
-                // the keeper has it open still: the client is told now
-                let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+/// Decides about every connection. What is returned is to be served; its records are in our table already, so if we die
+/// from here on, nothing is lost.
+pub fn take_over(left: Vec<Left>, ours: &Continuity) -> Vec<OwnedFd> {
+    let begun = std::time::Instant::now();
+    let (mut all, mut counts) = (Vec::new(), Counts::default());
+    let dead = left.len();
+    for Left { table, connections } in left {
+        for (old, fd) in connections {
+            match decide(&table, old, &fd, ours) {
+                Ok(what) => {
+                    counts.add(what);
+                    all.push(fd);
+                }
+                Err(why) => {
+                    counts.add(why);
+                    // the keeper has it open still: the client is told now
+                    let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+                }
             }
         }
     }
-    Ok(())
+    if dead > 0 {
+        log::info!("event=took-over connections={} {} in={:?}", all.len(), counts.text(), begun.elapsed());
+    }
+    all
+}
+
+/// How a connection goes on, or why it doesn't.
+fn decide(table: &Table, old: RawFd, fd: &OwnedFd, ours: &Continuity) -> Result<&'static str, &'static str> {
+    let kernel = match tcp::facts(fd) {
+        Ok(Some(f)) => {
+            Facts { bytes_in: Some(f.bytes_read), bytes_out: Some(f.bytes_written), closed: !f.alive }
+        }
+        Ok(None) => Facts::default(),
+        Err(_) => return Err("unknown_to_kernel"),
+    };
+    match ours.inherit(table, old, fd.as_raw_fd(), &kernel) {
+        None if kernel.closed => Err("closed"),
+        None => Ok("new"),
+        Some(Ok(What::GoOn)) => Ok("resumed"),
+        Some(Ok(What::Replay { .. })) => Ok("replayed"),
+        Some(Ok(What::Continue { .. })) => Ok("continued"),
+        Some(Ok(What::BadGateway { suspect: true })) => Ok("suspect"),
+        Some(Ok(What::BadGateway { suspect: false })) => Ok("bad_gateway"),
+        Some(Err(Reason::Closed)) => Err("closed"),
+        Some(Err(Reason::AnswerCut)) => Err("answer_cut"),
+        Some(Err(Reason::Contradiction)) => Err("contradiction"),
+        Some(Err(Reason::Untracked)) => Err("untracked"),
+    }
 }
 
 /// What became of the connections.

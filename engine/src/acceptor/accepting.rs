@@ -88,6 +88,7 @@ struct Accepting {
 
 enum Step {
     Stopped,
+    Held,
     Accepted(OwnedFd, Peer),
     Failed(io::Error),
 }
@@ -100,7 +101,7 @@ impl Accepting {
         let refuse = matches!(self.set.at_limit, AtLimit::Refuse(_));
         let mut in_a_row = 0;
         loop {
-            if !refuse && self.set.control.is_full() {
+            if self.set.control.is_held() || (!refuse && self.set.control.is_full()) {
                 if !self.pause(None).await {
                     return;
                 }
@@ -108,6 +109,7 @@ impl Accepting {
             }
             match self.step().await {
                 Step::Stopped => return,
+                Step::Held => continue,
                 Step::Accepted(fd, peer) => {
                     self.set.control.accepted.fetch_add(1, Ordering::Relaxed);
                     let mut admitted = self.set.control.admit();
@@ -154,6 +156,9 @@ impl Accepting {
         std::future::poll_fn(|cx| {
             if self.set.control.is_stopped() {
                 return Poll::Ready(Step::Stopped);
+            }
+            if self.set.control.is_held() {
+                return Poll::Ready(Step::Held);
             }
             self.listener.poll_accept_fd(cx).map(|result| match result {
                 Ok((fd, peer)) => Step::Accepted(fd, peer),

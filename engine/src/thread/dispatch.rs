@@ -5,6 +5,7 @@ use crate::event::{Body, Context, Event, EventNode, Later, NO_SLOT, Next, Start}
 use crate::fenced::stack::{Batch, Node};
 use crate::task::{AnyTask, JoinError};
 use crate::wheel::TimerKey;
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ impl Core {
         if !event.state.begin() {
             return self.discard(&node);
         }
+        let calling = self.calling(&node);
         let called = event.body.with(|body| match body {
             Body::Continuation(continuation) => {
                 self.disarm(event);
@@ -71,8 +73,8 @@ impl Core {
                 self.calls(continuation.name());
                 let mut cx = Context { core: self, node: &node, late };
                 let result = catch_unwind(AssertUnwindSafe(|| continuation.handle(&mut cx)));
-                let next = result.unwrap_or_else(|_| {
-                    self.panicked(continuation.name());
+                let next = result.unwrap_or_else(|panic| {
+                    self.panicked(continuation.name(), &*panic);
                     Next::Done
                 });
                 Called::Next(next, continuation.holds_up_drain())
@@ -85,12 +87,13 @@ impl Core {
             Body::Root => Called::Root,
             Body::Gone => Called::Nothing,
         });
+        drop(calling);
         match called {
             Called::Next(next, holds) => self.continue_with(&node, next, holds),
             Called::Start(start) => match catch_unwind(AssertUnwindSafe(|| start(self, &node))) {
                 Ok(task) => self.poll_task(&node, &task),
-                Err(_) => {
-                    self.panicked("spawn_on");
+                Err(panic) => {
+                    self.panicked("spawn_on", &*panic);
                     event.state.complete();
                 }
             },
@@ -117,8 +120,11 @@ impl Core {
 
     fn poll_task(&self, node: &EventNode, task: &Rc<dyn AnyTask>) {
         self.calls(task.name());
-        let over = catch_unwind(AssertUnwindSafe(|| task.poll())).unwrap_or_else(|_| {
-            self.panicked(task.name());
+        let calling = self.calling(node);
+        let polled = catch_unwind(AssertUnwindSafe(|| task.poll()));
+        drop(calling);
+        let over = polled.unwrap_or_else(|panic| {
+            self.panicked(task.name(), &*panic);
             task.end(JoinError::Panicked);
             true
         });
@@ -186,9 +192,9 @@ impl Core {
         self.shared.stats.cancelled.add(1);
         if event.body.with(|body| matches!(body, Body::Task)) {
             if let Some(task) = self.forget_task(node)
-                && catch_unwind(AssertUnwindSafe(|| task.end(JoinError::Cancelled))).is_err()
+                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| task.end(JoinError::Cancelled)))
             {
-                self.panicked(task.name());
+                self.panicked(task.name(), &*panic);
             }
         } else {
             self.gone(event);
@@ -207,14 +213,17 @@ impl Core {
     /// Drops what an event would have called, where nothing is locked or borrowed.
     fn drop_body(&self, event: &Event) {
         let body = event.body.with(|body| std::mem::replace(body, Body::Gone));
-        if catch_unwind(AssertUnwindSafe(|| drop(body))).is_err() {
-            self.panicked("a continuation's drop");
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(body))) {
+            self.panicked("a continuation's drop", &*panic);
         }
     }
 
-    fn panicked(&self, who: &str) {
+    /// Counts and reports a panic that was caught, and ends the process if that is what the engine was built for.
+    pub(crate) fn panicked(&self, who: &str, panic: &(dyn Any + Send)) {
         self.shared.stats.panics.add(1);
-        log::error!("event=panic thread={} continuation={who}", self.shared.name);
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("");
+        log::error!("event=panic thread={} continuation=\"{who}\" message={said:?}", self.shared.name);
         if self.abort_on_panic {
             std::process::abort();
         }

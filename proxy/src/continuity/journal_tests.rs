@@ -1,1 +1,265 @@
+//! Journal, table and resumption together: what one writes, the other reads, at every step and from any bytes.
 
+use super::*;
+use crate::continuity::Continuity;
+use crate::continuity::table::Size;
+use policy::handover::{Facts, Reason};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+
+const FD: RawFd = 7;
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+
+fn pair() -> (Arc<Table>, Arc<Buffers>) {
+    let size = Size { slots: 16, buffers: 4 };
+    (Arc::new(Table::create(size).unwrap()), Arc::new(Buffers::new(size.buffers)))
+}
+
+/// A journal with what the kernel would say of its connection.
+struct Conn {
+    table: Arc<Table>,
+    journal: Journal,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Conn {
+    fn new() -> Conn {
+        let (table, buffers) = pair();
+        let journal = Journal::new(&table, &buffers, FD, 0, 0);
+        Conn { table, journal, bytes_in: 0, bytes_out: 0 }
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let mut to = [MaybeUninit::uninit(); 32 << 10];
+        let got = self.journal.read(&mut to, |room| {
+            let n = bytes.len().min(room.len());
+            for (r, b) in room.iter_mut().zip(bytes) {
+                r.write(*b);
+            }
+            Poll::Ready(Ok(n))
+        });
+        let Poll::Ready(Ok(n)) = got else { panic!() };
+        self.bytes_in += n as u64;
+        if n < bytes.len() {
+            self.read(&bytes[n..]);
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        assert_eq!(self.journal.begin_write(bytes), Write::All);
+        self.journal.wrote(bytes.len());
+        self.bytes_out += bytes.len() as u64;
+    }
+
+    /// What a next server would do now.
+    fn resume(&self) -> Result<Resume, Reason> {
+        self.resume_if(self.bytes_in, self.bytes_out)
+    }
+
+    fn resume_if(&self, bytes_in: u64, bytes_out: u64) -> Result<Resume, Reason> {
+        let kernel = Facts { bytes_in: Some(bytes_in), bytes_out: Some(bytes_out), closed: false };
+        // through the fd, as another process would see it
+        let table = Table::open(self.table.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        crate::continuity::resume::resume(&table, FD, &kernel).unwrap()
+    }
+}
+
+#[test]
+fn a_whole_request_and_its_answer() {
+    let mut c = Conn::new();
+    assert_eq!(c.resume().unwrap(), Resume::default());
+    c.read(&GET[..10]);
+    let r = c.resume().unwrap();
+    assert_eq!((r.bytes.as_slice(), r.bytes_in, r.what), (&GET[..10], 10, What::GoOn));
+    c.read(&GET[10..]);
+    let mark = c.journal.request(true, Some(0));
+    let r = c.resume().unwrap();
+    assert_eq!((r.bytes.as_slice(), r.what), (GET, What::Replay { attempts: 1 }));
+    mark.set();
+    assert_eq!(c.resume().unwrap().what, What::Replay { attempts: 1 });
+    c.journal.answer(Answer { body_len: Some(5), validator: 9 });
+    c.write(HEAD);
+    let What::Continue { rest, .. } = c.resume().unwrap().what else { panic!() };
+    assert_eq!((rest.head_len as usize, rest.body_sent, rest.body_len), (HEAD.len(), 0, 5));
+    c.write(b"12");
+    let What::Continue { rest, .. } = c.resume().unwrap().what else { panic!() };
+    assert_eq!(rest.body_sent, 2);
+    // the kernel took the rest, and the record doesn't say so yet
+    let r = c.resume_if(c.bytes_in, c.bytes_out + 3).unwrap();
+    assert_eq!((r.bytes.as_slice(), r.what), (&b""[..], What::GoOn));
+    c.write(b"345");
+    assert!(c.journal.is_idle());
+    let r = c.resume().unwrap();
+    assert_eq!((r.bytes.len(), r.bytes_in, r.bytes_out), (0, c.bytes_in, c.bytes_out));
+}
+
+#[test]
+fn a_post_is_doubtful_from_the_mark_on() {
+    let mut c = Conn::new();
+    c.read(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab");
+    let mark = c.journal.request(false, Some(3));
+    assert_eq!(c.resume().unwrap().what, What::Replay { attempts: 1 });
+    mark.set();
+    assert_eq!(c.resume().unwrap().what, What::BadGateway { suspect: false });
+    c.read(b"c");
+    c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+    c.write(HEAD);
+    assert_eq!(c.resume(), Err(Reason::AnswerCut));
+    c.write(b"12345");
+    assert!(c.journal.is_idle());
+}
+
+#[test]
+fn pipelined_and_chunked_requests_end_where_they_end() {
+    let mut c = Conn::new();
+    let chunked = b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    c.read(&[&chunked[..], GET, &GET[..7]].concat());
+    c.journal.request(false, None);
+    c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+    c.write(&[HEAD, b"12345"].concat());
+    assert_eq!(c.resume().unwrap().bytes, [GET, &GET[..7]].concat());
+    c.journal.request(true, Some(0));
+    c.journal.answer(Answer { body_len: None, validator: 0 });
+    c.write(HEAD);
+    assert_eq!(c.resume(), Err(Reason::AnswerCut), "of unknown length");
+    c.journal.body_ended();
+    c.journal.flushed();
+    assert_eq!(c.resume().unwrap().bytes, &GET[..7]);
+}
+
+#[test]
+fn what_is_beyond_the_buffer_is_not_repeated() {
+    let mut c = Conn::new();
+    c.read(b"POST / HTTP/1.1\r\nContent-Length: 40000\r\n\r\n");
+    c.journal.request(false, Some(40_000));
+    c.read(&[b'x'; 40_000]);
+    assert_eq!(c.resume().unwrap().what, What::BadGateway { suspect: false });
+    c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+    c.write(&[HEAD, b"12345"].concat());
+    // all of it was read, so it is clear where the next one begins
+    assert!(c.journal.is_idle());
+    assert_eq!(c.resume().unwrap().what, What::GoOn);
+    // and a hundred requests in a row find their way round the buffer
+    for _ in 0..2000 {
+        c.read(&[GET, &GET[..5]].concat());
+        c.journal.request(true, Some(0));
+        c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+        c.write(&[HEAD, b"12345"].concat());
+        c.read(&GET[5..]);
+        c.journal.request(true, Some(0));
+        c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+        c.write(&[HEAD, b"12345"].concat());
+    }
+    assert!(c.journal.is_idle());
+    assert_eq!(c.resume().unwrap().bytes_in, c.bytes_in);
+}
+
+#[test]
+fn a_resumed_answer_leaves_out_what_is_out() {
+    let mut c = Conn::new();
+    c.read(GET);
+    c.journal.request(true, Some(0));
+    c.journal.answer(Answer { body_len: Some(5), validator: 9 });
+    c.write(HEAD);
+    c.write(b"12");
+    let next = Continuity::new(Size { slots: 16, buffers: 4 }).unwrap();
+    let kernel = Facts { bytes_in: Some(c.bytes_in), bytes_out: Some(c.bytes_out), closed: false };
+    next.inherit(&c.table, FD, 9, &kernel).unwrap().unwrap();
+    // dead again before it has begun: still the rest of that answer, in its second crash cut
+    let again = crate::continuity::resume::resume(next.table(), 9, &kernel).unwrap();
+    assert_eq!(again, Err(Reason::AnswerCut));
+    let (j, resume) = next.begin(9);
+    assert_eq!(resume.unwrap().bytes, GET);
+    j.request(true, Some(0));
+    j.answer(Answer { body_len: Some(5), validator: 9 });
+    let longer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nAge: 1\r\n\r\n";
+    assert_eq!(j.begin_write(longer), Write::Without { swallow: longer.len() as u64 + 2 });
+    j.wrote(3);
+    assert!(j.is_idle());
+    // another representation, and it is over
+    next.inherit(&c.table, FD, 9, &kernel).unwrap().unwrap();
+    let (j, _) = next.begin(9);
+    j.request(true, Some(0));
+    j.answer(Answer { body_len: Some(5), validator: 8 });
+    assert_eq!(j.begin_write(longer), Write::Different);
+}
+
+#[test]
+fn buffers_are_bounded_and_come_back() {
+    let (table, buffers) = pair();
+    let mut held = Vec::new();
+    for fd in 0..6 {
+        let j = Journal::new(&table, &buffers, fd, 0, 0);
+        let mut to = [MaybeUninit::uninit(); 64];
+        let _ = j.read(&mut to, |room| {
+            room[0].write(b'G');
+            Poll::Ready(Ok(1))
+        });
+        held.push(j);
+    }
+    let lost = |fd| {
+        let k = Facts { bytes_in: Some(1), bytes_out: Some(0), closed: false };
+        crate::continuity::resume::resume(&table, fd, &k).unwrap().is_err()
+    };
+    assert_eq!((0..6).map(lost).collect::<Vec<_>>(), [false, false, false, false, true, true]);
+    drop(held);
+    assert_eq!(buffers.free.lock().unwrap().len(), 4);
+    assert!(table.read(0).is_none(), "closed");
+    assert!(table.read(99).is_none() && table.read(-1).is_none());
+}
+
+/// Any bytes in the place of a table: a reader answers something, and reads nothing that isn't there.
+#[test]
+fn a_table_of_random_bytes_confuses_nobody() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let size = Size { slots: 16, buffers: 4 };
+    let (table, mut verdicts) = (Table::create(size).unwrap(), std::collections::HashMap::new());
+    for _ in 0..20_000 {
+        for fd in 0..16 {
+            for word in &table.slot(fd).unwrap()[..5] {
+                // now and then plausible, or nothing plausible would ever be tried
+                word.store(
+                    if random() % 3 == 0 { random() } else { random() & 0xf000_000f_0000_00ff },
+                    Relaxed,
+                );
+            }
+        }
+        for b in 0..4 {
+            for word in table.buffer_words(b).unwrap() {
+                word.store(random() >> (random() % 64), Relaxed);
+            }
+        }
+        for fd in 0..16 {
+            let small = |r: u64| (r % 4 != 0).then_some(r >> (r % 64));
+            let kernel =
+                Facts { bytes_in: small(random()), bytes_out: small(random()), closed: random() % 16 == 0 };
+            let what = crate::continuity::resume::resume(&table, fd, &kernel);
+            let kind = match &what {
+                None => "none",
+                Some(Err(_)) => "closed",
+                Some(Ok(r)) => {
+                    assert!(r.bytes.len() <= BUFFER_DATA);
+                    "goes on"
+                }
+            };
+            *verdicts.entry(kind).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(verdicts.len(), 3, "{verdicts:?}");
+    // a wrong length, no seals, no header
+    let truncated = std::fs::File::open("/dev/null").unwrap();
+    assert!(Table::open(truncated.into()).is_err());
+    let fd = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&fd, 4096).unwrap();
+    assert!(Table::open(fd.try_clone().unwrap()).is_err());
+    rustix::fs::fcntl_add_seals(&fd, rustix::fs::SealFlags::SHRINK).unwrap();
+    assert!(Table::open(fd).is_err());
+}

@@ -1,0 +1,332 @@
+//! Kill the server at a known moment of a connection, and see that the connection goes on as docs/continuity.md says.
+
+mod common;
+
+use common::origin::{BIG, Origin, big};
+use common::*;
+use std::io::Read;
+use std::net::TcpStream;
+
+fn serving(more: &str) -> (Origin, Suite) {
+    let origin = Origin::start();
+    let suite = Suite::serving(&format!("{more}{}", origin.route()));
+    suite.wait(0, &["event=spawn of=standby"]);
+    (origin, suite)
+}
+
+fn connect(s: &Suite) -> Client {
+    Client::connect(s.addr()).unwrap()
+}
+
+#[test]
+fn an_idle_connection_goes_on() {
+    let (_origin, mut s) = serving("");
+    let mut c = connect(&s);
+    for n in 0..5 {
+        let path = format!("/{n}");
+        assert_eq!(c.get(&path).unwrap().text(), path);
+        s.kill("server", SIGKILL);
+    }
+    assert_eq!(c.get("/end").unwrap().text(), "/end");
+    s.stop();
+}
+
+#[test]
+fn many_idle_connections_go_on_through_many_kills() {
+    let (_origin, mut s) = serving("");
+    let mut all: Vec<Client> = (0..300).map(|_| connect(&s)).collect();
+    for round in 0..4 {
+        for (n, c) in all.iter_mut().enumerate() {
+            assert_eq!(c.get(&format!("/{n}")).unwrap().text(), format!("/{n}"), "in round {round}");
+        }
+        s.kill("server", SIGKILL);
+    }
+    s.stop();
+}
+
+#[test]
+fn half_a_head_is_kept() {
+    let (origin, mut s) = serving("");
+    let mut c = connect(&s);
+    c.get("/before").unwrap();
+    c.send("GET /half HTTP/1.1\r\nHost: t").unwrap();
+    // a request on another connection that the same server has answered: it has surely read the half by now, or the
+    // kernel has it still; both must do
+    s.get("/other");
+    s.kill("server", SIGKILL);
+    c.send("est\r\n\r\n").unwrap();
+    assert_eq!(c.read().unwrap().text(), "/half");
+    assert_eq!(origin.seen("GET /half"), 1);
+    s.stop();
+}
+
+#[test]
+fn a_safe_request_in_progress_is_asked_again() {
+    let (origin, mut s) = serving("");
+    let mut c = connect(&s);
+    c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    origin.wait_seen("GET /held", 1);
+    s.kill("server", SIGKILL);
+    origin.wait_seen("GET /held", 2);
+    origin.release();
+    assert_eq!(c.read().unwrap().text(), "/held");
+    assert_eq!(c.get("/after").unwrap().text(), "/after");
+    s.stop();
+}
+
+#[test]
+fn a_forwarded_post_gets_502_and_is_never_sent_twice() {
+    let (origin, mut s) = serving("");
+    let mut c = connect(&s);
+    c.send("POST /held HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+    origin.wait_seen("POST /held", 1);
+    s.kill("server", SIGKILL);
+    let answer = c.read().unwrap();
+    assert_eq!(answer.code, 502, "{answer:?}");
+    assert!(answer.head.to_ascii_lowercase().contains("connection: close"), "{answer:?}");
+    origin.release();
+    assert_eq!(s.get("/after").code, 200);
+    assert_eq!(origin.seen("POST /held"), 1);
+    s.stop();
+}
+
+#[test]
+fn a_post_whose_body_is_still_coming_is_sent_once_and_whole() {
+    let (origin, mut s) = serving("");
+    let mut c = connect(&s);
+    // the head alone, so that nothing has been forwarded when the server dies
+    c.send("POST /p HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r").unwrap();
+    s.get("/other");
+    s.kill("server", SIGKILL);
+    c.send("\n\r\n0123456789").unwrap();
+    assert_eq!(c.read().unwrap().text(), "/p");
+    assert_eq!(origin.bodies(), [b"0123456789".to_vec()]);
+    s.stop();
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let (origin, mut s) = serving("");
+    let mut c = connect(&s);
+    let all: String =
+        ["/held", "/two", "/three"].map(|p| format!("GET {p} HTTP/1.1\r\nHost: t\r\n\r\n")).concat();
+    c.send(&all).unwrap();
+    origin.wait_seen("GET /held", 1);
+    s.kill("server", SIGKILL);
+    origin.wait_seen("GET /held", 2);
+    origin.release();
+    for path in ["/held", "/two", "/three"] {
+        assert_eq!(c.read().unwrap().text(), path);
+    }
+    s.stop();
+}
+
+/// Begins to read a big answer, kills the server in the middle, and reads on. Returns what came after the head.
+fn cut_in_the_middle(s: &Suite, path: &str) -> (Vec<u8>, std::io::Result<()>) {
+    let mut stream = TcpStream::connect(s.addr()).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes())
+        .unwrap();
+    // enough that the answer has begun, little enough that the rest is not in buffers
+    let mut got = vec![0; 100 << 10];
+    stream.read_exact(&mut got).unwrap();
+    s.kill("server", SIGKILL);
+    let head = got.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    got.drain(..head);
+    let mut part = [0; 64 << 10];
+    while got.len() < BIG {
+        match stream.read(&mut part) {
+            Ok(0) => return (got, Err(std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => got.extend(&part[..n]),
+            Err(e) => return (got, Err(e)),
+        }
+    }
+    (got, Ok(()))
+}
+
+#[test]
+fn a_begun_answer_goes_on_at_the_byte_if_it_can_be_told_to_be_the_same() {
+    let (origin, mut s) = serving("");
+    for _ in 0..3 {
+        let (got, end) = cut_in_the_middle(&s, "/big?etag");
+        end.unwrap();
+        assert_eq!(got.len(), BIG);
+        assert!(got.iter().enumerate().all(|(at, b)| *b == big(at)), "a byte is wrong");
+    }
+    assert!(origin.seen("GET /big?etag") > 3);
+    s.stop();
+}
+
+#[test]
+fn a_begun_answer_without_a_validator_or_a_length_is_cut_and_never_wrong() {
+    let (_origin, mut s) = serving("");
+    let (got, end) = cut_in_the_middle(&s, "/big");
+    assert!(end.is_err(), "{} bytes", got.len());
+    assert!(got.iter().enumerate().all(|(at, b)| *b == big(at)), "a byte is wrong");
+    let (_, end) = cut_in_the_middle(&s, "/chunked");
+    assert!(end.is_err());
+    s.stop();
+}
+
+#[test]
+fn a_poisonous_request_is_found_out_and_the_others_are_served() {
+    let mut s = Suite::serving("");
+    s.wait(0, &["event=spawn of=standby"]);
+    let token = std::fs::read_to_string(s.run_dir().join("heartbeat.token")).unwrap();
+    let mut other = connect(&s);
+    other.get("/").unwrap();
+    let mark = s.mark();
+    let mut poison = connect(&s);
+    poison
+        .send(&format!(
+            "GET /.traffic/heartbeat?abort HTTP/1.1\r\nHost: t\r\ntraffic-heartbeat: {token}\r\n\r\n"
+        ))
+        .unwrap();
+    let answer = poison.read().unwrap();
+    assert_eq!(answer.code, 502);
+    let line = s.wait(mark, &["event=suspect"]);
+    assert!(line.contains("/.traffic/heartbeat?abort"), "{line}");
+    assert_eq!(other.get("/").unwrap().code, 200);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn manager_and_server_killed_together_cost_no_connection() {
+    let (_origin, mut s) = serving("");
+    let mut c = connect(&s);
+    for n in 0..3 {
+        assert_eq!(c.get("/x").unwrap().text(), "/x", "in round {n}");
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        s.kill("server", SIGKILL);
+        s.wait(mark, &["event=ready"]);
+    }
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    s.stop();
+}
+
+#[test]
+fn a_manager_that_was_replaced_still_hands_everything_on() {
+    let (_origin, mut s) = serving("");
+    let mut c = connect(&s);
+    c.get("/x").unwrap();
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    s.kill("server", SIGKILL);
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    s.kill("server", SIGKILL);
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    s.stop();
+}
+
+#[test]
+fn a_new_cop_is_given_what_is_needed_for_that() {
+    let (_origin, mut s) = serving(TIGHT);
+    let mut c = connect(&s);
+    c.get("/x").unwrap();
+    s.kill("cop", SIGKILL);
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["event=new-cop"]);
+    // the fds are sent before the next heartbeat is answered
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=ready"]);
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    s.stop();
+}
+
+#[test]
+fn a_stopped_server_costs_a_pause_and_no_connection() {
+    let (origin, mut s) = serving(TIGHT);
+    let (mut idle, mut busy) = (connect(&s), connect(&s));
+    idle.get("/x").unwrap();
+    busy.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    origin.wait_seen("GET /held", 1);
+    s.kill("server", SIGSTOP);
+    origin.wait_seen("GET /held", 2);
+    origin.release();
+    assert_eq!(busy.read().unwrap().text(), "/held");
+    assert_eq!(idle.get("/x").unwrap().text(), "/x");
+    s.stop();
+}
+
+#[test]
+fn without_a_standby_it_only_takes_longer() {
+    let origin = Origin::start();
+    let mut s = Suite::new("");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\nstandby = false\n{}", origin.route()));
+    s.start();
+    let mut c = connect(&s);
+    c.get("/x").unwrap();
+    s.kill("server", SIGKILL);
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    assert!(!s.log.text().contains("standby"));
+    s.stop();
+}
+
+#[test]
+fn without_continuity_a_kill_costs_the_connection_and_nothing_else() {
+    let mut s = Suite::new("");
+    s.write_config("[server]\nlisten = [\"127.0.0.1:0\"]\ncontinuity = false\n");
+    s.start();
+    let mut c = connect(&s);
+    c.get("/").unwrap();
+    s.kill("server", SIGKILL);
+    assert!(c.get("/").is_err());
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+/// The kernel counts no bytes of a Unix socket: between a write and its record nobody can tell whether the answer is out,
+/// and such a connection is closed. All others go on.
+#[test]
+fn clients_of_a_unix_socket_go_on_or_are_closed_cleanly() {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    let origin = Origin::start();
+    let mut s = Suite::new("");
+    let path = s.path("http.sock");
+    s.write_config(&format!(
+        "[server]\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n{}",
+        path.display(),
+        origin.route()
+    ));
+    s.start();
+    let ask = |c: &mut UnixStream| -> std::io::Result<Vec<u8>> {
+        c.write_all(b"GET /u HTTP/1.1\r\nHost: t\r\n\r\n")?;
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n/u") {
+            let mut part = [0; 1024];
+            match c.read(&mut part)? {
+                0 => return Ok(got),
+                n => got.extend(&part[..n]),
+            }
+        }
+        Ok(got)
+    };
+    let mut went_on = 0;
+    for _ in 0..10 {
+        let mut c = UnixStream::connect(&path).unwrap();
+        c.set_read_timeout(Some(LONG)).unwrap();
+        assert!(ask(&mut c).unwrap().starts_with(b"HTTP/1.1 200"));
+        s.get("/other");
+        s.kill("server", SIGKILL);
+        match ask(&mut c) {
+            Ok(got) if got.is_empty() => {}
+            Ok(got) => {
+                assert!(got.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&got));
+                went_on += 1;
+            }
+            Err(e) => {
+                use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+                assert!([BrokenPipe, ConnectionReset].contains(&e.kind()), "{e}");
+            }
+        }
+    }
+    assert!(went_on > 0);
+    s.stop();
+}
