@@ -44,6 +44,8 @@ pub struct Filling {
     keep: Option<Keep>,
     buf: BytesMut,
     limit: usize,
+    /// Its whole length, if that was announced.
+    expected: Option<usize>,
     /// Of the cache's budget for what is on its way.
     booked: u64,
 }
@@ -57,7 +59,8 @@ pub fn fill(body: Body, keep: Keep) -> (Body, bool) {
         return (body, false);
     }
     let buf = BytesMut::with_capacity(exact.map_or(0, |n| (n as usize).min(FIRST)));
-    let mut filling = Filling { body, keep: Some(keep), buf, limit, booked: 0 };
+    let expected = exact.map(|n| n as usize);
+    let mut filling = Filling { body, keep: Some(keep), buf, limit, expected, booked: 0 };
     if filling.body.is_end_stream() {
         filling.finish();
         return (std::mem::replace(&mut filling.body, Body::Empty), true);
@@ -73,6 +76,11 @@ impl Filling {
         self.booked += n;
         if self.buf.len() + data.len() > self.limit || booked > keep.cache.max_filling {
             return self.give_up();
+        }
+        if self.buf.capacity() - self.buf.len() < data.len() {
+            // doubling, but not beyond what was announced
+            let left = self.expected.map_or(usize::MAX, |all| all.saturating_sub(self.buf.len()));
+            self.buf.reserve(self.buf.len().max(FIRST).min(left).max(data.len()));
         }
         self.buf.extend_from_slice(data);
     }
@@ -156,6 +164,7 @@ impl Drop for Filling {
             keep: self.keep.take(),
             buf: std::mem::take(&mut self.buf),
             limit: self.limit,
+            expected: self.expected,
             booked: std::mem::take(&mut self.booked),
         };
         drop(engine::spawn(async move {

@@ -4,8 +4,8 @@ use super::policy::{self, Freshness};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{
-    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName,
-    HeaderValue, LAST_MODIFIED, TRAILER,
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    LAST_MODIFIED, TRAILER,
 };
 use std::time::{Instant, SystemTime};
 
@@ -84,8 +84,7 @@ impl Object {
 
     /// The fields of a 304 into the kept ones (RFC 9111, 3.2).
     pub fn updated(&self, news: &HeaderMap) -> HeaderMap {
-        const STAYS: &[HeaderName] =
-            &[CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE, ETAG, TRAILER];
+        const STAYS: &[HeaderName] = &[CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, ETAG, TRAILER];
         let mut headers = self.head.headers.clone();
         for name in news.keys().filter(|n| !STAYS.contains(n)) {
             let values: Vec<&HeaderValue> = news.get_all(name).iter().collect();
