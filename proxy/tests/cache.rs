@@ -435,3 +435,86 @@ fn gate() -> (Gate, Gate) {
     let gate = Gate(Arc::default());
     (gate.clone(), gate)
 }
+
+#[test]
+fn a_slow_client_does_not_hold_up_those_who_wait_for_his_fetch() {
+    const SIZE: usize = 12 << 20;
+    let (go, gate) = gate();
+    let o = Origin::new(move |_| {
+        let gate = gate.clone();
+        Do::Own(Box::new(move |stream| {
+            use std::io::Write;
+            let head =
+                format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {SIZE}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            gate.wait();
+            let _ = stream.write_all(&"0123456789abcdef".repeat(SIZE / 16).into_bytes());
+        }))
+    });
+    let mut c = config(vec![to(&[&o])]);
+    c.cache = CacheConfig { memory: 512 << 20, coalesce: LONG };
+    let s = Suite::new(c);
+    let mut slow = s.client();
+    slow.send(get("/", ""));
+    use std::io::Read;
+    let mut head = [0; 10];
+    slow.stream.read_exact(&mut head).unwrap();
+    // he reads no more; the other one joins while nothing has come
+    let mut other = s.client();
+    other.send(get("/", ""));
+    go.open();
+    let r = other.reply();
+    assert!(r.whole && r.body.len() == SIZE && r.body.starts_with("0123456789abcdef"));
+    assert_eq!(o.count(), 1);
+    // and he gets all of it when he likes
+    let mut rest = Vec::new();
+    while rest.len() < SIZE {
+        let mut buf = [0; 65536];
+        let n = slow.stream.read(&mut buf).unwrap();
+        assert!(n > 0, "cut short after {}", rest.len());
+        rest.extend_from_slice(&buf[..n]);
+    }
+    let text = String::from_utf8(rest).unwrap();
+    let body = &text[text.find("\r\n\r\n").unwrap() + 4..];
+    assert!("0123456789abcdef".repeat(SIZE / 16).starts_with(body));
+}
+
+#[test]
+fn what_grows_too_large_on_the_way_passes_on_whole() {
+    // chunked, so that nobody knows; beyond what is read at the client's pace, and beyond what an object may be
+    let o = Origin::new(|_| {
+        Do::Own(Box::new(|stream| {
+            use std::io::Write;
+            let _ = stream.write_all(
+                b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n",
+            );
+            for n in 0..300 {
+                let piece = format!("{n:05}").repeat(4000);
+                let _ = stream.write_all(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes());
+            }
+            let _ = stream.write_all(b"0\r\n\r\n");
+        }))
+    });
+    let mut c = config(vec![to(&[&o])]);
+    c.cache.memory = 4 << 20;
+    let s = Suite::new(c);
+    for _ in 0..2 {
+        let r = s.get("/");
+        assert!(r.whole && r.body.len() == 300 * 20_000);
+        assert!(
+            r.body
+                .as_bytes()
+                .chunks(20_000)
+                .enumerate()
+                .all(|(n, c)| c.starts_with(format!("{n:05}").as_bytes()))
+        );
+    }
+    assert_eq!(o.count(), 2);
+    // and one that is just not too large is kept
+    let mut c = config(vec![to(&[&o])]);
+    c.cache.memory = 64 << 20;
+    let s = Suite::new(c);
+    assert!(s.get("/").whole);
+    let r = s.get("/");
+    assert!(r.body.len() == 300 * 20_000 && r.cache().starts_with("hit"), "{}", r.cache());
+}

@@ -26,7 +26,7 @@ fn body(path: &str, lang: &str) -> String {
 
 fn origin() -> Origin {
     Origin::new(|q| {
-        let mut dice = Dice(0x9e37_79b9 ^ (q.number as u64 + 1) * 0x1234_5678_9abc);
+        let mut dice = Dice(0x9e37_79b9 ^ ((q.number as u64 + 1) * 0x1234_5678_9abc));
         let lang = q.field("accept-language").unwrap_or_default();
         let text = body(q.path(), &lang);
         let tag = format!("\"{}-{lang}\"", q.path().trim_start_matches('/'));
@@ -90,7 +90,7 @@ fn one(c: &mut Client, dice: &mut Dice) -> bool {
         200 => {}
         206 => assert!(part && r.body == want[3..9], "{path} {lang} {}", r.body),
         304 => assert!(fields.contains("If-None-Match"), "{path}"),
-        502 | 503 | 504 => {}
+        502..=504 => {}
         other => panic!("{other} for {method} {path}"),
     }
     r.whole && r.field("connection").is_none_or(|v| v != "close")

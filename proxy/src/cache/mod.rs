@@ -4,7 +4,7 @@
 //!
 //! 1. [`directives`], [`policy`], [`vary`]: the rules; pure;
 //! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
-//! 3. [`flight`]: many requests for the same, one fetch; [`fill`]: an answer on its way to a client, and into the store;
+//! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
 //! 4. [`serve`]: a kept answer as this client gets it.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
@@ -14,6 +14,7 @@ pub mod fill;
 pub mod flight;
 pub mod object;
 pub mod policy;
+mod pump;
 pub mod serve;
 pub mod store;
 pub mod vary;

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A shard smaller than this could hold few objects.
-const SHARD: u64 = 8 << 20;
+/// A shard smaller than this could hold few objects; half of it is the largest that is kept.
+const SHARD: u64 = 32 << 20;
 /// For the estimate of how many there will be.
 const TYPICAL: u64 = 8 << 10;
 /// How long it is remembered that an answer couldn't be kept.
