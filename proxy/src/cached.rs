@@ -48,25 +48,24 @@ impl Proxy {
         request: Request<Incoming>,
         asked: &Asked,
     ) -> Result<Counted, Failed> {
-        let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost").to_owned();
-        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        let (method, uri) = (request.method().clone(), request.uri());
         let fields = request.headers();
         let directives = Directives::of_request(fields);
         let conditions = fields.contains_key(IF_MATCH) || fields.contains_key(IF_UNMODIFIED_SINCE);
         let readable = method == Method::GET || method == Method::HEAD;
         if !readable || conditions || directives.no_store {
-            return self.around(cache, request, asked, &host).await;
+            return self.around(cache, request, asked, host).await;
         }
-        let key = cache::key(&host, &uri);
         let arrived = engine::time::now();
-        // the usual case copies no field
-        let (found, _) = cache.store.find(&key, fields, arrived);
-        if let Found::Object(o) = &found
+        // the usual case copies neither key nor fields
+        if let Some(o) = cache::with_key(host, uri, |key| cache.store.get(key, fields))
             && policy::decide(&directives, &o.head.freshness, o.head.age(arrived)) == Decision::Use
         {
-            let hit = serve::kept(o, &method, fields, &self.config.name, "hit", arrived);
+            let hit = serve::kept(&o, &method, fields, &self.config.name, "hit", arrived);
             return Ok((hit, Outcome::Hit));
         }
+        let key = cache::key(host, uri);
         let fields = fields.clone();
         let (request, fate) = self.prepared(request, asked)?;
         let ours = Ours { request, fate, fields, key, directives, arrived };

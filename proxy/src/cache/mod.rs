@@ -84,12 +84,22 @@ impl Cache {
 
 /// The primary key of a target: host without a default port, path and query.
 pub fn key(host: &str, uri: &Uri) -> Key {
+    with_key(host, uri, |key| key.into())
+}
+
+/// Uses a key without making one: for hits, which need no copy of it.
+pub fn with_key<R>(host: &str, uri: &Uri, f: impl FnOnce(&str) -> R) -> R {
+    thread_local!(static TEXT: std::cell::Cell<String> = const { std::cell::Cell::new(String::new()) });
     let host = host.strip_suffix(":80").unwrap_or(host);
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut text = String::with_capacity(host.len() + path.len());
-    text.extend(host.chars().map(|c| c.to_ascii_lowercase()));
+    let mut text = TEXT.take();
+    text.clear();
+    text.push_str(host);
+    text.make_ascii_lowercase();
     text.push_str(path);
-    text.into()
+    let result = f(&text);
+    TEXT.set(text);
+    result
 }
 
 /// A URL in an answer, if it is on the same host.

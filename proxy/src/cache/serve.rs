@@ -27,7 +27,7 @@ pub fn kept(
     let age = object.head.age(now);
     r.headers_mut().insert(AGE, age.into());
     let ttl = object.head.freshness.lifetime as i64 - age as i64;
-    say(r.headers_mut(), name, &format!("{status}; ttl={ttl}"));
+    put(r.headers_mut(), format!("{name}; {status}; ttl={ttl}"));
     if object.head.status == StatusCode::OK {
         match conditional::evaluate(request, &object.head.headers) {
             Verdict::NotModified => {
@@ -67,7 +67,11 @@ pub fn kept(
 
 /// Adds our member to `Cache-Status` (RFC 9211); those nearer to the origin come first.
 pub fn say(headers: &mut HeaderMap, name: &str, status: &str) {
-    if let Ok(v) = HeaderValue::from_str(&format!("{name}; {status}")) {
+    put(headers, format!("{name}; {status}"));
+}
+
+fn put(headers: &mut HeaderMap, text: String) {
+    if let Ok(v) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
         headers.append(CACHE_STATUS, v);
     }
 }

@@ -102,6 +102,18 @@ impl Store {
         (self.cache.weight(), self.cache.len())
     }
 
+    /// What there is for a request.
+    pub fn get(&self, key: &str, request: &HeaderMap) -> Option<Arc<Object>> {
+        match self.cache.get(key)? {
+            Entry::Object(o) => Some(o),
+            Entry::Uncacheable(_) => None,
+            Entry::Spec(spec) => match self.cache.get(&*variant(key, &spec, request))? {
+                Entry::Object(o) => Some(o),
+                _ => None,
+            },
+        }
+    }
+
     /// What there is for a request, and the key of just this variant.
     pub fn find(&self, key: &Key, request: &HeaderMap, now: Instant) -> (Found, Key) {
         match self.cache.get(&**key) {
@@ -160,7 +172,7 @@ impl Store {
     }
 }
 
-fn variant(key: &Key, spec: &Spec, request: &HeaderMap) -> Key {
+fn variant(key: &str, spec: &Spec, request: &HeaderMap) -> Key {
     let mut text = format!("{key}\n{}", spec.generation);
     for name in &spec.names {
         text.push('\n');
