@@ -1,8 +1,8 @@
 //! Conditional requests (RFC 9110, 13) against what we have ourselves: a file, or a stored answer; pure.
 
 use http::header::{
-    ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-    LAST_MODIFIED,
+    DATE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED,
 };
 use std::time::SystemTime;
 
@@ -34,7 +34,9 @@ pub fn evaluate(request: &HeaderMap, have: &HeaderMap) -> Verdict {
         let same = any_tag(request, &IF_NONE_MATCH, |t| t == b"*" || tag.is_some_and(|h| weak_equal(t, h)));
         return if same { Verdict::NotModified } else { Verdict::Proceed };
     }
-    match (date(request, &IF_MODIFIED_SINCE), date(have, &LAST_MODIFIED)) {
+    // what has no date of its own is not newer than its message (RFC 9111, 4.3.2)
+    let modified = if have.contains_key(LAST_MODIFIED) { &LAST_MODIFIED } else { &DATE };
+    match (date(request, &IF_MODIFIED_SINCE), date(have, modified)) {
         (Some(since), Some(modified)) if modified <= since => Verdict::NotModified,
         _ => Verdict::Proceed,
     }

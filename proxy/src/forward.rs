@@ -12,6 +12,7 @@ use crate::route::{OriginConfig, Timeouts};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ pub struct Failure {
     /// The request comes back if it may be sent again, to another origin for example.
     pub again: Option<Box<Request<Body>>>,
 }
+
+/// In the extensions of an answer: only the end of the connection was the end of its body.
+#[derive(Debug, Clone, Copy)]
+pub struct CloseDelimited;
 
 /// Sends `request` (already rewritten for the origin) and returns the answer's head, its body streaming.
 ///
@@ -95,6 +100,7 @@ fn usable(
 ) -> Result<Response<Body>, Failure> {
     let bad = |why: &str| Failure { status: StatusCode::BAD_GATEWAY, why: why.to_owned(), again: None };
     let h = answer.headers_mut();
+    let close_delimited = !h.contains_key(TRANSFER_ENCODING) && !h.contains_key(CONTENT_LENGTH);
     let mut codings = h.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
@@ -116,6 +122,9 @@ fn usable(
     }
     if answer.status() == StatusCode::NO_CONTENT {
         answer.headers_mut().remove(CONTENT_LENGTH);
+    }
+    if close_delimited && !answer.body().is_end_stream() {
+        answer.extensions_mut().insert(CloseDelimited);
     }
     headers::remove_hop_by_hop(answer.headers_mut());
     Ok(answer.map(|body| Body::from_origin(body, lease, between)))

@@ -125,9 +125,11 @@ pub fn add_forwarded(headers: &mut HeaderMap, client: Option<IpAddr>, host: Opti
     let text = joined(headers, &FORWARDED, &element);
     headers.insert(FORWARDED, text);
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Some(host) = host {
-        headers.entry(X_FORWARDED_HOST).or_insert_with(|| host.clone());
-    }
+    // never the client's own: origins make links of it, and a cache would hand them to others
+    match host {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
 }
 
 /// All values of a field as one list, and one more.

@@ -12,10 +12,13 @@
 //! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`]: which of them is up;
 //! 5. [`forward`], [`upstream`]: one request's way to an origin and back;
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
-//! 7. [`continuity`]: connections that outlive a process;
-//! 8. [`proxy`](mod@proxy): all of it together.
+//! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`]: what became of them;
+//! 8. [`continuity`]: connections that outlive a process;
+//! 9. [`proxy`](mod@proxy): all of it together.
 
 pub mod body;
+pub mod cache;
+pub mod cached;
 pub mod check;
 pub mod conditional;
 pub mod continuity;
@@ -34,9 +37,11 @@ pub mod route;
 pub mod router;
 pub mod rt;
 pub mod serve;
+pub mod stats;
 pub mod strict;
 pub mod upstream;
 
 pub use body::Body;
+pub use cache::CacheConfig;
 pub use proxy::{Proxy, ProxyConfig};
 pub use route::{OriginConfig, RouteConfig, Target};

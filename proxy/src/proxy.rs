@@ -1,6 +1,8 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
 use crate::body::{Body, Fate};
+use crate::cache::{Cache, CacheConfig};
+use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
 use crate::files;
@@ -8,10 +10,11 @@ use crate::forward;
 use crate::headers;
 use crate::origins::Origins;
 use crate::pages::{self, Asker};
-use crate::route::{RouteConfig, Target};
+use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
 use crate::rt::Io;
 use crate::serve::{self, Limits};
+use crate::stats::{Counters, Outcome, Stats};
 use crate::upstream::{self, Failed, Upstream};
 use bytes::Bytes;
 use engine::net::{Peer, Stream};
@@ -36,23 +39,28 @@ pub struct ProxyConfig {
     pub heartbeat_token: String,
     /// Limits of client connections.
     pub limits: Limits,
+    /// What is kept in memory.
+    pub cache: CacheConfig,
 }
 
 /// The proxy, shared by all event threads.
 #[derive(Debug)]
 pub struct Proxy {
-    config: ProxyConfig,
+    pub(crate) config: ProxyConfig,
+    cache: Option<Arc<Cache>>,
+    counters: Counters,
     /// Of each route.
     upstreams: Vec<Upstream>,
     started: Instant,
 }
 
 /// A request on its way, with what is known of it.
-struct Asked {
-    route: usize,
-    client: Option<IpAddr>,
-    host: Option<HeaderValue>,
-    asker: Asker,
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub route: usize,
+    pub client: Option<IpAddr>,
+    pub host: Option<HeaderValue>,
+    pub asker: Asker,
 }
 
 impl Proxy {
@@ -69,7 +77,15 @@ impl Proxy {
             made
         };
         let upstreams = config.routes.iter().map(upstream).collect();
-        Arc::new(Proxy { config, upstreams, started: Instant::now() })
+        let cache = Cache::new(config.cache);
+        let counters = Counters::new(config.routes.len());
+        Arc::new(Proxy { config, cache, counters, upstreams, started: Instant::now() })
+    }
+
+    /// What became of requests, and what the cache holds.
+    pub fn stats(&self) -> Stats {
+        let (cache_bytes, cache_objects) = self.cache.as_ref().map_or((0, 0), |c| c.store.used());
+        Stats { requests: self.counters.sum(), cache_bytes, cache_objects }
     }
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
@@ -113,10 +129,16 @@ impl Proxy {
             return answer;
         }
         let asker = Asker::of(request.headers());
-        match self.routed(request, client, asker).await {
-            Ok(answer) => answer,
+        let mut route = None;
+        match self.routed(request, client, asker, &mut route).await {
+            Ok((answer, outcome)) => {
+                self.counters.count(route, outcome);
+                answer
+            }
             Err(Failed { status, why }) => {
                 log::debug!("event=refused request={:016x} status={}: {why}", asker.id, status.as_u16());
+                let outcome = if status.is_server_error() { Outcome::Failed } else { Outcome::Refused };
+                self.counters.count(route, outcome);
                 pages::error(status, &why, asker)
             }
         }
@@ -127,13 +149,14 @@ impl Proxy {
         mut request: Request<Incoming>,
         client: Option<IpAddr>,
         asker: Asker,
-    ) -> Result<Response<Body>, Failed> {
+        found: &mut Option<usize>,
+    ) -> Result<Counted, Failed> {
         let refused = |(status, why): check::Refusal| Failed { status, why: why.to_owned() };
         let host = check::request(&request, &self.config.name).map_err(refused)?;
         if *request.method() == Method::OPTIONS
             && (request.uri().path() == "*" || headers::last_hop(request.headers_mut()))
         {
-            return Ok(pages::options());
+            return Ok((pages::options(), Outcome::Own));
         }
         if !normalise(&mut request) {
             return Err(refused((StatusCode::BAD_REQUEST, "the path leads out of the root")));
@@ -142,40 +165,40 @@ impl Proxy {
         let path = request.uri().path();
         let Some(route) = router::find(&self.config.routes, &bare, path) else {
             return match self.config.routes.is_empty() && path == "/" {
-                true => Ok(pages::welcome(asker)),
+                true => Ok((pages::welcome(asker), Outcome::Own)),
                 false => Err(refused((StatusCode::NOT_FOUND, "no route for this host and path"))),
             };
         };
+        *found = Some(route);
         let asked = Asked { route, client, host, asker };
         let config = &self.config.routes[route];
-        let mut answer = match &config.target {
-            Target::Origins { .. } => self.pass(request, &asked).await?,
+        let (mut answer, outcome) = match &config.target {
+            Target::Origins { .. } => match &self.cache {
+                Some(cache) if config.cache == Caching::Standard => {
+                    self.through_cache(cache, request, &asked).await?
+                }
+                _ => {
+                    let (request, fate) = self.prepared(request, &asked)?;
+                    let answer = self.send(asked.route, request, &fate).await?;
+                    (self.passed_on(answer), Outcome::Bypass)
+                }
+            },
             Target::Files(root) => {
                 let path = match config.strip_prefix {
                     true => path.strip_prefix(config.prefix.trim_end_matches('/')).unwrap_or(path),
                     false => path,
                 };
-                files::serve(root, path, &request, asker).await
+                (files::serve(root, path, &request, asker).await, Outcome::Own)
             }
-            Target::Fixed { status, body } => fixed(*status, body.clone()),
-            Target::Redirect { status, to } => redirect(*status, to, &asked, request.uri()),
+            Target::Fixed { status, body } => (fixed(*status, body.clone()), Outcome::Own),
+            Target::Redirect { status, to } => (redirect(*status, to, &asked, request.uri()), Outcome::Own),
         };
         config.response_headers.apply(answer.headers_mut());
-        Ok(answer)
-    }
-
-    async fn pass(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        asked: &Asked,
-    ) -> Result<Response<Body>, Failed> {
-        let (request, fate) = self.prepared(request, asked)?;
-        let answer = self.send(asked.route, request, &fate).await?;
-        Ok(self.passed_on(answer))
+        Ok((answer, outcome))
     }
 
     /// The request as an origin gets it, but for its target.
-    fn prepared(
+    pub(crate) fn prepared(
         &self,
         request: Request<Incoming>,
         asked: &Asked,
@@ -193,7 +216,7 @@ impl Proxy {
         Ok((request, fate))
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         route: usize,
         request: Request<Body>,
@@ -207,7 +230,7 @@ impl Proxy {
     }
 
     /// The answer as the client gets it.
-    fn passed_on(&self, mut answer: Response<Body>) -> Response<Body> {
+    pub(crate) fn passed_on(&self, mut answer: Response<Body>) -> Response<Body> {
         let version = answer.version();
         headers::add_via(answer.headers_mut(), version, &self.config.name);
         *answer.version_mut() = Version::HTTP_11;

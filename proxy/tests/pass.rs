@@ -14,7 +14,7 @@ fn fields_of_one_hop_stay_there_and_ours_are_added() {
     let s = Suite::to(&[&o]);
     let r = s.ask(&get(
         "/a?b",
-        "Connection: close, X-Mine\r\nX-Mine: 1\r\nProxy-Authorization: x\r\nTE: gzip, trailers\r\nX-Forwarded-For: 9.9.9.9\r\n",
+        "Connection: close, X-Mine\r\nX-Mine: 1\r\nProxy-Authorization: x\r\nTE: gzip, trailers\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Proto: https\r\n",
     ));
     assert_eq!((r.status, r.body.as_str()), (200, "hello"));
     assert_eq!(r.field("x-end").as_deref(), Some("2"));

@@ -27,7 +27,7 @@ use proxy::continuity::{Continuity, Resume};
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
-use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
+use proxy::{CacheConfig, OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -199,6 +199,7 @@ fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfig> {
         routes,
         heartbeat_token: token,
         limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
+        cache: CacheConfig { memory: config.server.cache_memory, ..CacheConfig::default() },
     })
 }
 

@@ -84,6 +84,7 @@ pub fn config(routes: Vec<RouteConfig>) -> ProxyConfig {
         routes,
         heartbeat_token: String::new(),
         limits: Limits::default(),
+        ..ProxyConfig::default()
     }
 }
 

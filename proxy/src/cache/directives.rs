@@ -1,0 +1,188 @@
+//! `Cache-Control` as numbers and flags (RFC 9111, 5.2; RFC 5861; RFC 9213); pure.
+//!
+//! What can't be read errs on the safe side: a lifetime that is no number is zero, and of two the shorter one counts. A
+//! qualified `no-cache="field"` or `private="field"` counts as the unqualified one.
+
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, PRAGMA};
+
+/// Larger numbers are as good as this one (RFC 9111, 1.2.2).
+const MOST: u64 = 1 << 31;
+
+/// All directives, of a request or a response. Times are seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "they are what the field says")]
+pub struct Directives {
+    /// There is any directive at all.
+    pub any: bool,
+    /// Must not be kept.
+    pub no_store: bool,
+    /// Must not be used without asking.
+    pub no_cache: bool,
+    /// For one user.
+    pub private: bool,
+    /// For all, even if something else says otherwise.
+    pub public: bool,
+    /// Must not be used when stale.
+    pub must_revalidate: bool,
+    /// The same, for shared caches.
+    pub proxy_revalidate: bool,
+    /// May only be kept by who knows its status.
+    pub must_understand: bool,
+    /// Of a request: don't ask the origin.
+    pub only_if_cached: bool,
+    /// How long it is fresh, or how old it may be.
+    pub max_age: Option<u64>,
+    /// The same, for shared caches.
+    pub s_maxage: Option<u64>,
+    /// How long it may be used while another one is fetched.
+    pub stale_while_revalidate: Option<u64>,
+    /// How long it may be used when the origin fails.
+    pub stale_if_error: Option<u64>,
+    /// Of a request: how long it must stay fresh.
+    pub min_fresh: Option<u64>,
+    /// Of a request: how stale it may be; without a number, the most there is.
+    pub max_stale: Option<u64>,
+}
+
+impl Directives {
+    /// Of a response: a field for caches like this one goes before the general one.
+    pub fn of_response(headers: &HeaderMap) -> Directives {
+        const TARGETED: HeaderName = HeaderName::from_static("cdn-cache-control");
+        match Directives::of(headers, &TARGETED) {
+            targeted if targeted.any => targeted,
+            _ => Directives::of(headers, &CACHE_CONTROL),
+        }
+    }
+
+    /// Of a request; `Pragma: no-cache` counts where there is nothing newer.
+    pub fn of_request(headers: &HeaderMap) -> Directives {
+        let mut d = Directives::of(headers, &CACHE_CONTROL);
+        if !headers.contains_key(CACHE_CONTROL)
+            && headers.get(PRAGMA).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("no-cache"))
+        {
+            d.no_cache = true;
+        }
+        d
+    }
+
+    fn of(headers: &HeaderMap, name: &HeaderName) -> Directives {
+        let mut d = Directives::default();
+        for value in headers.get_all(name) {
+            // bytes beyond ASCII are in quoted strings at best
+            let text = String::from_utf8_lossy(value.as_bytes());
+            split(&text).for_each(|one| d.add(one));
+        }
+        d
+    }
+
+    fn add(&mut self, one: &str) {
+        let (name, value) = match one.split_once('=') {
+            Some((name, value)) => (name.trim(), Some(value)),
+            None => (one, None),
+        };
+        if name.is_empty() {
+            return;
+        }
+        self.any = true;
+        let number = value.and_then(seconds);
+        let shorter = |had: Option<u64>| Some(had.unwrap_or(u64::MAX).min(number.unwrap_or(0)));
+        match name.to_ascii_lowercase().as_str() {
+            "no-store" => self.no_store = true,
+            "no-cache" => self.no_cache = true,
+            "private" => self.private = true,
+            "public" => self.public = true,
+            "must-revalidate" => self.must_revalidate = true,
+            "proxy-revalidate" => self.proxy_revalidate = true,
+            "must-understand" => self.must_understand = true,
+            "only-if-cached" => self.only_if_cached = true,
+            "max-age" => self.max_age = shorter(self.max_age),
+            "s-maxage" => self.s_maxage = shorter(self.s_maxage),
+            "stale-while-revalidate" => self.stale_while_revalidate = shorter(self.stale_while_revalidate),
+            "stale-if-error" => self.stale_if_error = shorter(self.stale_if_error),
+            "min-fresh" => self.min_fresh = number,
+            "max-stale" => self.max_stale = if value.is_none() { Some(u64::MAX) } else { number },
+            _ => {}
+        }
+    }
+}
+
+/// Digits, maybe in quotes.
+fn seconds(text: &str) -> Option<u64> {
+    let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text.trim_end());
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some(text.parse().map_or(MOST, |n: u64| n.min(MOST)))
+}
+
+/// The elements of a list; commas within quotes are part of one.
+pub fn split(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |c: char| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ',' => return !quoted,
+            _ => {}
+        }
+        false
+    })
+    .map(str::trim)
+    .filter(|s| !s.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Directives {
+        let mut h = HeaderMap::new();
+        text.split('|').for_each(|v| {
+            h.append(CACHE_CONTROL, v.parse().unwrap());
+        });
+        Directives::of_response(&h)
+    }
+
+    #[test]
+    fn numbers() {
+        for (text, want) in [
+            ("max-age=60", Some(60)),
+            ("MAX-AGE=60", Some(60)),
+            ("max-age=\"60\"", Some(60)),
+            ("max-age=060", Some(60)),
+            ("max-age=99999999999999999999", Some(MOST)),
+            ("max-age=60, max-age=30", Some(30)),
+            ("max-age=30|max-age=60", Some(30)),
+            ("max-age", Some(0)),
+            ("max-age=", Some(0)),
+            ("max-age=-1", Some(0)),
+            ("max-age=1.5", Some(0)),
+            ("max-age='60'", Some(0)),
+            ("max-age= 60", Some(0)),
+            ("x=\"a, max-age=1\"", None),
+            ("x=\"a\\\", max-age=1\", max-age=2", Some(2)),
+            ("xmax-age=1", None),
+        ] {
+            assert_eq!(of(text).max_age, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn flags_and_the_rest() {
+        let d = of("private=\"x\", no-cache=\"a, b\" , , no-store,must-revalidate");
+        assert!(d.private && d.no_cache && d.no_store && d.must_revalidate && !d.public);
+        assert_eq!(of("max-stale").max_stale, Some(u64::MAX));
+        assert_eq!(of("max-stale=5").max_stale, Some(5));
+        assert!(!of(" ,").any);
+    }
+
+    #[test]
+    fn pragma_counts_alone() {
+        let mut h = HeaderMap::new();
+        h.insert(PRAGMA, "no-cache".parse().unwrap());
+        assert!(Directives::of_request(&h).no_cache);
+        h.insert(CACHE_CONTROL, "max-age=1".parse().unwrap());
+        assert!(!Directives::of_request(&h).no_cache);
+    }
+}

@@ -1,0 +1,166 @@
+//! Many requests for the same, one fetch: the first one leads, the others wait for what becomes of it.
+//!
+//! A leader that is dropped (its client went away, its origin failed) releases those who wait, so that nobody waits for
+//! somebody who isn't there. How long they wait is for the caller to bound.
+
+use super::store::Key;
+use http::StatusCode;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+const SHARDS: usize = 16;
+
+/// What became of a fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the store.
+    Stored,
+    /// It isn't, and won't be: everybody for himself.
+    NotStored,
+    /// The origin failed; asking it again at once would do no good.
+    Failed(StatusCode, String),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outcome: Option<Outcome>,
+    wakers: Vec<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Flight(Mutex<State>);
+
+type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
+
+/// All fetches in progress.
+#[derive(Debug, Default)]
+pub struct Flights {
+    shards: [Shard; SHARDS],
+    hash: RandomState,
+}
+
+/// One's part in a fetch.
+#[derive(Debug)]
+pub enum Part {
+    /// Does it; owes the others its outcome.
+    Lead(Leader),
+    /// Waits for it.
+    Follow(Follower),
+}
+
+/// Does a fetch for all; see [`Leader::done`].
+#[derive(Debug)]
+pub struct Leader {
+    flights: Arc<Flights>,
+    key: Key,
+    flight: Arc<Flight>,
+}
+
+/// Waits for a fetch.
+#[derive(Debug)]
+pub struct Follower(Arc<Flight>);
+
+impl Flights {
+    fn shard(&self, key: &Key) -> &Shard {
+        &self.shards[self.hash.hash_one(key) as usize % SHARDS]
+    }
+
+    /// Takes part in the fetch of `key`.
+    pub fn join(self: &Arc<Self>, key: &Key) -> Part {
+        let mut shard = self.shard(key).lock().expect("never poisoned");
+        if let Some(flight) = shard.get(key) {
+            return Part::Follow(Follower(flight.clone()));
+        }
+        let flight = Arc::new(Flight::default());
+        shard.insert(key.clone(), flight.clone());
+        Part::Lead(Leader { flights: self.clone(), key: key.clone(), flight })
+    }
+}
+
+impl Leader {
+    /// Says what became of it, and makes room for the next one.
+    pub fn done(self, outcome: Outcome) {
+        self.settle(outcome);
+    }
+
+    fn settle(&self, outcome: Outcome) {
+        // first out of the map, so that who wakes and finds nothing doesn't join what is over
+        let mut shard = self.flights.shard(&self.key).lock().expect("never poisoned");
+        if shard.get(&self.key).is_some_and(|f| Arc::ptr_eq(f, &self.flight)) {
+            shard.remove(&self.key);
+        }
+        drop(shard);
+        let mut state = self.flight.0.lock().expect("never poisoned");
+        state.outcome.get_or_insert(outcome);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.settle(Outcome::NotStored);
+    }
+}
+
+impl Follower {
+    /// Waits for the outcome.
+    pub async fn wait(&self) -> Outcome {
+        poll_fn(|cx| {
+            let mut state = self.0.0.lock().expect("never poisoned");
+            if let Some(outcome) = &state.outcome {
+                return Poll::Ready(outcome.clone());
+            }
+            if !state.wakers.iter().any(|w| w.will_wake(cx.waker())) {
+                state.wakers.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lead(f: &Arc<Flights>, key: &str) -> Leader {
+        match f.join(&key.into()) {
+            Part::Lead(l) => l,
+            Part::Follow(_) => panic!("somebody leads already"),
+        }
+    }
+
+    fn follow(f: &Arc<Flights>, key: &str) -> Follower {
+        match f.join(&key.into()) {
+            Part::Follow(w) => w,
+            Part::Lead(_) => panic!("nobody leads"),
+        }
+    }
+
+    #[test]
+    fn one_leads_and_all_learn_the_outcome() {
+        let f = Arc::new(Flights::default());
+        let leader = lead(&f, "a");
+        let others = [follow(&f, "a"), follow(&f, "a")];
+        drop(lead(&f, "b"));
+        leader.done(Outcome::Stored);
+        for o in others {
+            assert_eq!(engine::block_on(async move { o.wait().await }), Outcome::Stored);
+        }
+        drop(lead(&f, "a"));
+    }
+
+    #[test]
+    fn a_leader_that_vanishes_releases_the_others() {
+        let f = Arc::new(Flights::default());
+        let leader = lead(&f, "a");
+        let o = follow(&f, "a");
+        drop(leader);
+        assert_eq!(engine::block_on(async move { o.wait().await }), Outcome::NotStored);
+    }
+}

@@ -1,0 +1,107 @@
+//! A kept answer.
+
+use super::policy::{self, Freshness};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    LAST_MODIFIED, TRAILER,
+};
+use std::time::{Instant, SystemTime};
+
+/// What an object costs besides its bytes: map entries, allocations.
+const OVERHEAD: u64 = 512;
+/// One field: two pointers and lengths, and its place in the map.
+const FIELD: u64 = 96;
+
+/// An answer's head, with what is needed to know its age.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Its status.
+    pub status: StatusCode,
+    /// As clients get them, but for `Age`.
+    pub headers: HeaderMap,
+    /// How long it is good.
+    pub freshness: Freshness,
+    /// When it came.
+    pub received: Instant,
+    /// How old it was then.
+    pub initial_age: u64,
+}
+
+impl Head {
+    /// Of an answer that came now, `delay` seconds after it was asked for.
+    pub fn new(
+        status: StatusCode,
+        headers: &HeaderMap,
+        freshness: Freshness,
+        delay: u64,
+        now: (Instant, SystemTime),
+    ) -> Head {
+        let mut headers = headers.clone();
+        let initial_age = policy::initial_age(&headers, delay, now.1);
+        headers.remove(AGE);
+        headers.remove(TRAILER);
+        Head { status, headers, freshness, received: now.0, initial_age }
+    }
+
+    /// Seconds since the origin made it.
+    pub fn age(&self, now: Instant) -> u64 {
+        self.initial_age + now.saturating_duration_since(self.received).as_secs()
+    }
+}
+
+/// A kept answer, whole. It is never changed: a newer one takes its place.
+#[derive(Debug)]
+pub struct Object {
+    /// Its head.
+    pub head: Head,
+    /// Shared with all who are being sent it.
+    pub body: Bytes,
+    weight: u64,
+}
+
+impl Object {
+    /// Of a head and all of its body.
+    pub fn new(mut head: Head, body: Bytes) -> Object {
+        if head.status != StatusCode::NO_CONTENT {
+            head.headers.insert(CONTENT_LENGTH, body.len().into());
+        }
+        let fields: u64 = head.headers.iter().map(|(n, v)| FIELD + (n.as_str().len() + v.len()) as u64).sum();
+        let weight = OVERHEAD + fields + body.len() as u64;
+        Object { head, body, weight }
+    }
+
+    /// Bytes of memory it takes, about.
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// It can be asked whether it is still good.
+    pub fn has_validator(&self) -> bool {
+        self.head.headers.contains_key(ETAG) || self.head.headers.contains_key(LAST_MODIFIED)
+    }
+
+    /// The fields of a 304 into the kept ones (RFC 9111, 3.2).
+    pub fn updated(&self, news: &HeaderMap) -> HeaderMap {
+        const STAYS: &[HeaderName] = &[CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, ETAG, TRAILER];
+        let mut headers = self.head.headers.clone();
+        for name in news.keys().filter(|n| !STAYS.contains(n)) {
+            let values: Vec<&HeaderValue> = news.get_all(name).iter().collect();
+            headers.insert(name, values[0].clone());
+            values[1..].iter().for_each(|v| {
+                headers.append(name, (*v).clone());
+            });
+        }
+        headers
+    }
+}
+
+/// Sees to it that an answer says when it was made.
+pub fn date(headers: &mut HeaderMap, now: SystemTime) {
+    if !headers.contains_key(DATE)
+        && let Ok(v) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+    {
+        headers.insert(DATE, v);
+    }
+}

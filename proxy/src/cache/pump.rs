@@ -1,0 +1,179 @@
+//! Reads an answer at its origin's pace for the store, while its client takes it at his own.
+//!
+//! As long as it is to be kept, nothing holds the task back: what it may read is bounded by what an object may be. Once it
+//! is not to be kept, it reads as much ahead as [`AHEAD`] and waits for the client. A client that goes away leaves the task
+//! a limited time.
+
+use super::fill::Copying;
+use crate::body::{Body, BodyError};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// How long an answer is read on whose client has gone.
+pub(super) const ALONE: Duration = Duration::from_secs(30);
+/// Bytes that are read ahead of the client of an answer that isn't to be kept.
+const AHEAD: usize = 128 << 10;
+
+#[derive(Default)]
+struct Queue {
+    frames: VecDeque<Frame<Bytes>>,
+    bytes: usize,
+    /// Bytes that the client has taken out of here.
+    taken: usize,
+    /// No frame will come.
+    over: Option<Option<BodyError>>,
+    /// The client has gone.
+    alone_since: Option<Instant>,
+    client: Option<Waker>,
+    task: Option<Waker>,
+}
+
+/// The client's end.
+pub(super) struct Pumped {
+    queue: Rc<RefCell<Queue>>,
+    /// Of what was announced, what hasn't been taken.
+    left: Option<u64>,
+}
+
+/// Starts the task.
+pub(super) fn start(body: Body, copying: Copying) -> Pumped {
+    let queue = Rc::new(RefCell::new(Queue::default()));
+    let left = body.size_hint().exact();
+    drop(engine::spawn(run(body, copying, queue.clone())));
+    Pumped { queue, left }
+}
+
+async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
+    let before = copying.len();
+    let mut copying = Some(copying);
+    let end = loop {
+        let frame = match next(&mut body, &queue, copying.is_some()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(e))) => break Some(e),
+            Ok(None) => {
+                if let Some(copying) = copying.take() {
+                    let whole = copying.finish();
+                    replace(&mut queue.borrow_mut(), &whole, before);
+                }
+                break None;
+            }
+            // nobody wants it any more
+            Err(()) => return,
+        };
+        if let Some(data) = frame.data_ref()
+            && copying.as_mut().is_some_and(|c| !c.take(data))
+        {
+            copying = None;
+        }
+        push(&queue, frame);
+    };
+    let mut q = queue.borrow_mut();
+    q.over = Some(end);
+    let client = q.client.take();
+    drop(q);
+    client.into_iter().for_each(Waker::wake);
+}
+
+/// The next frame, when there is room for it; `Err` if there is no reason to go on.
+async fn next(
+    body: &mut Body,
+    queue: &RefCell<Queue>,
+    keeping: bool,
+) -> Result<Option<Result<Frame<Bytes>, BodyError>>, ()> {
+    let mut limit = engine::time::sleep(ALONE);
+    poll_fn(|cx| {
+        let mut q = queue.borrow_mut();
+        q.task = Some(cx.waker().clone());
+        if let Some(since) = q.alone_since {
+            if !keeping || engine::is_draining() {
+                return Poll::Ready(Err(()));
+            }
+            if limit.deadline() != since + ALONE {
+                limit.reset(since + ALONE);
+            }
+            if Pin::new(&mut limit).poll(cx).is_ready() {
+                return Poll::Ready(Err(()));
+            }
+        } else if !keeping && q.bytes >= AHEAD {
+            return Poll::Pending;
+        }
+        drop(q);
+        Pin::new(&mut *body).poll_frame(cx).map(Ok)
+    })
+    .await
+}
+
+fn push(queue: &RefCell<Queue>, frame: Frame<Bytes>) {
+    let mut q = queue.borrow_mut();
+    if q.alone_since.is_some() {
+        return;
+    }
+    q.bytes += frame.data_ref().map_or(0, Bytes::len);
+    q.frames.push_back(frame);
+    let client = q.client.take();
+    drop(q);
+    client.into_iter().for_each(Waker::wake);
+}
+
+/// What waits for the client is a view into the kept object now, instead of pieces of its own.
+fn replace(q: &mut Queue, whole: &Bytes, before: usize) {
+    let from = before + q.taken;
+    let data_only = q.frames.iter().all(|f| f.data_ref().is_some());
+    if data_only && !q.frames.is_empty() && from <= whole.len() && whole.len() - from == q.bytes {
+        q.frames.clear();
+        q.frames.push_back(Frame::data(whole.slice(from..)));
+    }
+}
+
+impl Pumped {
+    /// The next frame.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut q = self.queue.borrow_mut();
+        let Some(frame) = q.frames.pop_front() else {
+            return match q.over.as_mut() {
+                Some(end) => Poll::Ready(end.take().map(Err)),
+                None => {
+                    q.client = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            };
+        };
+        let n = frame.data_ref().map_or(0, Bytes::len);
+        q.bytes -= n;
+        q.taken += n;
+        self.left = self.left.map(|l| l.saturating_sub(n as u64));
+        let task = q.task.take();
+        drop(q);
+        task.into_iter().for_each(Waker::wake);
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// Nothing will come any more.
+    pub fn is_over(&self) -> bool {
+        let q = self.queue.borrow();
+        q.frames.is_empty() && matches!(q.over, Some(None))
+    }
+
+    /// What is left of the body.
+    pub fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Pumped {
+    fn drop(&mut self) {
+        let mut q = self.queue.borrow_mut();
+        q.alone_since = Some(engine::time::now());
+        q.frames.clear();
+        let task = q.task.take();
+        drop(q);
+        task.into_iter().for_each(Waker::wake);
+    }
+}

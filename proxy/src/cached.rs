@@ -1,0 +1,389 @@
+//! Requests to origins through the cache.
+
+use crate::body::{Body, Fate};
+use crate::cache::directives::Directives;
+use crate::cache::fill::{self, Keep};
+use crate::cache::flight::{Leader, Outcome as Landing, Part};
+use crate::cache::object::{Head, Object};
+use crate::cache::policy::{self, Decision, Refusal};
+use crate::cache::store::{Found, Key};
+use crate::cache::{self, Cache, object, serve};
+use crate::forward::CloseDelimited;
+use crate::proxy::{Asked, Proxy};
+use crate::stats::Outcome;
+use crate::upstream::Failed;
+use http::header::{
+    AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// How often a request waits for somebody else's fetch before it goes by itself.
+const ROUNDS: usize = 2;
+
+/// An answer and what it is counted as.
+pub type Counted = (Response<Body>, Outcome);
+
+/// A request of a client's, ready for an origin, with what the cache needs of its original.
+struct Ours {
+    request: Request<Body>,
+    fate: Rc<Cell<Fate>>,
+    /// As the client sent them.
+    fields: HeaderMap,
+    key: Key,
+    directives: Directives,
+    arrived: Instant,
+}
+
+impl Proxy {
+    /// Answers from the cache, or from the origin and maybe into the cache.
+    pub(crate) async fn through_cache(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        request: Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<Counted, Failed> {
+        let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        let (method, uri) = (request.method().clone(), request.uri());
+        let fields = request.headers();
+        let directives = Directives::of_request(fields);
+        let conditions = fields.contains_key(IF_MATCH) || fields.contains_key(IF_UNMODIFIED_SINCE);
+        let readable = method == Method::GET || method == Method::HEAD;
+        if !readable || conditions || directives.no_store {
+            return self.around(cache, request, asked, host).await;
+        }
+        let arrived = engine::time::now();
+        // the usual case copies neither key nor fields
+        if let Some(o) = cache::with_key(host, uri, |key| cache.store.get(key, fields))
+            && policy::decide(&directives, &o.head.freshness, o.head.age(arrived)) == Decision::Use
+        {
+            let hit = serve::kept(&o, &method, fields, &self.config.name, "hit", arrived);
+            return Ok((hit, Outcome::Hit));
+        }
+        let key = cache::key(host, uri);
+        let fields = fields.clone();
+        let (request, fate) = self.prepared(request, asked)?;
+        let ours = Ours { request, fate, fields, key, directives, arrived };
+        if !matches!(ours.request.body(), Body::Empty) {
+            // a GET with a body means something only its origin knows
+            let (mut answer, _) = self.fetch(asked, ours.request, &ours.fate).await?;
+            serve::say(answer.headers_mut(), &self.config.name, "fwd=bypass");
+            return Ok((answer, Outcome::Bypass));
+        }
+        self.look(cache, ours, asked).await
+    }
+
+    /// Past the cache; what succeeds by an unsafe method makes what is kept invalid.
+    async fn around(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        request: Request<Incoming>,
+        asked: &Asked,
+        host: &str,
+    ) -> Result<Counted, Failed> {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let (request, fate) = self.prepared(request, asked)?;
+        let (mut answer, _) = self.fetch(asked, request, &fate).await?;
+        if policy::invalidates(&method, answer.status()) {
+            cache.invalidate(host, &uri, answer.headers());
+        }
+        let why = if method == Method::GET || method == Method::HEAD { "bypass" } else { "method" };
+        serve::say(answer.headers_mut(), &self.config.name, &format!("fwd={why}"));
+        Ok((answer, Outcome::Bypass))
+    }
+
+    async fn look(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        ours: Ours,
+        asked: &Asked,
+    ) -> Result<Counted, Failed> {
+        let method = ours.request.method().clone();
+        // one that can be answered in a way of its own is no leader for others, and doesn't wait for them
+        let own = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE, AUTHORIZATION];
+        let alone = method == Method::HEAD || own.iter().any(|n| ours.fields.contains_key(n));
+        let mut waited = false;
+        for _ in 0..ROUNDS {
+            let now = engine::time::now();
+            let (found, variant) = cache.store.find(&ours.key, &ours.fields, now);
+            let hit = |o: &Object, status: &str| {
+                serve::kept(o, &method, &ours.fields, &self.config.name, status, now)
+            };
+            let stale = match found {
+                Found::Uncacheable if !ours.directives.only_if_cached => {
+                    return self.miss(cache, ours, asked, None, None, waited).await;
+                }
+                Found::Nothing | Found::Uncacheable => None,
+                Found::Object(o) => {
+                    let f = &o.head.freshness;
+                    let age = o.head.age(now);
+                    // fetched while we waited: new enough for us, however short its life is
+                    if waited && o.head.received >= ours.arrived && !f.ask_always {
+                        return Ok((hit(&o, "hit; collapsed"), Outcome::Hit));
+                    }
+                    match policy::decide(&ours.directives, f, age) {
+                        Decision::Use => return Ok((hit(&o, "hit"), Outcome::Hit)),
+                        Decision::UseAndRefresh => {
+                            let answer = hit(&o, "hit");
+                            self.refresh(cache, &ours, asked, o, &variant);
+                            return Ok((answer, Outcome::Stale));
+                        }
+                        Decision::Ask { forced } if forced || f.ask_always => {
+                            return self.miss(cache, ours, asked, Some(o), None, waited).await;
+                        }
+                        Decision::Ask { .. } => Some(o),
+                    }
+                }
+            };
+            if stale.is_none() && ours.directives.only_if_cached {
+                let why = "only an answer from the cache was asked for, and there is none".to_owned();
+                return Err(Failed { status: StatusCode::GATEWAY_TIMEOUT, why });
+            }
+            if alone && stale.is_none() {
+                return self.miss(cache, ours, asked, None, None, waited).await;
+            }
+            match cache.flights.join(&variant) {
+                Part::Lead(leader) => {
+                    return self.miss(cache, ours, asked, stale, Some(leader), waited).await;
+                }
+                Part::Follow(other) => {
+                    waited = true;
+                    match engine::time::timeout(cache.coalesce, other.wait()).await {
+                        Ok(Landing::Stored) => {}
+                        Ok(Landing::Failed(status, why)) => {
+                            let f = |o: &Arc<Object>| {
+                                let age = o.head.age(engine::time::now());
+                                policy::use_on_error(&ours.directives, &o.head.freshness, age, false)
+                            };
+                            return match stale.filter(f) {
+                                Some(o) => Ok((hit(&o, "hit; fwd=stale; collapsed"), Outcome::Stale)),
+                                None => Err(Failed { status, why }),
+                            };
+                        }
+                        _ => return self.miss(cache, ours, asked, stale, None, waited).await,
+                    }
+                }
+            }
+        }
+        self.miss(cache, ours, asked, None, None, waited).await
+    }
+
+    /// Asks the origin, whether what is kept is still good or for something new.
+    async fn miss(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        mut ours: Ours,
+        asked: &Asked,
+        kept: Option<Arc<Object>>,
+        leader: Option<Leader>,
+        collapsed: bool,
+    ) -> Result<Counted, Failed> {
+        let kept =
+            kept.filter(|_| ours.request.method() == Method::GET || ours.request.method() == Method::HEAD);
+        let why = if kept.is_some() { "stale" } else { "miss" };
+        let collapsed = if collapsed { "; collapsed" } else { "" };
+        let method = ours.request.method().clone();
+        if let Some(o) = &kept {
+            condition(&mut ours.request, o);
+        }
+        let name = &self.config.name;
+        let from_kept = |o: &Object, fields: &HeaderMap, status: String| {
+            serve::kept(o, &method, fields, name, &status, engine::time::now())
+        };
+        let (mut answer, delay) = match self.fetch(asked, ours.request, &ours.fate).await {
+            Ok(answer) => answer,
+            Err(failed) => {
+                let now = engine::time::now();
+                if let Some(leader) = leader {
+                    leader.done(Landing::Failed(failed.status, failed.why.clone()));
+                }
+                return match kept {
+                    Some(o)
+                        if policy::use_on_error(
+                            &ours.directives,
+                            &o.head.freshness,
+                            o.head.age(now),
+                            false,
+                        ) =>
+                    {
+                        Ok((
+                            from_kept(&o, &ours.fields, format!("hit; fwd={why}{collapsed}")),
+                            Outcome::Stale,
+                        ))
+                    }
+                    _ => Err(failed),
+                };
+            }
+        };
+        let status = answer.status();
+        if let Some(o) = kept {
+            let age = o.head.age(engine::time::now());
+            if status == StatusCode::NOT_MODIFIED && !is_for_client(&ours.fields, &o, answer.headers()) {
+                let o = self.freshen(cache, &ours.key, &ours.fields, &o, answer.headers(), delay);
+                if let Some(leader) = leader {
+                    leader.done(Landing::Stored);
+                }
+                let said = format!("hit; fwd={why}; fwd-status=304{collapsed}");
+                return Ok((from_kept(&o, &ours.fields, said), Outcome::Revalidated));
+            }
+            if matches!(status.as_u16(), 500 | 502 | 503 | 504)
+                && policy::use_on_error(&ours.directives, &o.head.freshness, age, true)
+            {
+                if let Some(leader) = leader {
+                    leader.done(Landing::Failed(status, "the origin fails".to_owned()));
+                }
+                let said = format!("hit; fwd={why}; fwd-status={}{collapsed}", status.as_u16());
+                return Ok((from_kept(&o, &ours.fields, said), Outcome::Stale));
+            }
+        }
+        let stored = self.keep(cache, &ours.key, &ours.fields, &method, answer, delay, leader);
+        answer = stored.0;
+        let said = if stored.1 { "; stored" } else { "" };
+        let code = status.as_u16();
+        serve::say(answer.headers_mut(), name, &format!("fwd={why}; fwd-status={code}{collapsed}{said}"));
+        Ok((answer, Outcome::Miss))
+    }
+
+    /// Sends a request, and says how many seconds the answer took.
+    async fn fetch(
+        &self,
+        asked: &Asked,
+        request: Request<Body>,
+        fate: &Rc<Cell<Fate>>,
+    ) -> Result<(Response<Body>, u64), Failed> {
+        let sent = Instant::now();
+        let answer = self.send(asked.route, request, fate).await?;
+        let mut answer = self.passed_on(answer);
+        object::date(answer.headers_mut(), SystemTime::now());
+        Ok((answer, sent.elapsed().as_secs()))
+    }
+
+    /// Has an answer kept if it may be; says whether.
+    #[allow(clippy::too_many_arguments, reason = "all of them are one fetch")]
+    fn keep(
+        &self,
+        cache: &Arc<Cache>,
+        key: &Key,
+        fields: &HeaderMap,
+        method: &Method,
+        answer: Response<Body>,
+        delay: u64,
+        leader: Option<Leader>,
+    ) -> (Response<Body>, bool) {
+        let now = (engine::time::now(), SystemTime::now());
+        let judged = match answer.extensions().get::<CloseDelimited>() {
+            // nobody knows whether that was all of it
+            Some(_) => Err(Refusal::Useless),
+            None => policy::judge(method, fields, answer.status(), answer.headers(), now.1),
+        };
+        let freshness = match judged {
+            Ok(f) => f,
+            Err(refusal) => {
+                if refusal != Refusal::Request {
+                    let (found, variant) = cache.store.find(key, fields, now.0);
+                    // what was kept is older than what may not be kept
+                    if answer.status().is_success() || !matches!(found, Found::Object(_)) {
+                        cache.store.uncacheable(&variant, now.0);
+                    }
+                }
+                return (answer, false);
+            }
+        };
+        let head = Head::new(answer.status(), answer.headers(), freshness, delay, now);
+        let keep = Keep { cache: cache.clone(), key: key.clone(), request: fields.clone(), head, leader };
+        let (parts, body) = answer.into_parts();
+        let (body, kept) = fill::fill(body, keep);
+        (Response::from_parts(parts, body), kept)
+    }
+
+    /// Puts a 304's news into what is kept.
+    fn freshen(
+        &self,
+        cache: &Cache,
+        key: &Key,
+        fields: &HeaderMap,
+        o: &Object,
+        news: &HeaderMap,
+        delay: u64,
+    ) -> Object {
+        let now = (engine::time::now(), SystemTime::now());
+        let headers = o.updated(news);
+        let judged = policy::judge(&Method::GET, fields, o.head.status, &headers, now.1);
+        let freshness =
+            judged.unwrap_or(policy::Freshness { lifetime: 0, ask_always: true, ..o.head.freshness });
+        let mut head = Head::new(o.head.status, &headers, freshness, delay, now);
+        // the age is that of the 304, not of what it is about
+        head.initial_age = policy::initial_age(news, delay, now.1);
+        match judged {
+            Ok(_) => cache.store.put(key, fields, Object::new(head.clone(), o.body.clone())),
+            Err(Refusal::Answer) => drop(cache.store.remove(key)),
+            Err(_) => {}
+        }
+        Object::new(head, o.body.clone())
+    }
+
+    /// Asks the origin in the background, unless somebody does already.
+    fn refresh(
+        self: &Arc<Self>,
+        cache: &Arc<Cache>,
+        ours: &Ours,
+        asked: &Asked,
+        o: Arc<Object>,
+        variant: &Key,
+    ) {
+        let Part::Lead(leader) = cache.flights.join(variant) else { return };
+        let mut request = Request::new(Body::Empty);
+        *request.uri_mut() = ours.request.uri().clone();
+        *request.headers_mut() = ours.request.headers().clone();
+        condition(&mut request, &o);
+        let (proxy, cache, asked) = (self.clone(), cache.clone(), asked.clone());
+        let (key, fields) = (ours.key.clone(), ours.fields.clone());
+        drop(engine::spawn(async move {
+            let fate = Rc::default();
+            match proxy.fetch(&asked, request, &fate).await {
+                Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
+                    proxy.freshen(&cache, &key, &fields, &o, answer.headers(), delay);
+                    leader.done(Landing::Stored);
+                }
+                // a failure doesn't take the place of what still may be used
+                Ok((answer, _)) if answer.status().is_server_error() => {}
+                Ok((answer, delay)) => {
+                    let leader = Some(leader);
+                    let kept = proxy.keep(&cache, &key, &fields, &Method::GET, answer, delay, leader);
+                    if kept.1 {
+                        fill::read(kept.0.into_body()).await;
+                    }
+                }
+                Err(e) => log::info!("event=refresh-failed key={key:?}: {}", e.why),
+            }
+        }));
+    }
+}
+
+/// Makes a request ask whether `o` is still good, whatever the client's own condition was.
+fn condition(request: &mut Request<Body>, o: &Object) {
+    if !o.has_validator() {
+        return;
+    }
+    let h = request.headers_mut();
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+        h.remove(name);
+    }
+    let mut put = |name, value: Option<&HeaderValue>| {
+        if let Some(v) = value {
+            h.insert(name, v.clone());
+        }
+    };
+    put(IF_NONE_MATCH, o.head.headers.get(ETAG));
+    put(IF_MODIFIED_SINCE, o.head.headers.get(LAST_MODIFIED));
+}
+
+/// A 304 that answers the client's own condition: we had nothing to ask with.
+fn is_for_client(fields: &HeaderMap, o: &Object, _news: &HeaderMap) -> bool {
+    !o.has_validator() && (fields.contains_key(IF_NONE_MATCH) || fields.contains_key(IF_MODIFIED_SINCE))
+}
