@@ -164,7 +164,10 @@ fn the_queue_survives_the_death_of_the_manager() {
     // the pause dies with the manager that was told of it; the connections don't
     s.kill("manager", SIGKILL);
     for c in &mut waiting {
-        assert_eq!(c.read().unwrap().code, 200);
+        match c.read() {
+            Ok(a) => assert_eq!(a.code, 200),
+            Err(e) => panic!("{e}\n{}", s.log.text()),
+        }
     }
     assert_eq!(s.pid("server"), server);
     assert_eq!(s.get("/").code, 200);

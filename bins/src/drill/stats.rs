@@ -158,7 +158,8 @@ impl Outcome {
     /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer.
     pub fn verdict(&self) -> Exit {
         let answered = self.kills.iter().all(|k| k.takeover.is_some());
-        let good = self.stats.failures() == 0 && self.stats.ok > 0 && self.complaints.is_empty() && answered;
+        let lost = self.stats.connections_lost + self.stats.failures();
+        let good = lost == 0 && self.stats.ok > 0 && self.complaints.is_empty() && answered;
         if good { Exit::Done } else { Exit::Failure }
     }
 

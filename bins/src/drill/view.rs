@@ -165,7 +165,11 @@ pub fn summary(o: &Outcome) -> String {
     let refused = s.failed.get(&super::stats::Failure::Refused).copied().unwrap_or(0);
     let verdict = match (o.verdict(), refused) {
         (Exit::Done, _) => "PASSED: no client noticed more than a pause".to_owned(),
-        (_, 0) => format!("FAILED: no connection was refused, but {} requests failed", s.failures()),
+        (_, 0) => format!(
+            "FAILED: no connection was refused, but {} requests failed and {} connections were lost",
+            s.failures(),
+            s.connections_lost
+        ),
         (_, n) => format!("FAILED: {n} connections were refused"),
     };
     let _ = writeln!(out, "verdict             {verdict}");

@@ -188,7 +188,12 @@ async fn answer(
             }
             Ok(max_wait) => {
                 keep.pause(max_wait);
-                text(StatusCode::OK, "paused: new connections wait here; open ones go on\n".into())
+                match keep.wait_held().await {
+                    Ok(()) => {
+                        text(StatusCode::OK, "paused: new connections wait here; open ones go on\n".into())
+                    }
+                    Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+                }
             }
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },

@@ -68,6 +68,7 @@ impl Keep {
                     self.serves_again();
                     self.want_standby();
                 }
+                Field::Held => self.held(),
                 Field::Retiring => self.server_retires(),
                 Field::Status(text) => self.server.borrow_mut().said = text,
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),

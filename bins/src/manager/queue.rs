@@ -39,6 +39,7 @@ pub struct Queue {
     sweeping: bool,
     wakers: Vec<Waker>,
     paused: Option<Option<Duration>>,
+    held: bool,
     total: u64,
     expired: u64,
     gone: u64,
@@ -168,13 +169,38 @@ impl Keep {
     /// Holds new connections here, whatever the server could do; `max_wait` for as long as it is paused.
     pub fn pause(self: &Rc<Self>, max_wait: Option<Duration>) {
         log::info!("event=pause");
-        self.queue.borrow_mut().paused = Some(max_wait);
+        {
+            let mut q = self.queue.borrow_mut();
+            (q.paused, q.held) = (Some(max_wait), false);
+        }
         if let Some(channel) = &self.server.borrow().channel {
             let _ = Order::Hold.send(channel, &[]);
         }
         // the heartbeat goes through the port, and would wait with everybody else
         self.tell_server();
         self.begin_queueing();
+    }
+
+    /// The server has confirmed that it accepts nothing.
+    pub(super) fn held(&self) {
+        self.queue.borrow_mut().held = true;
+        self.wake_changes();
+    }
+
+    /// Waits for that.
+    ///
+    /// # Errors
+    /// It doesn't say so in time.
+    pub async fn wait_held(&self) -> Result<(), String> {
+        let held = poll_fn(|cx| match self.queue.borrow().held {
+            true => Poll::Ready(()),
+            false => {
+                self.changes.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        let waited = engine::time::timeout(Duration::from_secs(2), held).await;
+        waited.map_err(|_| "the server hasn't confirmed that it accepts nothing".to_owned())
     }
 
     /// Ends [`Keep::pause`]. Returns how many connections had waited.

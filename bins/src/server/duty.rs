@@ -164,7 +164,10 @@ impl Duty<'_> {
                 fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
                 let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
             }
-            Order::Hold => self.acceptor.hold(),
+            Order::Hold => {
+                self.acceptor.hold();
+                let _ = self.notify.send("X_TRAFFIC_HELD=1");
+            }
             Order::GoOn => self.acceptor.go_on(),
             Order::Heir => sources.extend(fds.pop()),
             Order::Retire => return Some(End::Retire(fds.pop())),
