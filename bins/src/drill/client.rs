@@ -9,6 +9,35 @@ pub struct Page {
     pub path: String,
     /// Its exact body.
     pub body: Vec<u8>,
+    /// Asked for by POST: `path` and `body` begin so, and a number that no other request has follows in both.
+    pub post: bool,
+}
+
+impl Page {
+    /// A page that is asked for by GET.
+    pub fn get(path: impl Into<String>, body: impl Into<Vec<u8>>) -> Page {
+        Page { path: path.into(), body: body.into(), post: false }
+    }
+
+    /// What is really asked for the `n`th time.
+    pub fn numbered(&self, n: u64) -> Page {
+        match self.post {
+            false => self.clone(),
+            true => Page {
+                path: format!("{}{n}", self.path),
+                body: [&self.body[..], n.to_string().as_bytes()].concat(),
+                post: true,
+            },
+        }
+    }
+
+    /// The request for it.
+    pub fn request(&self, close: bool) -> Vec<u8> {
+        let (method, length) = if self.post { ("POST", "Content-Length: 5\r\n") } else { ("GET", "") };
+        let close = if close { "Connection: close\r\n" } else { "" };
+        let body = if self.post { "drill" } else { "" };
+        format!("{method} {} HTTP/1.1\r\nHost: drill\r\n{length}{close}\r\n{body}", self.path).into_bytes()
+    }
 }
 
 /// Where an answer stands.
@@ -123,7 +152,7 @@ mod tests {
 
     #[test]
     fn sees_every_way_an_answer_can_end() {
-        let page = Page { path: "/".into(), body: b"hello".to_vec() };
+        let page = Page::get("/", b"hello");
         let more = || Progress::More;
         let good = |close| Progress::Good { close };
         let bad = Progress::Bad;

@@ -97,7 +97,8 @@ struct Client {
     fd: Option<OwnedFd>,
     connected: bool,
     /// The request that is out: when it was due, its page, what was sent of it.
-    out: Option<(Instant, usize, usize)>,
+    out: Option<(Instant, Page, usize)>,
+    request: Vec<u8>,
     answer: Vec<u8>,
     /// Requests that became due meanwhile.
     waiting: VecDeque<Instant>,
@@ -106,8 +107,6 @@ struct Client {
 
 struct Clients {
     plan: Plan,
-    requests: Vec<Vec<u8>>,
-    requests_close: Vec<Vec<u8>>,
     stats: Arc<Mutex<Stats>>,
     epoll: OwnedFd,
     clients: Vec<Client>,
@@ -119,11 +118,6 @@ struct Clients {
 
 impl Clients {
     fn new(plan: Plan, stats: Arc<Mutex<Stats>>) -> io::Result<Clients> {
-        let text = |p: &Page, more: &str| {
-            format!("GET {} HTTP/1.1\r\nHost: drill\r\n{more}\r\n", p.path).into_bytes()
-        };
-        let requests = plan.paths.iter().map(|p| text(p, "")).collect();
-        let requests_close = plan.paths.iter().map(|p| text(p, "Connection: close\r\n")).collect();
         let now = Instant::now();
         let mut due = BinaryHeap::new();
         let mut clients = Vec::new();
@@ -137,18 +131,7 @@ impl Clients {
             due.push(Reverse((now, Due::New)));
         }
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Clients {
-            plan,
-            requests,
-            requests_close,
-            stats,
-            epoll,
-            clients,
-            free: Vec::new(),
-            due,
-            turn: 0,
-            out: 0,
-        })
+        Ok(Clients { plan, stats, epoll, clients, free: Vec::new(), due, turn: 0, out: 0 })
     }
 
     fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
@@ -217,11 +200,12 @@ impl Clients {
 
     /// Begins a request that was due at `at`, on the client's connection or a new one.
     fn request(&mut self, i: usize, at: Instant) {
-        let page = self.turn % self.plan.paths.len();
+        let page = self.plan.paths[self.turn % self.plan.paths.len()].numbered(self.turn as u64);
         self.turn += 1;
         self.out += 1;
         let c = &mut self.clients[i];
         c.generation += 1;
+        c.request = page.request(!c.keep_alive);
         c.out = Some((at, page, 0));
         c.answer.clear();
         self.due.push(Reverse((Instant::now() + TIMEOUT, Due::Timeout(i, c.generation))));
@@ -275,8 +259,7 @@ impl Clients {
                 Ok(Err(e)) | Err(e) => return self.failed(i, connect_failure(&e.into())),
             }
         }
-        let requests = if c.keep_alive { &self.requests } else { &self.requests_close };
-        let bytes = &requests[*page];
+        let bytes = &c.request;
         while *sent < bytes.len() {
             match send(fd, &bytes[*sent..], SendFlags::NOSIGNAL) {
                 Ok(n) => {
@@ -301,13 +284,15 @@ impl Clients {
                 Err(e) => return self.failed(i, io_failure(&e.into())),
             };
             c.answer.extend_from_slice(&chunk[..n]);
-            match look(&c.answer, n == 0, &self.plan.paths[*page]) {
+            match look(&c.answer, n == 0, page) {
                 Progress::More => {}
                 Progress::Good { close } => {
                     let took = at.elapsed();
                     let close = close || !c.keep_alive;
                     return self.succeeded(i, took, close);
                 }
+                // it may have been carried out, so it wasn't repeated, and the client was told so
+                Progress::Bad(Failure::Status(502)) if page.post => return self.doubtful(i),
                 Progress::Bad(how) => return self.failed(i, how),
             }
         }
@@ -316,6 +301,11 @@ impl Clients {
     fn succeeded(&mut self, i: usize, took: Duration, close: bool) {
         self.stats.lock().expect("nobody panics with it").good(took);
         self.over(i, close, false);
+    }
+
+    fn doubtful(&mut self, i: usize) {
+        self.stats.lock().expect("nobody panics with it").doubtful();
+        self.over(i, true, false);
     }
 
     fn failed(&mut self, i: usize, how: Failure) {

@@ -21,7 +21,7 @@ fn run(plan: Plan) -> Stats {
 }
 
 fn plan(connections: u32, rate: u32) -> Plan {
-    let page = Page { path: "/".into(), body: PAGE.into() };
+    let page = Page::get("/", PAGE);
     Plan {
         addr: "127.0.0.1:1".parse().unwrap(),
         paths: vec![page],

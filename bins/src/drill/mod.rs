@@ -45,6 +45,9 @@ pub struct DrillArgs {
     /// New connections a second, each with one request
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub rate: u32,
+    /// Ask the built-in origin for all kinds: cached pages up to 1 MiB, slow ones, and POSTs that must arrive once
+    #[arg(long)]
+    pub mix: bool,
     /// Use this origin instead of the built-in one; the path's page must not change from one fetch to the next
     #[arg(long, value_name = "URL")]
     pub origin: Option<String>,
@@ -75,7 +78,7 @@ pub fn run(args: &DrillArgs) -> anyhow::Result<Exit> {
     supervisor::reaper::become_subreaper()?;
     let origin = match &args.origin {
         Some(url) => origin::Origin::given(url)?,
-        None => origin::Origin::built_in().context("starting the built-in origin")?,
+        None => origin::Origin::built_in(args.mix).context("starting the built-in origin")?,
     };
     let mut suite = suite::Suite::start(&origin.base, args.keep)?;
     let course = course(args, &mut suite, &origin, &mut signals);
@@ -149,6 +152,7 @@ fn course(
     view.end();
     let serves = kills::fetch(addr, &origin.paths()[0], Duration::from_secs(5));
     let stats = stats.lock().map_err(|_| Fatal::new(Exit::Bug, "the load died"))?.clone();
+    let stats = stats::Stats { posts_twice: origin.posts_twice(), ..stats };
     let mut complaints = Vec::new();
     if let Err(e) = serves {
         complaints.push(format!("the suite doesn't serve at the end: {e}"));

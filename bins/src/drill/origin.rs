@@ -5,12 +5,18 @@
 
 use super::client::Page;
 use super::kills;
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Sizes of the pages that are asked for.
 const SIZES: [usize; 4] = [100, 1_000, 4_000, 10_000];
+/// Size of the page that takes more than one write.
+const LARGE: usize = 1 << 20;
+/// How long a slow page takes.
+const SLOW: Duration = Duration::from_millis(20);
 /// Connections at once; the suite's pools hold fewer.
 const MAX_CONNECTIONS: usize = 1024;
 
@@ -20,19 +26,32 @@ pub struct Origin {
     /// `http://host:port`, for the route.
     pub base: String,
     pages: Vec<Page>,
+    posts: Posts,
 }
+
+/// How often each POST has come.
+type Posts = Arc<Mutex<HashMap<u64, u32>>>;
 
 impl Origin {
     /// Starts our own. Its threads end with the process.
     ///
     /// # Errors
     /// No port or no thread.
-    pub fn built_in() -> io::Result<Origin> {
+    pub fn built_in(mix: bool) -> io::Result<Origin> {
+        let posts = Posts::default();
+        let seen = posts.clone();
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let base = format!("http://{}", listener.local_addr()?);
-        std::thread::Builder::new().name("origin".into()).spawn(move || accept(&listener))?;
-        let pages = SIZES.iter().map(|&n| Page { path: format!("/drill/{n}"), body: body(n) }).collect();
-        Ok(Origin { base, pages })
+        std::thread::Builder::new().name("origin".into()).spawn(move || accept(&listener, &seen))?;
+        let mut pages: Vec<_> = SIZES.iter().map(|&n| Page::get(format!("/drill/{n}"), body(n))).collect();
+        if mix {
+            pages.extend(SIZES.iter().map(|&n| Page::get(format!("/drill/cached/{n}"), body(n))));
+            pages.extend(SIZES.iter().map(|&n| Page::get(format!("/drill/slow/{n}"), body(n))));
+            let post = Page { path: "/drill/post/".into(), body: b"done ".to_vec(), post: true };
+            pages.extend([post.clone(), post.clone(), post]);
+            pages.push(Page::get(format!("/drill/cached/{LARGE}"), body(LARGE)));
+        }
+        Ok(Origin { base, pages, posts })
     }
 
     /// Takes a given one: `http://host:port/path`. The page is fetched twice, to see that it doesn't change.
@@ -56,13 +75,28 @@ impl Origin {
             second.is_ok_and(|s| s == first),
             "--origin {url}: the page changes from one fetch to the next, so it can't be compared"
         );
-        Ok(Origin { base: format!("http://{}:{port}", host), pages: vec![Page { path, body: first }] })
+        Ok(Origin {
+            base: format!("http://{}:{port}", host),
+            pages: vec![Page::get(path, first)],
+            posts: Posts::default(),
+        })
+    }
+
+    /// POSTs that came more than once.
+    pub fn posts_twice(&self) -> u64 {
+        let posts = self.posts.lock().expect("nobody panics with it");
+        posts.values().filter(|n| **n > 1).count() as u64
     }
 
     /// The pages to ask for.
     pub fn paths(&self) -> Vec<Page> {
         self.pages.clone()
     }
+}
+
+fn page(body: &[u8], more: &str) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\n{more}Content-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
 }
 
 /// N bytes that follow from N.
@@ -76,16 +110,16 @@ fn body(n: usize) -> Vec<u8> {
         .collect()
 }
 
-fn accept(listener: &TcpListener) {
+fn accept(listener: &TcpListener, posts: &Posts) {
     let live = std::sync::Arc::new(());
     for stream in listener.incoming().flatten() {
         if std::sync::Arc::strong_count(&live) > MAX_CONNECTIONS {
             continue;
         }
-        let guard = live.clone();
+        let (guard, posts) = (live.clone(), posts.clone());
         let spawned =
             std::thread::Builder::new().name("origin-conn".into()).stack_size(128 << 10).spawn(move || {
-                let _ = serve(stream);
+                let _ = serve(stream, &posts);
                 drop(guard);
             });
         if spawned.is_err() {
@@ -95,7 +129,7 @@ fn accept(listener: &TcpListener) {
 }
 
 /// Answers GETs on one connection until it ends.
-fn serve(mut stream: TcpStream) -> io::Result<()> {
+fn serve(mut stream: TcpStream, posts: &Posts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buf = Vec::new();
     loop {
@@ -113,12 +147,32 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
         let head = String::from_utf8_lossy(&buf[..end]).into_owned();
         buf.drain(..end);
         let path = head.split_whitespace().nth(1).unwrap_or("/");
-        let answer = match path.strip_prefix("/drill/").and_then(|n| n.parse::<usize>().ok()) {
-            Some(n) if n <= 1 << 20 => {
-                let mut a = format!("HTTP/1.1 200 OK\r\nContent-Length: {n}\r\n\r\n").into_bytes();
-                a.extend(body(n));
-                a
+        if let Some(id) = path.strip_prefix("/drill/post/").and_then(|n| n.parse::<u64>().ok()) {
+            while buf.len() < 5 {
+                let mut chunk = [0u8; 16];
+                match stream.read(&mut chunk)? {
+                    0 => return Ok(()),
+                    n => buf.extend_from_slice(&chunk[..n]),
+                }
             }
+            buf.drain(..5);
+            *posts.lock().expect("nobody panics with it").entry(id).or_default() += 1;
+            stream.write_all(&page(&format!("done {id}").into_bytes(), "Cache-Control: no-store\r\n"))?;
+            continue;
+        }
+        let (rest, more) = match path.strip_prefix("/drill/") {
+            Some(rest) => match (rest.strip_prefix("cached/"), rest.strip_prefix("slow/")) {
+                (Some(n), _) => (n, "Cache-Control: max-age=3600\r\nETag: \"drill\"\r\n"),
+                (_, Some(n)) => {
+                    std::thread::sleep(SLOW);
+                    (n, "Cache-Control: no-store\r\n")
+                }
+                _ => (rest, "Cache-Control: no-store\r\n"),
+            },
+            None => ("", ""),
+        };
+        let answer = match rest.parse::<usize>() {
+            Ok(n) if n <= LARGE => page(&body(n), more),
             _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
         };
         stream.write_all(&answer)?;
@@ -131,9 +185,9 @@ mod tests {
 
     #[test]
     fn pages_are_as_promised_and_differ() {
-        let o = Origin::built_in().unwrap();
+        let o = Origin::built_in(true).unwrap();
         let addr: SocketAddr = o.base.trim_start_matches("http://").parse().unwrap();
-        for p in o.paths() {
+        for p in o.paths().into_iter().filter(|p| !p.post) {
             assert_eq!(kills::get(addr, "x", &p.path, Duration::from_secs(10)).unwrap(), p.body);
         }
         assert_ne!(body(100), body(1000)[..100]);
@@ -141,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_given_origin_must_be_there_and_hold_still() {
-        let o = Origin::built_in().unwrap();
+        let o = Origin::built_in(true).unwrap();
         assert!(Origin::given(&format!("{}/drill/100", o.base)).is_ok());
         assert!(Origin::given(&format!("{}/nothing", o.base)).unwrap_err().to_string().contains("404"));
         assert!(Origin::given("https://localhost/").unwrap_err().to_string().contains("only http"));

@@ -113,6 +113,10 @@ pub struct Stats {
     pub ok: u64,
     /// Badly, by kind.
     pub failed: BTreeMap<Failure, u64>,
+    /// POSTs that were answered with 502: cut in flight, and not repeated.
+    pub posts_cut: u64,
+    /// POSTs that reached the origin more than once.
+    pub posts_twice: u64,
     /// Keep-alive connections that ended without the server having said so.
     pub connections_lost: u64,
     /// Connections that were made.
@@ -127,6 +131,12 @@ impl Stats {
         self.requests += 1;
         self.ok += 1;
         self.latency.add(took);
+    }
+
+    /// A POST that nobody knows the fate of, and that was said to be so.
+    pub fn doubtful(&mut self) {
+        self.requests += 1;
+        self.posts_cut += 1;
     }
 
     /// A request ended badly.
@@ -158,7 +168,7 @@ impl Outcome {
     /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer.
     pub fn verdict(&self) -> Exit {
         let answered = self.kills.iter().all(|k| k.takeover.is_some());
-        let lost = self.stats.connections_lost + self.stats.failures();
+        let lost = self.stats.connections_lost + self.stats.failures() + self.stats.posts_twice;
         let good = lost == 0 && self.stats.ok > 0 && self.complaints.is_empty() && answered;
         if good { Exit::Done } else { Exit::Failure }
     }

@@ -144,6 +144,13 @@ pub fn summary(o: &Outcome) -> String {
         let _ = writeln!(out, "    {kind:<16}{n}");
     }
     let _ = writeln!(out, "connections         {}, lost {}", s.connections, s.connections_lost);
+    if s.posts_cut + s.posts_twice > 0 {
+        let _ = writeln!(
+            out,
+            "POSTs               {} answered 502, {} arrived twice",
+            s.posts_cut, s.posts_twice
+        );
+    }
     let _ = writeln!(
         out,
         "latency             p50 {}   p99 {}   max {:.1} ms",
@@ -187,6 +194,8 @@ pub fn json(o: &Outcome) -> serde_json::Value {
         "failed_by_kind": by_kind(s),
         "connections": s.connections,
         "connections_lost": s.connections_lost,
+        "posts_cut": s.posts_cut,
+        "posts_twice": s.posts_twice,
         "kills": {
             "server": o.killed(Target::Server),
             "manager": o.killed(Target::Manager),
