@@ -77,7 +77,7 @@ impl Proxy {
             made
         };
         let upstreams = config.routes.iter().map(upstream).collect();
-        let cache = Cache::new(config.cache);
+        let cache = Cache::new(config.cache.clone());
         let counters = Counters::new(config.routes.len());
         Arc::new(Proxy { config, cache, counters, upstreams, started: Instant::now() })
     }
@@ -85,7 +85,8 @@ impl Proxy {
     /// What became of requests, and what the cache holds.
     pub fn stats(&self) -> Stats {
         let (cache_bytes, cache_objects) = self.cache.as_ref().map_or((0, 0), |c| c.store.used());
-        Stats { requests: self.counters.sum(), cache_bytes, cache_objects }
+        let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
+        Stats { requests: self.counters.sum(), cache_bytes, cache_objects, disk }
     }
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.

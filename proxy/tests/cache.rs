@@ -68,7 +68,7 @@ fn what_may_not_be_kept_is_not() {
     let s = Suite::new(c);
     assert_ne!(s.get("/").body, s.get("/").body);
     let mut c = config(vec![to(&[&o])]);
-    c.cache = CacheConfig { memory: 0, ..c.cache };
+    c.cache = CacheConfig { memory: 0, ..CacheConfig::default() };
     let s = Suite::new(c);
     assert_ne!(s.get("/").body, s.get("/").body);
 }
@@ -452,7 +452,7 @@ fn a_slow_client_does_not_hold_up_those_who_wait_for_his_fetch() {
         }))
     });
     let mut c = config(vec![to(&[&o])]);
-    c.cache = CacheConfig { memory: 512 << 20, coalesce: LONG };
+    c.cache = CacheConfig { memory: 512 << 20, coalesce: LONG, disk: None };
     let s = Suite::new(c);
     let mut slow = s.client();
     slow.send(get("/", ""));

@@ -122,6 +122,10 @@ pub struct Server {
     pub idle_timeout: Duration,
     /// Bytes of answers kept in memory; 0 is no cache.
     pub cache_memory: u64,
+    /// Bytes of answers kept on disk; 0 is none.
+    pub cache_disk: u64,
+    /// Where; `state_dir/cache` if not set.
+    pub cache_path: Option<PathBuf>,
 }
 
 /// An address to listen on.
