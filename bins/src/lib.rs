@@ -12,6 +12,7 @@ pub mod drill;
 pub mod exit;
 pub mod logging;
 pub mod manager;
+pub mod orders;
 pub mod server;
 pub mod suite;
 pub mod ward;

@@ -122,11 +122,6 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     env
 }
 
-/// The name of the channel by which a manager speaks to its server.
-pub const CONTROL: &str = "control";
-/// What it says there: serve, and take over what the fds that come along stand for.
-pub const PROMOTE: &[u8] = b"PROMOTE";
-
 /// The name under which a server's estate (the way to its keeper, its connection table) is stored.
 pub fn estate_name(server: i32, keeper: i32) -> String {
     format!("estate-{server}-{keeper}")
@@ -136,6 +131,17 @@ pub fn estate_name(server: i32, keeper: i32) -> String {
 pub fn estate_of(name: &str) -> Option<(i32, i32)> {
     let (server, keeper) = name.strip_prefix("estate-")?.split_once('-')?;
     Some((server.parse().ok()?, keeper.parse().ok()?)).filter(|(s, k)| *s > 0 && *k > 0)
+}
+
+/// Connections need fds: take what we may.
+pub fn raise_fd_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("event=rlimit-failed nofile={hard}: {e}");
+    }
 }
 
 /// Set by the drill: cop ends its suite when its standard input ends.

@@ -315,8 +315,40 @@ impl Acceptor {
         S: Fn(Accepted) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
+        Self::begin(handle, group, config, serve, false)
+    }
+
+    /// As [`Acceptor::start`], but nothing is accepted before [`Acceptor::go_on`].
+    ///
+    /// # Errors
+    /// As [`Acceptor::start`].
+    pub fn start_held<S, F>(
+        handle: &Handle,
+        group: GroupId,
+        config: AcceptorConfig,
+        serve: S,
+    ) -> io::Result<Acceptor>
+    where
+        S: Fn(Accepted) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        Self::begin(handle, group, config, serve, true)
+    }
+
+    fn begin<S, F>(
+        handle: &Handle,
+        group: GroupId,
+        config: AcceptorConfig,
+        serve: S,
+        held: bool,
+    ) -> io::Result<Acceptor>
+    where
+        S: Fn(Accepted) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + 'static,
+    {
         let serve = Arc::new(serve);
-        let control = Arc::new(Control { max: config.max_connections, ..Control::default() });
+        let held = AtomicBool::new(held);
+        let control = Arc::new(Control { max: config.max_connections, held, ..Control::default() });
         let lane = |thread: ThreadId| {
             Arc::new(Lane {
                 thread,

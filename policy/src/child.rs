@@ -14,7 +14,8 @@
 //!    +--------------------------- WantUp starts anew -------------- GaveUp (budget used up)
 //! ```
 //!
-//! Invariants: at most one process lives at a time (a spawn is only asked for when the last one's exit was seen); an
+//! Invariants: at most one process serves at a time (a spawn is only asked for when the last one's exit was seen, or when
+//! it has let go of its duty: `Displaced`); an
 //! event that carries an old generation changes nothing; every state but Down, GaveUp and Ready has a deadline.
 //! Whoever sends the signals holds a pidfd; this machine knows no pid.
 
@@ -116,6 +117,8 @@ pub enum Event {
     Extend(u64, Duration),
     /// It is gone. `permanent`: by an exit code that the same command would meet again.
     Exited(u64, bool),
+    /// The process has let go of its duty in order, and ends by itself in somebody else's care: the next one is wanted now.
+    Displaced,
     /// A heartbeat's verdict.
     Unhealthy(u64),
     /// End it in order and start another at once.
@@ -205,6 +208,7 @@ impl Child {
     pub fn handle(&mut self, event: Event, now: Time, random: f64) -> Action {
         match event {
             Event::WantUp => self.want_up(),
+            Event::Displaced => self.displaced(),
             Event::WantDown => self.want_down(now),
             Event::Restart => self.restart(now),
             Event::Spawned => self.spawned(now),
@@ -251,6 +255,13 @@ impl Child {
         self.wanted = true;
         self.backoff.reset();
         self.stop(self.limits.stop, false, now)
+    }
+
+    fn displaced(&mut self) -> Action {
+        match self.state {
+            State::Starting { .. } | State::Ready { .. } if self.wanted => self.launch(),
+            _ => Action::Nothing,
+        }
     }
 
     fn launch(&mut self) -> Action {

@@ -26,6 +26,8 @@ pub enum Stage {
     Responding,
     /// Its server had lost the thread (see [`Reason::Untracked`]): it can't be gone on with.
     Untracked,
+    /// Its server had given it to the next one in order.
+    PassedOn,
 }
 
 /// What the dead server noted.
@@ -75,6 +77,8 @@ pub enum Reason {
     Contradiction,
     /// The dead server couldn't keep what would be needed: no buffer, or a request beyond its size.
     Untracked,
+    /// It is somebody else's already: nothing at all is done to it.
+    PassedOn,
 }
 
 /// What to do with the connection.
@@ -117,6 +121,9 @@ pub enum Verdict {
 
 /// Decides.
 pub fn decide(r: &Record, kernel: &Facts) -> Verdict {
+    if r.stage == Stage::PassedOn {
+        return Verdict::Close(Reason::PassedOn);
+    }
     if kernel.closed {
         return Verdict::Close(Reason::Closed);
     }
@@ -132,6 +139,7 @@ pub fn decide(r: &Record, kernel: &Facts) -> Verdict {
     };
     match r.stage {
         Stage::Untracked => Verdict::Close(Reason::Untracked),
+        Stage::PassedOn => Verdict::Close(Reason::PassedOn),
         // the beginning of this request is gone, and nobody has seen it yet
         Stage::Idle if r.overflow => Verdict::Close(Reason::Untracked),
         Stage::Idle => Verdict::GoOn { unrecorded },
@@ -266,6 +274,8 @@ mod tests {
             let gone = Facts { closed: true, ..kernel(100, 1000) };
             assert_eq!(decide(&record(stage), &gone), Verdict::Close(Reason::Closed));
         }
+        let passed = record(Stage::PassedOn);
+        assert_eq!(decide(&passed, &kernel(100, 1000)), Verdict::Close(Reason::PassedOn));
         let want = Verdict::Close(Reason::Untracked);
         assert_eq!(decide(&record(Stage::Untracked), &kernel(100, 1000)), want);
         assert_eq!(decide(&Record { overflow: true, ..record(Stage::Idle) }, &kernel(100, 1000)), want);

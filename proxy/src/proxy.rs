@@ -113,7 +113,7 @@ impl Proxy {
             let proxy = self.clone();
             async move { proxy.request(request, client).await }
         };
-        if let Err(e) = serve::serve(io, limits, handle).await {
+        if let Err(e) = serve::serve(io, continuity.map(Continuity::retirement), limits, handle).await {
             log::debug!("client connection: {e}");
         }
     }

@@ -4,6 +4,7 @@
 //! thread that polls it, so nothing has to be pretended.
 
 use crate::continuity::journal::{Journal, Write};
+use crate::continuity::retire::Retired;
 use bytes::Bytes;
 use engine::net::Stream;
 use hyper::rt::{Read, ReadBufCursor};
@@ -47,6 +48,12 @@ impl Io {
     /// Its journal.
     pub fn journal(&self) -> Option<&Journal> {
         self.0.journal.as_ref()
+    }
+
+    /// Takes it apart, if this is the last handle and it has a journal.
+    pub fn into_retired(self) -> Option<Retired> {
+        let inner = Rc::try_unwrap(self.0).ok()?;
+        Some(Retired::new(inner.journal?, inner.stream.into_inner().into_fd()))
     }
 
     /// Resolves when there is something to read.

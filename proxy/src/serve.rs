@@ -2,6 +2,7 @@
 
 use crate::body::Body;
 use crate::continuity::journal::{Answer, Journal};
+use crate::continuity::retire::Retirement;
 use crate::guard::Guard;
 use crate::rt::{Io, Timer};
 use engine::net::Stream;
@@ -55,7 +56,7 @@ where
     R: Future<Output = Response<Body>>,
 {
     let _ = stream.set_nodelay(true);
-    serve(Io::new(stream), limits, handle).await
+    serve(Io::new(stream), None, limits, handle).await
 }
 
 /// As [`connection`], on a stream that may have a journal. One that has been idle for a while is parked: without any
@@ -63,26 +64,52 @@ where
 ///
 /// # Errors
 /// As [`connection`].
-pub async fn serve<F, R>(io: Io, limits: Limits, handle: F) -> hyper::Result<()>
+pub async fn serve<F, R>(
+    io: Io,
+    retirement: Option<&Retirement>,
+    limits: Limits,
+    handle: F,
+) -> hyper::Result<()>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Body>>,
 {
     loop {
-        match active(&io, limits, &handle).await? {
+        match active(&io, retirement, limits, &handle).await? {
             End::Closed => return Ok(()),
             End::Idle => {}
+            End::Retired => break,
         }
         let mut draining = pin!(engine::draining());
+        let mut retired = pin!(begun(retirement));
         let mut readable = pin!(io.readable());
-        let wake = poll_fn(|cx| match draining.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(false),
-            Poll::Pending => readable.as_mut().poll(cx).map(|r| r.is_ok()),
+        let wake = poll_fn(|cx| {
+            if retired.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Retired);
+            }
+            match draining.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(End::Closed),
+                Poll::Pending => {
+                    readable.as_mut().poll(cx).map(|r| if r.is_ok() { End::Idle } else { End::Closed })
+                }
+            }
         });
         match engine::time::timeout(limits.idle_timeout.saturating_sub(PARK_AFTER), wake).await {
-            Ok(true) => {}
-            Ok(false) | Err(_) => return Ok(()),
+            Ok(End::Idle) => {}
+            Ok(End::Retired) => break,
+            Ok(End::Closed) | Err(_) => return Ok(()),
         }
+    }
+    if let (Some(retirement), Some(retired)) = (retirement, io.into_retired()) {
+        retirement.take(retired);
+    }
+    Ok(())
+}
+
+async fn begun(retirement: Option<&Retirement>) {
+    match retirement {
+        Some(r) => r.begun().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -108,10 +135,17 @@ enum End {
     Closed,
     /// It was idle for [`PARK_AFTER`].
     Idle,
+    /// It is between two requests, and to be passed on.
+    Retired,
 }
 
 /// Serves until the connection ends or has been idle for a while.
-async fn active<F, R>(io: &Io, limits: Limits, handle: &F) -> hyper::Result<End>
+async fn active<F, R>(
+    io: &Io,
+    retirement: Option<&Retirement>,
+    limits: Limits,
+    handle: &F,
+) -> hyper::Result<End>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Body>>,
@@ -125,16 +159,21 @@ where
         .serve_connection(Guard::new(io.clone(), limits.send_timeout), service);
     let mut conn = pin!(conn);
     let mut draining = pin!(engine::draining());
-    let mut told = false;
+    let mut retired = pin!(begun(retirement));
+    let (mut told, mut retiring) = (false, false);
     let mut park = pin!(engine::time::sleep(PARK_AFTER));
     let mut parking = false;
     poll_fn(|cx| {
-        if !told && draining.as_mut().poll(cx).is_ready() {
+        retiring = retiring || (io.journal().is_some() && retired.as_mut().poll(cx).is_ready());
+        if !told && !retiring && draining.as_mut().poll(cx).is_ready() {
             told = true;
             conn.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(r) = conn.as_mut().poll(cx) {
             return Poll::Ready(r.map(|()| End::Closed));
+        }
+        if retiring && io.journal().is_some_and(Journal::is_between) {
+            return Poll::Ready(Ok(End::Retired));
         }
         if !io.journal().is_some_and(Journal::is_idle) {
             parking = false;

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// Longest message, in bytes.
-pub const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 20 << 10;
 
 /// A connected pair, close-on-exec, blocking.
 ///

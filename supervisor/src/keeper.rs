@@ -25,8 +25,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 pub trait Shared {
     /// The fd of the ward's lock, once it has one.
     fn lock_fd(&self) -> Option<RawFd>;
-    /// Whether the other end of the control socket has been given away and closed here.
-    fn is_handed_over(&self) -> bool;
 }
 
 /// A keeper, as its ward knows it.
@@ -37,11 +35,18 @@ pub struct Keeper {
 
 /// Makes a keeper for the calling process.
 ///
-/// `listeners` are the sockets whose connections are to be kept, `control` is the end it answers on.
+/// `listeners` are the sockets whose connections are to be kept, `control` is the end it answers on. `first` are fds that
+/// the ward keeps open for its whole life, and that are closed at once when it is dead: the other end of `control`, or
+/// nobody could tell that nobody asks; a port that the next one wants to bind.
 ///
 /// # Errors
 /// The kernel or a sandbox refuses; nothing has changed then. To be called with one thread only.
-pub fn make(control: OwnedFd, listeners: &[BorrowedFd<'_>], shared: &dyn Shared) -> io::Result<Keeper> {
+pub fn make(
+    control: OwnedFd,
+    listeners: &[BorrowedFd<'_>],
+    first: &[BorrowedFd<'_>],
+    shared: &dyn Shared,
+) -> io::Result<Keeper> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::other(format!(
@@ -51,6 +56,7 @@ pub fn make(control: OwnedFd, listeners: &[BorrowedFd<'_>], shared: &dyn Shared)
     let ward = PidFd::open(std::process::id() as i32)?;
     // their numbers may be others' by the time they are needed
     let kept: Vec<Local> = listeners.iter().filter_map(|l| Local::of(*l)).collect();
+    let first: Vec<RawFd> = first.iter().map(AsRawFd::as_raw_fd).collect();
     let flags = nix::libc::CLONE_FILES | nix::libc::SIGCHLD;
     // SAFETY: without CLONE_VM and a stack this is fork(2) with a shared fd table; this process has one thread (checked
     // above), so the child may go on as an ordinary process.
@@ -58,7 +64,7 @@ pub fn make(control: OwnedFd, listeners: &[BorrowedFd<'_>], shared: &dyn Shared)
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            live(&ward, &control, &kept, shared);
+            live(&ward, &control, &kept, &first, shared);
             // SAFETY: _exit runs nothing of the ward's.
             unsafe { nix::libc::_exit(0) }
         }
@@ -88,7 +94,7 @@ impl Keeper {
 }
 
 /// The keeper's life.
-fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], shared: &dyn Shared) {
+fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared: &dyn Shared) {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // its ward's handlers would write into its ward's pipe
     for s in
@@ -104,12 +110,10 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], shared: &dyn Shared) {
     while ward.is_alive() {
         let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], None);
     }
-    if let Some(fd) = shared.lock_fd() {
-        // SAFETY: the ward, whose fd this was, is dead.
+    // the lock last: who gets it may rely on the others being closed
+    for fd in first.iter().copied().chain(shared.lock_fd()) {
+        // SAFETY: the ward, whose fd this was for its whole life, is dead.
         unsafe { nix::libc::close(fd) };
-    }
-    if !shared.is_handed_over() {
-        return;
     }
     while let Ok(Some((message, _))) = fd_pass::recv(control) {
         if let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok())

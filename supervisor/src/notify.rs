@@ -54,6 +54,8 @@ pub enum Field {
     Exit(i32),
     /// `X_TRAFFIC_STANDBY=1`: the sender could serve, and waits for the word to do so.
     Standby,
+    /// `X_TRAFFIC_RETIRING=1`: the sender has let go of its lock and accepts nothing any more.
+    Retiring,
     /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
     Settled,
     /// `X_TRAFFIC_SERVER=pid` (0: none is wanted): which server the manager holds.
@@ -119,6 +121,7 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "BARRIER" => flag(Field::Barrier),
         "X_TRAFFIC_EXIT" => Ok(Some(Field::Exit(number()?))),
         "X_TRAFFIC_STANDBY" => flag(Field::Standby),
+        "X_TRAFFIC_RETIRING" => flag(Field::Retiring),
         "X_TRAFFIC_SETTLED" => flag(Field::Settled),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
         _ => Ok(None),

@@ -20,6 +20,10 @@ pub struct TcpFacts {
     pub bytes_written: u64,
     /// The peer can still be answered.
     pub alive: bool,
+    /// It has said that it will send no more.
+    pub half_closed: bool,
+    /// Bytes that wait to be read.
+    pub unread: u64,
 }
 
 /// Asks the kernel. `None`: no TCP socket.
@@ -59,6 +63,8 @@ pub fn facts(socket: impl AsFd) -> io::Result<Option<TcpFacts>> {
         bytes_read: word(BYTES_RECEIVED).saturating_sub(fin).saturating_sub(unread),
         bytes_written: word(BYTES_ACKED) + unsent,
         alive: matches!(state, ESTABLISHED | CLOSE_WAIT),
+        half_closed: state == CLOSE_WAIT,
+        unread,
     }))
 }
 
@@ -83,15 +89,19 @@ mod tests {
         let mut client = TcpStream::connect(l.local_addr().unwrap()).unwrap();
         let (mut server, _) = l.accept().unwrap();
         let ask = |s: &TcpStream| facts(s).unwrap().unwrap();
-        assert_eq!(ask(&server), TcpFacts { bytes_read: 0, bytes_written: 0, alive: true });
+        let fresh = TcpFacts { bytes_read: 0, bytes_written: 0, alive: true, half_closed: false, unread: 0 };
+        assert_eq!(ask(&server), fresh);
         client.write_all(b"0123456789").unwrap();
         server.read_exact(&mut [0; 4]).unwrap();
         server.write_all(&[0; 1000]).unwrap();
-        assert_eq!(ask(&server), TcpFacts { bytes_read: 4, bytes_written: 1000, alive: true });
+        assert_eq!(ask(&server), TcpFacts { bytes_read: 4, bytes_written: 1000, unread: 6, ..fresh });
         client.shutdown(Shutdown::Write).unwrap();
         server.read_exact(&mut [0; 6]).unwrap();
         assert_eq!(server.read(&mut [0; 1]).unwrap(), 0);
-        assert_eq!(ask(&server), TcpFacts { bytes_read: 10, bytes_written: 1000, alive: true });
+        assert_eq!(
+            ask(&server),
+            TcpFacts { bytes_read: 10, bytes_written: 1000, half_closed: true, ..fresh }
+        );
         drop(client);
         let _ = server.write_all(&[0; 1]);
         while ask(&server).alive {

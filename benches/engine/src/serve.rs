@@ -66,7 +66,7 @@ async fn engine_connection(stream: Stream, timed: bool) {
     if timed {
         http.timer(proxy::rt::Timer).header_read_timeout(HEADER_TIMEOUT);
     }
-    let _ = http.serve_connection(proxy::rt::Io(stream), service_fn(hello)).await;
+    let _ = http.serve_connection(proxy::rt::Io::new(stream), service_fn(hello)).await;
 }
 
 /// No HTTP: what the engine alone needs for a connection that waits for its next request, with its timeout.

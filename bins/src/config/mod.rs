@@ -80,8 +80,19 @@ pub struct Cop {
 pub struct Manager {
     /// Read-only HTTP for status and metrics.
     pub admin: Option<SocketAddr>,
+    /// Connections that wait for a server.
+    pub queue: Queue,
     /// Respawns of the server.
     pub respawn: Respawn,
+}
+
+/// The connection queue.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Queue {
+    /// The most that wait here; more wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// How long a client waits before it is told 503.
+    pub max_wait: Duration,
 }
 
 /// How respawns are braked.

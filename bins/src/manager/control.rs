@@ -5,6 +5,8 @@
 //! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop |
 //! | `GET /status` | the state as JSON |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
+//! | `POST /pause`, `POST /pause?max_wait=60s` | new connections wait in the manager |
+//! | `POST /resume` | how many had waited: the server has them now |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
 //! `manager.admin` answers `GET /status` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
@@ -127,10 +129,11 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
     let handle = move |request: Request<hyper::body::Incoming>| {
         let keep = keep.clone();
         async move {
-            let (method, path) = (request.method(), request.uri().path());
+            let (method, path, query) =
+                (request.method(), request.uri().path(), request.uri().query().unwrap_or(""));
             match read_only {
                 true => answer_admin(&keep, method, path),
-                false => answer(&keep, method, path, request.headers()).await,
+                false => answer(&keep, method, path, query, request.headers()).await,
             }
         }
     };
@@ -157,7 +160,13 @@ fn status(keep: &Rc<Keep>) -> Response<Body> {
     r
 }
 
-async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
+async fn answer(
+    keep: &Rc<Keep>,
+    method: &Method,
+    path: &str,
+    query: &str,
+    headers: &HeaderMap,
+) -> Response<Body> {
     match (method, path) {
         (&Method::GET, "/heartbeat") => {
             let cop = headers.get("traffic-cop").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
@@ -173,10 +182,33 @@ async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMa
             Ok(what) => replaced(keep, what).await,
             Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
         },
-        (_, "/heartbeat" | "/status" | "/restart" | "/reload") => {
+        (&Method::POST, "/pause") => match pause_for(query) {
+            Ok(_) if !keep.is_ready() => {
+                text(StatusCode::CONFLICT, "no server serves that could be paused\n".into())
+            }
+            Ok(max_wait) => {
+                keep.pause(max_wait);
+                text(StatusCode::OK, "paused: new connections wait here; open ones go on\n".into())
+            }
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
+        },
+        (&Method::POST, "/resume") => {
+            let waited = keep.go_on();
+            text(StatusCode::OK, format!("resumed: {waited} connections had waited\n"))
+        }
+        (_, "/heartbeat" | "/status" | "/restart" | "/reload" | "/pause" | "/resume") => {
             text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n"))
         }
         _ => text(StatusCode::NOT_FOUND, format!("{path}: no such command\n")),
+    }
+}
+
+/// `max_wait=60s`
+fn pause_for(query: &str) -> Result<Option<Duration>, String> {
+    match query.strip_prefix("max_wait=") {
+        None if query.is_empty() => Ok(None),
+        None => Err(format!("{query:?} isn't known: max_wait=DURATION\n")),
+        Some(d) => humantime::parse_duration(d).map(Some).map_err(|e| format!("max_wait={d}: {e}\n")),
     }
 }
 

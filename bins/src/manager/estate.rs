@@ -18,6 +18,8 @@ struct Estate {
     server: i32,
     keeper: PidFd,
     fds: Vec<OwnedFd>,
+    /// The server that was told to take it over, 0 for none.
+    offered: i32,
 }
 
 /// All of them, that of the living server included.
@@ -50,7 +52,7 @@ impl Estates {
                 return forget(name, cop);
             }
         };
-        self.0.push(Estate { name: name.to_owned(), server, keeper, fds });
+        self.0.push(Estate { name: name.to_owned(), server, keeper, fds, offered: 0 });
         if self.0.len() > MAX {
             let oldest = self.0.remove(0);
             log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
@@ -68,15 +70,23 @@ impl Estates {
         }
     }
 
-    /// What the server `heir` is to take over: two fds each.
-    pub fn for_heir(&self, heir: i32) -> Vec<BorrowedFd<'_>> {
-        let whole = self.0.iter().filter(|e| e.server != heir && e.fds.len() == 2 && e.keeper.is_alive());
-        whole.flat_map(|e| e.fds.iter().map(AsFd::as_fd)).collect()
+    /// What the server `heir` is to take over and wasn't offered yet: two fds each. Those of the `living` are no
+    /// inheritance yet.
+    pub fn offer(&mut self, heir: i32, living: &[i32]) -> Vec<BorrowedFd<'_>> {
+        let mut fds = Vec::new();
+        for e in &mut self.0 {
+            let dead = e.server != heir && !living.contains(&e.server);
+            if dead && e.offered != heir && e.fds.len() == 2 && e.keeper.is_alive() {
+                e.offered = heir;
+                fds.extend(e.fds.iter().map(AsFd::as_fd));
+            }
+        }
+        fds
     }
 
-    /// The server `heir` has taken over everything that isn't its own.
+    /// The server `heir` has taken over everything that it was offered.
     pub fn settled(&mut self, heir: i32, cop: &Notifier) {
-        self.end_where(cop, |e| e.server != heir);
+        self.end_where(cop, |e| e.offered == heir);
     }
 
     /// The server `gone` has left nothing, or nothing that was used.

@@ -4,18 +4,21 @@
 //! the one timer is set to the machine's next deadline.
 
 use super::estate::Estates;
-use super::listeners::{self, Listener};
+use super::listeners::Listener;
+use super::queue::Queue;
+use super::replace::Replace;
 use super::standby::Standby;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::orders::{CHANNEL, Order, channel_name};
+use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
 use crate::ward::Ward;
 use engine::io::Async;
 use policy::Time;
 use policy::child::{Action, Child, Event, Limits, State};
 use policy::ladder::Rungs;
-use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::future::poll_fn;
@@ -25,41 +28,52 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::fd_pass;
-use supervisor::notify::{Datagram, Field, Notifier, NotifySocket};
+use supervisor::notify::{Notifier, NotifySocket};
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{SpawnError, Spec, spawn};
 
 /// The manager's state.
 pub struct Keep {
     pub(super) config: RefCell<Config>,
-    common: Common,
-    runtime: Runtime,
-    listeners: RefCell<Vec<Listener>>,
-    upstream: Notifier,
-    notify: NotifySocket,
-    server: RefCell<Server>,
+    pub(super) common: Common,
+    pub(super) runtime: Runtime,
+    pub(super) listeners: RefCell<Vec<Listener>>,
+    pub(super) upstream: Notifier,
+    pub(super) notify: NotifySocket,
+    pub(super) server: RefCell<Server>,
+    /// Servers that have let go and finish what they have.
+    pub(super) retiring: RefCell<Vec<Ward>>,
+    /// From whom connections come, by the retiring server that passes them on.
+    pub(super) inbound: RefCell<Vec<(i32, OwnedFd)>>,
+    pub(super) replace: RefCell<Replace>,
+    /// Why the last replacement came to nothing.
+    pub(super) replace_failed: RefCell<Option<String>>,
+    pub(super) legacy: RefCell<Option<Legacy>>,
+    /// To servers that an earlier manager had started.
+    pub(super) channels: RefCell<Vec<(i32, OwnedFd)>>,
+    pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) estates: RefCell<Estates>,
-    cop: Cell<i32>,
-    started: Time,
-    timer: Cell<Option<Time>>,
+    pub(super) cop: Cell<i32>,
+    pub(super) started: Time,
+    pub(super) timer: Cell<Option<Time>>,
     end: RefCell<End>,
-    changes: RefCell<Vec<Waker>>,
+    pub(super) changes: RefCell<Vec<Waker>>,
 }
 
 /// The server that is, and what is remembered of those that were.
-struct Server {
-    machine: Child,
-    ward: Option<Ward>,
+pub struct Server {
+    pub(super) machine: Child,
+    pub(super) ward: Option<Ward>,
     /// By which we speak to it; closed, it would end before it serves.
-    channel: Option<OwnedFd>,
+    pub(super) channel: Option<OwnedFd>,
     /// It has taken over what was left to it.
-    settled: bool,
-    adopted: bool,
-    since: Time,
-    ever_ready: bool,
-    said: String,
-    last_exit: Option<String>,
+    pub(super) settled: bool,
+    pub(super) adopted: bool,
+    pub(super) since: Time,
+    pub(super) ever_ready: bool,
+    pub(super) said: String,
+    pub(super) last_exit: Option<String>,
 }
 
 #[derive(Default)]
@@ -77,7 +91,8 @@ impl Keep {
         common: Common,
         runtime: Runtime,
         listeners: Vec<Listener>,
-        estates: Estates,
+        legacy: Legacy,
+        (estates, channels): (Estates, Vec<(i32, OwnedFd)>),
         upstream: Notifier,
         notify: NotifySocket,
     ) -> Rc<Keep> {
@@ -97,6 +112,13 @@ impl Keep {
         Rc::new(Keep {
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
+            legacy: RefCell::new(Some(legacy)),
+            channels: RefCell::new(channels),
+            queue: RefCell::default(),
+            retiring: RefCell::default(),
+            inbound: RefCell::default(),
+            replace: RefCell::default(),
+            replace_failed: RefCell::default(),
             config: RefCell::new(config),
             common,
             runtime,
@@ -136,6 +158,18 @@ impl Keep {
             }
         }
         self.estates.borrow().store(cop);
+        if let Some(legacy) = &*self.legacy.borrow() {
+            legacy.announce(cop);
+        }
+        let s = self.server.borrow();
+        if let (Some(w), Some(channel)) = (&s.ward, &s.channel) {
+            store_channel(w.pid, channel, cop);
+        }
+    }
+
+    /// Nothing of the queue is left behind: we end in order.
+    pub fn end_legacy(&self) {
+        self.legacy.take().into_iter().for_each(Legacy::end);
     }
 
     /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
@@ -157,11 +191,24 @@ impl Keep {
                     let mut s = self.server.borrow_mut();
                     (s.adopted, s.ever_ready, s.since) = (true, true, clock::now());
                     s.settled = true;
+                    // the last manager's way to it, if a cop has kept it; those to others lead nowhere
+                    let channels = std::mem::take(&mut *self.channels.borrow_mut());
+                    for (pid, channel) in channels {
+                        match pid == w.pid {
+                            true => s.channel = Some(channel),
+                            false => forget_channel(pid, &self.upstream),
+                        }
+                    }
                 }
                 self.hold(w);
                 self.feed(Event::Adopted { ready: true });
                 self.feed(Event::WantUp);
                 self.announce_ready();
+                // whatever the last manager had told it
+                if let Some(channel) = &self.server.borrow().channel {
+                    let _ = Order::GoOn.send(channel, &[]);
+                }
+                self.offer_rest();
                 self.want_standby();
             }
             Ok(None) => {}
@@ -174,87 +221,10 @@ impl Keep {
     pub fn stop(self: &Rc<Self>) {
         self.end.borrow_mut().stopping = true;
         self.end_standby();
+        self.end_queue();
         let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
         self.feed(Event::WantDown);
         self.maybe_end();
-    }
-
-    /// Replaces the server in order.
-    pub fn restart(self: &Rc<Self>) {
-        self.feed(Event::Restart);
-    }
-
-    /// Takes the configuration anew; what it says is refused as a whole if anything in it is wrong.
-    ///
-    /// # Errors
-    /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
-    pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
-        let new = self.common.load()?.config;
-        let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
-        let old = self.config.borrow().clone();
-        let changed = [
-            old.suite.runtime_dir != new.suite.runtime_dir,
-            old.suite.state_dir != new.suite.state_dir,
-            old.manager.admin != new.manager.admin,
-        ];
-        let kept: Vec<_> = fixed.iter().zip(changed).filter_map(|(k, c)| c.then_some(*k)).collect();
-        // those that stay are handed over to the new list; only what is really new is bound
-        let duplicates = {
-            let list = self.listeners.borrow();
-            let copy = |l: &Listener| {
-                Ok(supervisor::listen_fds::Inherited { name: l.fd_name(), fd: l.fd.try_clone()? })
-            };
-            list.iter().map(copy).collect::<std::io::Result<Vec<_>>>()?
-        };
-        let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
-        listeners::publish(&listeners, &self.runtime)?;
-        for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
-            let _ = self.upstream.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", gone.fd_name()));
-        }
-        *self.listeners.borrow_mut() = listeners;
-        self.store_fds(&self.upstream);
-        self.server.borrow_mut().machine.set_limits(limits(&new));
-        let limits = limits(&new);
-        *self.config.borrow_mut() = new;
-        self.renew_standby(limits);
-        self.restart();
-        let note = match kept.as_slice() {
-            [] => String::new(),
-            keys => format!("; needs a restart of the suite: {}", keys.join(", ")),
-        };
-        Ok(format!("configuration taken, the server is being replaced{note}"))
-    }
-
-    /// Waits until the server is ready, or until it is clear that it won't be.
-    ///
-    /// # Errors
-    /// It isn't ready after `patience`.
-    pub async fn wait_ready(&self, patience: Duration) -> Result<(), String> {
-        let ready = poll_fn(|cx| match self.server.borrow().machine.state() {
-            State::Ready { .. } => Poll::Ready(()),
-            _ => {
-                self.changes.borrow_mut().push(cx.waker().clone());
-                Poll::Pending
-            }
-        });
-        match engine::time::timeout(patience, ready).await {
-            Ok(()) => Ok(()),
-            Err(_) => {
-                let s = self.server.borrow();
-                let last = s.last_exit.as_deref().unwrap_or("none");
-                Err(format!(
-                    "the server is {} (last exit: {last}; it said: {:?})",
-                    s.machine.state().name(),
-                    s.said
-                ))
-            }
-        }
-    }
-
-    /// How long a server may take to be replaced in order.
-    pub fn patience(&self) -> Duration {
-        let c = self.config.borrow();
-        c.server.drain_timeout + c.cop.start_grace + c.cop.kill_timeout
     }
 
     /// Resolves when the manager is to end.
@@ -274,116 +244,12 @@ impl Keep {
         .await
     }
 
-    /// The state as JSON.
-    pub fn status(&self) -> Value {
-        let now = clock::now();
-        let s = self.server.borrow();
-        let seconds = |t: Time| now.saturating_sub(t).as_secs();
-        json!({
-            "manager": {
-                "pid": std::process::id(),
-                "state": "running",
-                "uptime_s": seconds(self.started),
-                "cop": self.cop.get(),
-            },
-            "server": {
-                "pid": s.ward.as_ref().map(|w| w.pid),
-                "state": s.machine.state().name(),
-                "since_s": seconds(s.since),
-                "generation": s.machine.generation(),
-                "restarts": s.machine.restarts(),
-                "crashes_in_a_row": s.machine.crashes(),
-                "adopted": s.adopted,
-                "last_exit": s.last_exit,
-                "status": s.said,
-            },
-            "listen": listeners::names(&self.listeners.borrow()),
-        })
+    /// Whoever waits for a change looks again.
+    pub(super) fn wake_changes(&self) {
+        self.changes.borrow_mut().drain(..).for_each(Waker::wake);
     }
 
-    /// The fd to wait on for [`Keep::listen`].
-    ///
-    /// # Errors
-    /// It can't be duplicated.
-    pub fn notify_fd(&self) -> std::io::Result<std::os::fd::OwnedFd> {
-        self.notify.as_fd().try_clone_to_owned()
-    }
-
-    /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
-    pub fn listen(self: &Rc<Self>) -> bool {
-        for _ in 0..64 {
-            match self.notify.recv() {
-                Ok(Some(d)) => self.heard(d),
-                Ok(None) => return false,
-                Err(e) => {
-                    log::warn!("event=notify-failed: {e}");
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// A datagram on the notify socket.
-    fn heard(self: &Rc<Self>, d: Datagram) {
-        if self.standby.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid) {
-            return self.heard_standby(&d.message);
-        }
-        let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
-        if !ours {
-            return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
-        }
-        let generation = self.server.borrow().machine.generation();
-        if let (true, Some(Field::FdName(name))) =
-            (d.message.has(&Field::FdStore), d.message.fields.iter().find(|f| matches!(f, Field::FdName(_))))
-            && suite::estate_of(name).is_some_and(|(server, _)| server == d.pid)
-        {
-            let mut estates = self.estates.borrow_mut();
-            estates.add(name, d.fds, &self.upstream);
-            estates.store(&self.upstream);
-        }
-        for field in d.message.fields {
-            match field {
-                Field::Settled => {
-                    self.server.borrow_mut().settled = true;
-                    self.estates.borrow_mut().settled(d.pid, &self.upstream);
-                }
-                Field::Ready => {
-                    {
-                        let mut s = self.server.borrow_mut();
-                        (s.ever_ready, s.since) = (true, clock::now());
-                    }
-                    self.feed(Event::Ready(generation));
-                    self.announce_ready();
-                    self.want_standby();
-                }
-                Field::Status(text) => self.server.borrow_mut().said = text,
-                Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
-                Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
-                _ => {}
-            }
-        }
-    }
-
-    // ---- the machine's hands ----
-
-    fn announce_ready(&self) {
-        let _ = self.upstream.send("READY=1");
-        self.tell_server();
-    }
-
-    /// Tells cop which server there is.
-    fn tell_server(&self) {
-        let s = self.server.borrow();
-        let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
-            (true, State::Ready { .. }, Some(w)) => w.pid,
-            (true, ..) => -1,
-            (false, ..) => 0,
-        };
-        let _ = self.upstream.send(&format!("X_TRAFFIC_SERVER={pid}"));
-    }
-
-    fn feed(self: &Rc<Self>, event: Event) {
+    pub(super) fn feed(self: &Rc<Self>, event: Event) {
         let now = clock::now();
         let (before, action, after) = {
             let mut s = self.server.borrow_mut();
@@ -393,7 +259,7 @@ impl Keep {
         };
         if before != after {
             log::info!("event=state of=server from={before} to={after}");
-            self.changes.borrow_mut().drain(..).for_each(Waker::wake);
+            self.wake_changes();
         }
         match action {
             Action::Nothing => {}
@@ -467,8 +333,12 @@ impl Keep {
             (s.adopted, s.since, s.channel, s.settled) = (false, clock::now(), channel, false);
             s.said.clear();
         }
+        if let Some(channel) = &self.server.borrow().channel {
+            store_channel(ward.pid, channel, &self.upstream);
+        }
         self.hold(ward);
         self.feed(Event::Spawned);
+        self.watch_gap();
     }
 
     /// Starts a server process, with the channel to it if it is our own program.
@@ -488,7 +358,7 @@ impl Keep {
         let list = self.listeners.borrow();
         let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
         if let Some((_, theirs)) = &channel {
-            fds.push((suite::CONTROL.to_owned(), theirs.as_fd()));
+            fds.push((CHANNEL.to_owned(), theirs.as_fd()));
         }
         let spawned = spawn(&Spec {
             program,
@@ -526,6 +396,14 @@ impl Keep {
     fn exited(self: &Rc<Self>, generation: u64) {
         // what it said last is in the socket already, whichever of the two woke us
         self.listen();
+        let retired = {
+            let mut retiring = self.retiring.borrow_mut();
+            retiring.iter().position(|w| w.generation == generation).map(|at| retiring.swap_remove(at))
+        };
+        if let Some(ward) = retired {
+            self.retired_exited(&ward);
+            return self.maybe_end();
+        }
         let (ward, ever_ready) = {
             let mut s = self.server.borrow_mut();
             match s.ward.take_if(|w| w.generation == generation) {
@@ -534,9 +412,11 @@ impl Keep {
             }
         };
         let status = ward.reap();
-        // one that ended in order has closed what it had; one that died before it had taken over had nothing of its own
-        let (settled, ordered) = (self.server.borrow().settled, status.and_then(|s| s.code()) == Some(0));
-        if ordered || !settled {
+        // one that died before it had taken over had nothing of its own
+        self.hand_over_again();
+        forget_channel(ward.pid, &self.upstream);
+        self.watch_gap();
+        if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
         }
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
@@ -573,7 +453,9 @@ impl Keep {
     pub(super) fn maybe_end(&self) {
         let mut end = self.end.borrow_mut();
         let down = !self.server.borrow().machine.state().is_alive();
-        let alone = self.server.borrow().ward.is_none() && self.standby.borrow().ward.is_none();
+        let alone = self.server.borrow().ward.is_none()
+            && self.standby.borrow().ward.is_none()
+            && self.retiring.borrow().is_empty();
         if end.stopping && down && alone {
             self.estates.borrow_mut().end_all(&self.upstream);
             end.exit = Some(Exit::Done);
@@ -582,7 +464,20 @@ impl Keep {
     }
 }
 
-fn limits(config: &Config) -> Limits {
+/// Has cop keep our end of a channel, for the next manager.
+fn store_channel(server: i32, channel: &OwnedFd, cop: &Notifier) {
+    let text = format!("FDSTORE=1\nFDNAME={}", channel_name(server));
+    if let Err(e) = cop.send_fds(&text, &[channel.as_fd()]) {
+        log::warn!("event=fdstore-failed name={}: {e}", channel_name(server));
+    }
+}
+
+/// That server is gone.
+pub(super) fn forget_channel(server: i32, cop: &Notifier) {
+    let _ = cop.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", channel_name(server)));
+}
+
+pub(super) fn limits(config: &Config) -> Limits {
     let r = &config.manager.respawn;
     Limits {
         start_grace: config.cop.start_grace,

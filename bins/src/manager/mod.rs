@@ -3,13 +3,18 @@
 //! One thread, since it forks: an engine of one loop ([`engine::block_on`]) on which each fd has a small task of its own.
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
-//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`listeners`],
-//! [`control`] (what may be asked over the control socket).
+//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`standby`], [`replace`]
+//! (the next one), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
+//! be asked over the control socket).
 
+mod ask;
 pub mod control;
 pub mod estate;
+mod hear;
 pub mod keep;
 pub mod listeners;
+pub mod queue;
+pub mod replace;
 pub mod standby;
 
 use self::estate::Estates;
@@ -17,12 +22,16 @@ use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
-use crate::suite::Runtime;
+use crate::orders;
+use crate::server::legacy::Legacy;
+use crate::suite::{self, Runtime};
 use engine::io::Async;
 use keep::Keep;
 use lockfile::{Got, Lockfile};
-use std::os::fd::AsFd;
+use proxy::continuity::{Size, Table};
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use supervisor::listen_fds::{self, Inherited};
 use supervisor::notify::{Notifier, NotifySocket};
@@ -49,6 +58,16 @@ enum Command {
     Reload(Common),
     /// Replace the server in order
     Restart(Common),
+    /// Hold new connections in the manager; open ones go on
+    Pause {
+        /// After this long a waiting client is told 503 (default: manager.queue.max_wait)
+        #[arg(long, value_name = "DURATION")]
+        max_wait: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a pause: who has waited is served
+    Resume(Common),
     /// Say everything that is wrong with a configuration, or what it comes to
     CheckConfig(Common),
 }
@@ -63,6 +82,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
         Command::Reload(common) => commands::ask(&common, "POST", "/reload"),
         Command::Restart(common) => commands::ask(&common, "POST", "/restart"),
+        Command::Pause { max_wait, common } => match max_wait {
+            Some(d) => commands::ask(&common, "POST", &format!("/pause?max_wait={}", d.replace(' ', ""))),
+            None => commands::ask(&common, "POST", "/pause"),
+        },
+        Command::Resume(common) => commands::ask(&common, "POST", "/resume"),
         Command::CheckConfig(common) => commands::check_config(&common),
     }
 }
@@ -95,14 +119,33 @@ fn live(
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;
     reaper::become_subreaper()?;
+    suite::raise_fd_limit();
+    let channels = orders::take_channels(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
     let control = control::bind(&runtime)?;
     let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;
+    // connections that wait in the queue outlive us too
+    let table = Arc::new(Table::create(Size { slots: 0, buffers: 0 })?);
+    let kept: Vec<_> = listeners.iter().map(|l| l.fd.as_fd()).collect();
+    let first: Vec<_> = admin.iter().map(AsFd::as_fd).collect();
+    let legacy = Legacy::new(table, &kept, &first);
+    if let Some(fd) = lock.fd() {
+        legacy.note_lock(fd.as_raw_fd());
+    }
     log::info!("event=start listen={:?}", listeners::names(&listeners));
-    let keep = Keep::new(config, common, runtime.clone(), listeners, estates, Notifier::from_env()?, notify);
+    let keep = Keep::new(
+        config,
+        common,
+        runtime.clone(),
+        listeners,
+        legacy,
+        (estates, channels),
+        Notifier::from_env()?,
+        notify,
+    );
     keep.store_fds(upstream);
     let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin))?;
     lock.close()?;
@@ -124,6 +167,7 @@ async fn main_loop(
     }
     keep.begin();
     let exit = keep.ended().await?;
+    keep.end_legacy();
     keep.runtime().clean_manager();
     Ok(exit)
 }

@@ -4,14 +4,13 @@
 //! configuration has changed: then it is replaced, and not used.
 
 use super::keep::Keep;
-use crate::suite;
+use crate::orders::Order;
 use crate::ward::Ward;
 use engine::io::Async;
 use policy::child::{Action, Child, Event, Limits, State};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use supervisor::clock;
-use supervisor::fd_pass;
 use supervisor::notify::{Field, Message};
 
 /// The standby that is, if one is.
@@ -20,13 +19,21 @@ pub struct Standby {
     pub(super) ward: Option<Ward>,
     channel: Option<OwnedFd>,
     stale: bool,
+    said: String,
     timer: Option<policy::Time>,
 }
 
 impl Standby {
     /// None yet.
     pub fn new(limits: Limits) -> Standby {
-        Standby { machine: Child::new(limits), ward: None, channel: None, stale: false, timer: None }
+        Standby {
+            machine: Child::new(limits),
+            ward: None,
+            channel: None,
+            stale: false,
+            said: String::new(),
+            timer: None,
+        }
     }
 }
 
@@ -55,19 +62,23 @@ impl Keep {
             s.machine.set_limits(limits);
             s.stale = true;
         }
-        match self.config.borrow().server.standby {
-            true => self.feed_standby(Event::Restart),
-            false => self.end_standby(),
-        }
+        // one is needed for the replacement in any case
+        self.feed_standby(Event::Restart);
+    }
+
+    /// Is there one that waits for the word, with the configuration of now?
+    pub(super) fn has_standby(&self) -> bool {
+        let s = self.standby.borrow();
+        let ready = matches!(s.machine.state(), State::Ready { .. }) && !s.stale;
+        ready && s.ward.as_ref().is_some_and(|w| !w.has_ended())
     }
 
     /// A standby that waits for the word, with its channel: from here on it is the server's.
     pub(super) fn take_standby(self: &Rc<Self>) -> Option<(Ward, OwnedFd)> {
-        let mut s = self.standby.borrow_mut();
-        let ready = matches!(s.machine.state(), State::Ready { .. }) && !s.stale;
-        if !ready || s.ward.as_ref().is_none_or(Ward::has_ended) {
+        if !self.has_standby() {
             return None;
         }
+        let mut s = self.standby.borrow_mut();
         let taken = (s.ward.take()?, s.channel.take()?);
         let limits = s.machine.limits();
         s.machine = Child::new(limits);
@@ -80,6 +91,12 @@ impl Keep {
         let generation = self.standby.borrow().machine.generation();
         if message.has(&Field::Standby) {
             self.feed_standby(Event::Ready(generation));
+            self.standby_is_ready();
+        }
+        for field in &message.fields {
+            if let Field::Status(text) = field {
+                self.standby.borrow_mut().said.clone_from(text);
+            }
         }
     }
 
@@ -123,6 +140,7 @@ impl Keep {
             Err(e) => {
                 log::error!("event=spawn-failed of=standby: {e:#}");
                 self.feed_standby(Event::SpawnFailed { permanent: true });
+                self.replace_fails(format!("the next server can't be started: {e:#}"));
             }
         }
     }
@@ -144,7 +162,14 @@ impl Keep {
         let status = ward.reap();
         let how = status.map_or("gone".to_owned(), |s| s.to_string());
         log::info!("event=exit of=standby pid={pid}: {how}");
-        self.standby.borrow_mut().channel = None;
+        let (said, stale) = {
+            let mut s = self.standby.borrow_mut();
+            s.channel = None;
+            (std::mem::take(&mut s.said), s.stale)
+        };
+        if !stale && !self.is_stopping() {
+            self.replace_fails(format!("the next server didn't get ready: {how} {said}"));
+        }
         let permanent = status.and_then(|s| s.code()).is_some_and(crate::exit::Exit::is_permanent);
         self.feed_standby(Event::Exited(ward.generation, permanent));
         self.maybe_end();
@@ -171,10 +196,17 @@ impl Keep {
 
     /// Says the word: serve, and take over what the dead have left.
     pub(super) fn promote(&self, pid: i32, channel: &OwnedFd) {
-        let estates = self.estates.borrow();
-        if let Err(e) = fd_pass::send(channel, suite::PROMOTE, &estates.for_heir(pid)) {
+        if self.queue.borrow().is_paused() {
+            let _ = Order::Hold.send(channel, &[]);
+        } else {
+            self.end_queueing();
+            self.hand_over(channel);
+        }
+        let mut estates = self.estates.borrow_mut();
+        if let Err(e) = Order::Promote.send(channel, &estates.offer(pid, &self.retiring_pids())) {
             // it is dying: its end is seen by its pidfd
             log::warn!("event=promote-failed pid={pid}: {e}");
         }
+        self.name_inbound(channel);
     }
 }

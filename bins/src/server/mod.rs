@@ -1,30 +1,36 @@
 //! `traffic_server`: the proxy on the threaded event engine.
 //!
-//! The main thread takes the lock and the listeners, starts the engine, says that it is ready, and then waits for signals;
-//! everything else happens on event threads.
+//! The main thread takes the listeners, starts the engine, waits for the word to serve, takes the lock and what dead servers
+//! have left, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
+//!
+//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`duty`] (serving, and the end).
 
+pub mod duty;
+pub mod legacy;
 pub mod succession;
 
-use self::succession::{Legacy, Word};
+use self::duty::Duty;
+use self::legacy::Legacy;
+use self::succession::Start;
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use anyhow::Context;
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
 use http::StatusCode;
 use lockfile::Lockfile;
-use proxy::continuity::Continuity;
+use proxy::continuity::{Continuity, Resume};
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{CacheConfig, OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
-use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use supervisor::notify::Notifier;
@@ -71,7 +77,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     logging::init(NAME, &config.suite.log);
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    raise_fd_limit();
+    suite::raise_fd_limit();
     let alone = inherited.is_empty();
     let list = listeners::take_or_bind(&config.server.listen, inherited)?;
     if alone {
@@ -80,8 +86,13 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let token = runtime.token().context("the heartbeat's token")?;
     let listeners: Vec<OwnedFd> = list.into_iter().map(|l| l.fd).collect();
     // before there is a second thread
-    let mut legacy = match config.server.continuity && channel.is_some() {
-        true => Some(Legacy::new(&listeners).context("making the connection table")?),
+    let legacy = match config.server.continuity && channel.is_some() {
+        true => {
+            let table = Continuity::new(legacy::table_size()).context("making the connection table")?;
+            let kept: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            let legacy = Legacy::new(table.table().clone(), &kept, &[]);
+            Some((Arc::new(table), legacy))
+        }
         false => None,
     };
     let engine = Engine::builder()
@@ -90,45 +101,45 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxy_config(&config, token)?);
-    let estates = match &channel {
-        None => Vec::new(),
+    let mut start = match &channel {
+        None => Start::default(),
         Some(channel) => {
             let _ = notify.send("X_TRAFFIC_STANDBY=1");
             match succession::wait(channel, &mut signals)? {
-                Word::Serve(estates) => {
-                    log::debug!("event=promoted estates={}", estates.len());
-                    estates
-                }
-                Word::End => {
+                Some(start) => start,
+                None => {
                     engine.shutdown(Duration::ZERO);
-                    legacy.into_iter().for_each(Legacy::end);
+                    legacy.into_iter().for_each(|(_, l)| l.end());
                     return Ok(Exit::Done);
                 }
             }
         }
     };
-    let left = succession::collect(estates);
+    let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
     let mut taken = Vec::new();
-    if let Some(legacy) = &mut legacy {
-        legacy.announce(lock.fd().map(|fd| fd.as_raw_fd()), notify);
-        taken = succession::take_over(left, &legacy.continuity);
+    if let Some((continuity, legacy)) = &legacy {
+        if let Some(fd) = lock.fd() {
+            legacy.note_lock(fd.as_raw_fd());
+        }
+        legacy.announce(notify);
+        taken = succession::take_over(left, continuity);
+        // what the manager wasn't sure that the last one had
+        let known: HashSet<u64> = taken.iter().filter_map(inode).collect();
+        start.queued.retain(|fd| inode(fd).is_none_or(|n| !known.contains(&n)));
+        for fd in &start.queued {
+            continuity.resume(fd.as_raw_fd(), Resume::default());
+        }
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
-    let continuity = legacy.as_ref().map(|l| l.continuity.clone());
-    let acceptor = accept(&engine, &config, listeners, proxy, continuity)?;
-    taken.into_iter().for_each(|fd| acceptor.adopt(fd));
+    let continuity = legacy.as_ref().map(|(c, _)| c.clone());
+    let acceptor = accept(&engine, &config, listeners, proxy, continuity, start.held)?;
+    taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
-    wait_for_end(&mut signals, &acceptor);
-    let _ = notify.send("STOPPING=1");
-    acceptor.stop();
-    let report = engine.shutdown(config.server.drain_timeout);
-    log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
-    legacy.into_iter().for_each(Legacy::end);
-    lock.close()?;
-    Ok(Exit::Done)
+    Duty { signals, channel, acceptor, engine, legacy, lock, notify, drain: config.server.drain_timeout }
+        .run()
 }
 
 fn accept(
@@ -137,6 +148,7 @@ fn accept(
     listeners: Vec<OwnedFd>,
     proxy: Arc<Proxy>,
     continuity: Option<Arc<Continuity>>,
+    held: bool,
 ) -> anyhow::Result<Acceptor> {
     let handle = engine.handle();
     let net = handle.group("net").context("the group net")?;
@@ -158,45 +170,22 @@ fn accept(
             }
         }
     };
-    Acceptor::start(&handle, net, acceptor, serve).context("starting to accept")
+    let acceptor = match held {
+        true => Acceptor::start_held(&handle, net, acceptor, serve),
+        false => Acceptor::start(&handle, net, acceptor, serve),
+    };
+    acceptor.context("starting to accept")
 }
 
-/// Sleeps until a signal asks for the end.
-fn wait_for_end(signals: &mut Signals, acceptor: &Acceptor) {
-    loop {
-        let polled = poll(&mut [PollFd::new(&*signals, PollFlags::IN)], None);
-        if polled.is_err_and(|e| e != rustix::io::Errno::INTR) {
-            return;
-        }
-        for signal in signals.pending() {
-            match signal {
-                SIGTERM | SIGINT | SIGQUIT => {
-                    log::info!("event=stop signal={signal}");
-                    return;
-                }
-                SIGUSR1 | SIGUSR2 => log::info!("event=state acceptor={:?}", acceptor.stats()),
-                // the manager reloads us by replacing us
-                _ => {}
-            }
-        }
-    }
+/// By which two fds are known to be the same socket.
+fn inode(fd: &OwnedFd) -> Option<u64> {
+    rustix::fs::fstat(fd).ok().map(|s| s.st_ino)
 }
 
 fn threads(wanted: usize) -> usize {
     match wanted {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
-    }
-}
-
-/// Connections need fds: take what we may.
-fn raise_fd_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        log::warn!("event=rlimit-failed nofile={hard}: {e}");
     }
 }
 

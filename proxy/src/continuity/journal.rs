@@ -11,8 +11,8 @@
 
 use super::resume::{Rest, Resume, What};
 use super::table::{
-    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, RESPONDING, SAFE, Table,
-    UNTRACKED,
+    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, PASSED_ON, RESPONDING, SAFE,
+    Table, UNTRACKED,
 };
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -444,6 +444,27 @@ impl Journal {
         if let Some(b) = old {
             self.buffers.give_back(b);
         }
+    }
+
+    /// True between requests; bytes of the next one may have been read.
+    pub fn is_between(&self) -> bool {
+        self.stage.get() == IDLE
+    }
+
+    /// How another server goes on with it, while it is between requests.
+    pub fn resume(&self) -> Resume {
+        let kept = self.buffer.get().map(|b| self.table.get(b, self.start.get(), self.kept.get()));
+        Resume {
+            bytes: kept.unwrap_or_default(),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            what: What::GoOn,
+        }
+    }
+
+    /// It is another server's from here on; or it is ours again.
+    pub fn pass_on(&self, gone: bool) {
+        self.store(if gone { PASSED_ON } else { IDLE }, 0);
     }
 
     /// True between requests, with nothing read of the next one.

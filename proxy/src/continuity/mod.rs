@@ -5,12 +5,13 @@
 //! whole by one store, so a kill between any two instructions leaves a record that is true; what a system call did just
 //! before its record could say so, the kernel is asked for (`policy::handover`).
 //!
-//! Read in this order: [`table`] (the memory), [`journal`] (who writes), [`resume`] (who reads).
+//! Read in this order: [`table`] (the memory), [`journal`] (who writes), [`resume`] (who reads), [`retire`] (the orderly way).
 
 pub mod journal;
 #[allow(unsafe_code)]
 mod map;
 pub mod resume;
+pub mod retire;
 pub mod table;
 
 use self::journal::{Buffers, Journal};
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex};
 
 pub use journal::ForwardMark;
 pub use resume::{Resume, What};
+use retire::Retirement;
 pub use table::{Size, Table};
 
 /// A server's own table, and the connections it has taken over and not begun to serve.
@@ -32,6 +34,7 @@ pub struct Continuity {
     buffers: Arc<Buffers>,
     waiting: Mutex<HashMap<RawFd, (Journal, Resume)>>,
     left: AtomicUsize,
+    retirement: Retirement,
 }
 
 impl Continuity {
@@ -45,6 +48,7 @@ impl Continuity {
             buffers: Arc::new(Buffers::new(size.buffers)),
             waiting: Mutex::default(),
             left: AtomicUsize::new(0),
+            retirement: Retirement::default(),
         })
     }
 
@@ -80,10 +84,20 @@ impl Continuity {
                 policy::handover::MAX_ATTEMPTS
             );
         }
+        self.resume(fd, resume);
+        Some(Ok(what))
+    }
+
+    /// Has the connection `fd` go on like this when it is served. From here on it is in our table.
+    pub fn resume(&self, fd: RawFd, resume: Resume) {
         let journal = Journal::resumed(&self.table, &self.buffers, fd, &resume);
         self.waiting.lock().expect("never poisoned").insert(fd, (journal, resume));
         self.left.fetch_add(1, Ordering::Release);
-        Some(Ok(what))
+    }
+
+    /// Whether and how this server gives its connections up.
+    pub fn retirement(&self) -> &Retirement {
+        &self.retirement
     }
 
     /// The journal for a connection that is about to be served, and how it goes on if it was taken over.

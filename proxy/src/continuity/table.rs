@@ -1,7 +1,7 @@
 //! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
 //!
 //! ```text
-//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when the keeper was announced
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock
 //! slots  (64 bytes each, one a cache line, by fd number)
 //!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
@@ -39,6 +39,7 @@ pub(super) const IN_PROGRESS: u64 = 2;
 pub(super) const RESPONDING: u64 = 3;
 pub(super) const UNTRACKED: u64 = 4;
 pub(super) const CLOSING: u64 = 5;
+pub(super) const PASSED_ON: u64 = 6;
 
 /// Flags as stored, in place.
 pub(super) const SAFE: u64 = 1 << 56;
@@ -170,16 +171,6 @@ impl Table {
         RawFd::try_from(self.header()[3].load(Ordering::Acquire)).ok()
     }
 
-    /// Notes that somebody outside can ask the keeper, and that the fd by which he does is closed here.
-    pub fn set_handed_over(&self) {
-        self.header()[4].store(1, Ordering::Release);
-    }
-
-    /// See [`Table::set_handed_over`].
-    pub fn is_handed_over(&self) -> bool {
-        self.header()[4].load(Ordering::Acquire) == 1
-    }
-
     /// What is noted of a fd: `None` if there is no connection.
     ///
     /// # Errors
@@ -195,6 +186,7 @@ impl Table {
             IN_PROGRESS => Stage::InProgress,
             RESPONDING => Stage::Responding,
             UNTRACKED => Stage::Untracked,
+            PASSED_ON => Stage::PassedOn,
             _ => return Some(Err("an unknown stage")),
         };
         let (mut before, mut kept) = (0, 0);

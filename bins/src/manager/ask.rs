@@ -1,0 +1,122 @@
+//! What the manager is asked by people and programs: its state, and to take another configuration.
+
+use super::keep::{Keep, limits};
+use super::listeners::{self, Listener};
+use super::replace::Replace;
+use policy::Time;
+use policy::child::State;
+use serde_json::{Value, json};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+use supervisor::clock;
+
+impl Keep {
+    /// Takes the configuration anew; what it says is refused as a whole if anything in it is wrong.
+    ///
+    /// # Errors
+    /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
+    pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
+        let new = self.common.load()?.config;
+        let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
+        let old = self.config.borrow().clone();
+        let changed = [
+            old.suite.runtime_dir != new.suite.runtime_dir,
+            old.suite.state_dir != new.suite.state_dir,
+            old.manager.admin != new.manager.admin,
+        ];
+        let kept: Vec<_> = fixed.iter().zip(changed).filter_map(|(k, c)| c.then_some(*k)).collect();
+        // those that stay are handed over to the new list; only what is really new is bound
+        let duplicates = {
+            let list = self.listeners.borrow();
+            let copy = |l: &Listener| {
+                Ok(supervisor::listen_fds::Inherited { name: l.fd_name(), fd: l.fd.try_clone()? })
+            };
+            list.iter().map(copy).collect::<std::io::Result<Vec<_>>>()?
+        };
+        let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
+        listeners::publish(&listeners, &self.runtime)?;
+        for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
+            let _ = self.upstream.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", gone.fd_name()));
+        }
+        *self.listeners.borrow_mut() = listeners;
+        self.store_fds(&self.upstream);
+        self.server.borrow_mut().machine.set_limits(limits(&new));
+        let limits = limits(&new);
+        *self.config.borrow_mut() = new;
+        self.renew_standby(limits);
+        self.restart();
+        let note = match kept.as_slice() {
+            [] => String::new(),
+            keys => format!("; needs a restart of the suite: {}", keys.join(", ")),
+        };
+        Ok(format!("configuration taken, the server is being replaced{note}"))
+    }
+
+    /// Waits until the server is ready, or until it is clear that it won't be.
+    ///
+    /// # Errors
+    /// It isn't ready after `patience`.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), String> {
+        let ready = poll_fn(|cx| {
+            if let Some(why) = self.replace_failed.borrow_mut().take() {
+                return Poll::Ready(Err(why));
+            }
+            let settled = matches!(*self.replace.borrow(), Replace::No);
+            match self.server.borrow().machine.state() {
+                State::Ready { .. } if settled => Poll::Ready(Ok(())),
+                _ => {
+                    self.changes.borrow_mut().push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        });
+        match engine::time::timeout(patience, ready).await {
+            Ok(result) => result,
+            Err(_) => {
+                let s = self.server.borrow();
+                let last = s.last_exit.as_deref().unwrap_or("none");
+                Err(format!(
+                    "the server is {} (last exit: {last}; it said: {:?})",
+                    s.machine.state().name(),
+                    s.said
+                ))
+            }
+        }
+    }
+
+    /// How long a server may take to be replaced in order.
+    pub fn patience(&self) -> Duration {
+        let c = self.config.borrow();
+        c.server.drain_timeout + c.cop.start_grace + c.cop.kill_timeout
+    }
+
+    /// The state as JSON.
+    pub fn status(&self) -> Value {
+        let now = clock::now();
+        let s = self.server.borrow();
+        let seconds = |t: Time| now.saturating_sub(t).as_secs();
+        json!({
+            "manager": {
+                "pid": std::process::id(),
+                "state": "running",
+                "uptime_s": seconds(self.started),
+                "cop": self.cop.get(),
+            },
+            "server": {
+                "pid": s.ward.as_ref().map(|w| w.pid),
+                "state": s.machine.state().name(),
+                "since_s": seconds(s.since),
+                "generation": s.machine.generation(),
+                "restarts": s.machine.restarts(),
+                "crashes_in_a_row": s.machine.crashes(),
+                "adopted": s.adopted,
+                "last_exit": s.last_exit,
+                "status": s.said,
+            },
+            "queue": self.queue.borrow().status(now),
+            "listen": listeners::names(&self.listeners.borrow()),
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! What servers say over the notify socket, and what cop is told.
+
+use super::keep::Keep;
+use crate::suite;
+use policy::child::{Event, State};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use supervisor::clock;
+use supervisor::notify::{Datagram, Field};
+
+impl Keep {
+    /// The fd to wait on for [`Keep::listen`].
+    ///
+    /// # Errors
+    /// It can't be duplicated.
+    pub fn notify_fd(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.notify.as_fd().try_clone_to_owned()
+    }
+
+    /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
+    pub fn listen(self: &Rc<Self>) -> bool {
+        for _ in 0..64 {
+            match self.notify.recv() {
+                Ok(Some(d)) => self.heard(d),
+                Ok(None) => return false,
+                Err(e) => {
+                    log::warn!("event=notify-failed: {e}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// A datagram on the notify socket.
+    pub(super) fn heard(self: &Rc<Self>, d: Datagram) {
+        if self.standby.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid) {
+            return self.heard_standby(&d.message);
+        }
+        let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
+        if !ours {
+            return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
+        }
+        let generation = self.server.borrow().machine.generation();
+        if let (true, Some(Field::FdName(name))) =
+            (d.message.has(&Field::FdStore), d.message.fields.iter().find(|f| matches!(f, Field::FdName(_))))
+            && suite::estate_of(name).is_some_and(|(server, _)| server == d.pid)
+        {
+            let mut estates = self.estates.borrow_mut();
+            estates.add(name, d.fds, &self.upstream);
+            estates.store(&self.upstream);
+        }
+        for field in d.message.fields {
+            match field {
+                Field::Settled => {
+                    self.server.borrow_mut().settled = true;
+                    self.hand_over_settled();
+                    self.estates.borrow_mut().settled(d.pid, &self.upstream);
+                    self.offer_rest();
+                }
+                Field::Ready => {
+                    {
+                        let mut s = self.server.borrow_mut();
+                        (s.ever_ready, s.since) = (true, clock::now());
+                    }
+                    self.feed(Event::Ready(generation));
+                    self.announce_ready();
+                    self.serves_again();
+                    self.want_standby();
+                }
+                Field::Retiring => self.server_retires(),
+                Field::Status(text) => self.server.borrow_mut().said = text,
+                Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
+                Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn announce_ready(&self) {
+        let _ = self.upstream.send("READY=1");
+        self.tell_server();
+    }
+
+    /// Tells cop which server there is.
+    pub(super) fn tell_server(&self) {
+        let s = self.server.borrow();
+        let paused = self.queue.borrow().is_paused();
+        let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
+            (true, State::Ready { .. }, Some(w)) if !paused => w.pid,
+            (true, ..) => -1,
+            (false, ..) => 0,
+        };
+        let _ = self.upstream.send(&format!("X_TRAFFIC_SERVER={pid}"));
+    }
+}

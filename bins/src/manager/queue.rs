@@ -1,0 +1,288 @@
+//! The connection queue: while no server serves, the manager accepts, and hands over in the order of arrival.
+//!
+//! It is bounded by `manager.queue.max_connections`; beyond that, and in the first moments of an outage, connections wait
+//! in the kernel's backlog. One that has waited for `max_wait` is told 503 and when to come again. What has been handed over
+//! is kept here too until the server says that it has it.
+
+use super::keep::Keep;
+use crate::orders::Order;
+use engine::net::{Listener, Stream};
+use policy::Time;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use supervisor::notify::MAX_FDS;
+use supervisor::{clock, tcp};
+
+/// A take-over is over before this: only what lasts longer is worth accepting for.
+const GAP: Duration = Duration::from_millis(50);
+/// How often waiting clients are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// What a client is told that has waited too long.
+const SORRY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
+    Content-Length: 37\r\nConnection: close\r\n\r\n503: the service is being restarted.\n";
+
+/// The queue.
+#[derive(Default)]
+pub struct Queue {
+    waiting: VecDeque<(OwnedFd, Time)>,
+    /// Handed over; the server hasn't said yet that it has them.
+    handed: VecDeque<(OwnedFd, Time)>,
+    accepting: bool,
+    /// Accept loops of an earlier time end when they see another number.
+    epoch: u64,
+    sweeping: bool,
+    wakers: Vec<Waker>,
+    paused: Option<Option<Duration>>,
+    total: u64,
+    expired: u64,
+    gone: u64,
+    full: u64,
+    longest: Duration,
+}
+
+impl Queue {
+    /// For status and metrics.
+    pub fn status(&self, now: Time) -> Value {
+        let oldest = self.waiting.front().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
+        json!({
+            "depth": self.waiting.len(),
+            "oldest_ms": oldest.as_millis() as u64,
+            "longest_wait_ms": self.longest.as_millis() as u64,
+            "total": self.total,
+            "expired": self.expired,
+            "gone": self.gone,
+            "full": self.full,
+            "paused": self.paused.is_some(),
+        })
+    }
+
+    /// Is serving paused by command?
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+}
+
+impl Keep {
+    /// No server serves: if that lasts, the manager accepts.
+    pub(super) fn watch_gap(self: &Rc<Self>) {
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            engine::time::sleep(GAP).await;
+            if !keep.is_ready() {
+                keep.begin_queueing();
+            }
+        }));
+    }
+
+    /// Accepts for a server that is to come. One that isn't ours couldn't be given what was accepted.
+    pub(super) fn begin_queueing(self: &Rc<Self>) {
+        if !self.config.borrow().server.command.is_empty() || self.is_stopping() {
+            return;
+        }
+        let epoch = {
+            let mut q = self.queue.borrow_mut();
+            if std::mem::replace(&mut q.accepting, true) {
+                return;
+            }
+            q.epoch += 1;
+            q.epoch
+        };
+        log::info!("event=queue-begin");
+        for l in self.listeners.borrow().iter() {
+            match l.fd.try_clone().and_then(Listener::from_fd) {
+                Ok(listener) => drop(engine::spawn(accept(self.clone(), listener, epoch))),
+                Err(e) => log::error!("event=queue-failed listen={}: {e}", l.bound),
+            }
+        }
+        if !std::mem::replace(&mut self.queue.borrow_mut().sweeping, true) {
+            drop(engine::spawn(sweep(self.clone())));
+        }
+    }
+
+    /// Accepts no more; what waits stays.
+    pub(super) fn end_queueing(&self) {
+        let mut q = self.queue.borrow_mut();
+        if std::mem::replace(&mut q.accepting, false) {
+            log::info!("event=queue-end waiting={} total={}", q.waiting.len(), q.total);
+        }
+        q.epoch += 1;
+        q.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Hands over everything that waits, in order.
+    pub(super) fn hand_over(&self, channel: &OwnedFd) {
+        let mut q = self.queue.borrow_mut();
+        let now = clock::now();
+        while !q.waiting.is_empty() {
+            let n = q.waiting.len().min(MAX_FDS);
+            let batch: Vec<_> = q.waiting.drain(..n).collect();
+            let fds: Vec<_> = batch.iter().map(|(fd, _)| fd.as_fd()).collect();
+            if let Err(e) = Order::Queued.send(channel, &fds) {
+                log::warn!("event=hand-over-failed: {e}");
+                batch.into_iter().rev().for_each(|c| q.waiting.push_front(c));
+                return;
+            }
+            let longest = batch.first().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
+            q.longest = q.longest.max(longest);
+            q.handed.extend(batch);
+        }
+    }
+
+    /// The server has what it was handed.
+    pub(super) fn hand_over_settled(&self) {
+        self.queue.borrow_mut().handed.clear();
+    }
+
+    /// The server died before it had said so: they wait again, in their old places.
+    pub(super) fn hand_over_again(&self) {
+        let mut q = self.queue.borrow_mut();
+        while let Some(c) = q.handed.pop_back() {
+            q.waiting.push_front(c);
+        }
+    }
+
+    /// Nobody comes any more: what waits is told so.
+    pub(super) fn end_queue(&self) {
+        self.end_queueing();
+        let all: Vec<_> = self.queue.borrow_mut().waiting.drain(..).collect();
+        all.into_iter().for_each(|(fd, _)| refuse(fd));
+    }
+
+    /// A server serves: it gets who has waited, unless serving is paused.
+    pub(super) fn serves_again(&self) {
+        if self.queue.borrow().is_paused() {
+            return;
+        }
+        self.end_queueing();
+        if let Some(channel) = &self.server.borrow().channel {
+            self.hand_over(channel);
+        }
+    }
+
+    /// Holds new connections here, whatever the server could do; `max_wait` for as long as it is paused.
+    pub fn pause(self: &Rc<Self>, max_wait: Option<Duration>) {
+        log::info!("event=pause");
+        self.queue.borrow_mut().paused = Some(max_wait);
+        if let Some(channel) = &self.server.borrow().channel {
+            let _ = Order::Hold.send(channel, &[]);
+        }
+        // the heartbeat goes through the port, and would wait with everybody else
+        self.tell_server();
+        self.begin_queueing();
+    }
+
+    /// Ends [`Keep::pause`]. Returns how many connections had waited.
+    pub fn go_on(self: &Rc<Self>) -> usize {
+        let waited = {
+            let mut q = self.queue.borrow_mut();
+            q.paused = None;
+            q.waiting.len()
+        };
+        log::info!("event=resume waiting={waited}");
+        if self.is_ready() {
+            self.end_queueing();
+            if let Some(channel) = &self.server.borrow().channel {
+                self.hand_over(channel);
+                let _ = Order::GoOn.send(channel, &[]);
+            }
+            self.tell_server();
+        }
+        waited
+    }
+
+    fn max_wait(&self) -> Duration {
+        let configured = self.config.borrow().manager.queue.max_wait;
+        self.queue.borrow().paused.flatten().unwrap_or(configured)
+    }
+}
+
+/// Accepts from one listener until the queueing ends.
+async fn accept(keep: Rc<Keep>, listener: Listener, epoch: u64) {
+    let max = keep.config.borrow().manager.queue.max_connections;
+    loop {
+        let accepted = poll_fn(|cx| {
+            let mut q = keep.queue.borrow_mut();
+            if q.epoch != epoch {
+                return Poll::Ready(None);
+            }
+            // woken by the end of the queueing, and by the sweep that makes room
+            q.wakers.push(cx.waker().clone());
+            if q.waiting.len() >= max {
+                q.full += 1;
+                return Poll::Pending;
+            }
+            listener.poll_accept_fd(cx).map(Some)
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok((fd, _))) => {
+                let mut q = keep.queue.borrow_mut();
+                q.waiting.push_back((fd, clock::now()));
+                q.total += 1;
+            }
+            Some(Err(e)) => {
+                // out of fds: the kernel's backlog keeps who comes
+                log::warn!("event=queue-accept-failed: {e}");
+                engine::time::sleep(SWEEP).await;
+            }
+        }
+    }
+}
+
+/// Looks at those who wait: who has waited too long is told, who has gone is dropped.
+async fn sweep(keep: Rc<Keep>) {
+    loop {
+        engine::time::sleep(SWEEP).await;
+        let (now, max_wait) = (clock::now(), keep.max_wait());
+        let mut expired = Vec::new();
+        {
+            let mut q = keep.queue.borrow_mut();
+            while q.waiting.front().is_some_and(|(_, since)| now.saturating_sub(*since) >= max_wait) {
+                expired.extend(q.waiting.pop_front());
+                q.expired += 1;
+            }
+            let before = q.waiting.len();
+            q.waiting.retain(|(fd, _)| !has_gone(fd));
+            q.gone += (before - q.waiting.len()) as u64;
+            q.wakers.drain(..).for_each(Waker::wake);
+            if q.waiting.is_empty() && !q.accepting {
+                q.sweeping = false;
+                return;
+            }
+        }
+        if !expired.is_empty() {
+            log::warn!("event=queue-expired connections={} max_wait={max_wait:?}", expired.len());
+        }
+        expired.into_iter().for_each(|(fd, _)| refuse(fd));
+    }
+}
+
+/// Has the client given up? One that has only said that it will say no more may still wait for its answer.
+fn has_gone(fd: &OwnedFd) -> bool {
+    match tcp::facts(fd) {
+        Ok(Some(f)) => !f.alive || (f.half_closed && f.unread == 0),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+/// Tells a client that nobody serves, and ends the connection without cutting the answer off.
+fn refuse(fd: OwnedFd) {
+    drop(engine::spawn(async move {
+        let Ok(mut stream) = Stream::from_fd(fd) else { return };
+        let end = async {
+            stream.write_all(SORRY).await?;
+            stream.shutdown_write()?;
+            let mut waste = [0; 4096];
+            while stream.read(&mut waste).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        let _ = engine::time::timeout(Duration::from_secs(2), end).await;
+    }));
+}

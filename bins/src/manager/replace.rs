@@ -1,0 +1,175 @@
+//! Replacing a server that serves: the next one is there before the old one lets go, and takes its connections over.
+//!
+//! ```text
+//!   asked -- a standby with the configuration of now is ready --> RETIRE to the old --> it has let go of lock and
+//!   listeners --> the standby is promoted, and is the heir: connections come to it as each is between two requests
+//! ```
+//!
+//! A next one that doesn't become ready changes nothing: the old one serves on. A SIGTERM from elsewhere enters at "it has
+//! let go". An old one that doesn't let go in time is killed, and the next server takes over as after any death.
+
+use super::keep::{Keep, forget_channel};
+use crate::orders::Order;
+use crate::ward::Ward;
+use policy::child::{Event, State};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+use supervisor::fd_pass;
+
+/// How long a server may take to let go of its lock.
+const LET_GO: Duration = Duration::from_secs(3);
+
+/// How long what a retired server has sent is kept for a next server, if the one that is should die.
+const INBOUND: Duration = Duration::from_secs(5);
+
+/// How far a replacement is.
+#[derive(Debug, Default)]
+pub enum Replace {
+    /// None is under way.
+    #[default]
+    No,
+    /// A standby is awaited.
+    Awaiting,
+    /// The old server was told; the next one gets this to receive from.
+    Told(OwnedFd),
+}
+
+impl Keep {
+    /// Replaces the server. Whoever asked waits with [`Keep::wait_ready`].
+    pub fn restart(self: &Rc<Self>) {
+        let ours = self.config.borrow().server.command.is_empty();
+        if !ours || !self.is_ready() {
+            return self.feed(Event::Restart);
+        }
+        log::info!("event=replace of=server");
+        *self.replace_failed.borrow_mut() = None;
+        *self.replace.borrow_mut() = Replace::Awaiting;
+        self.feed_standby(Event::WantUp);
+        self.standby_is_ready();
+    }
+
+    /// A standby has become ready, or may be.
+    pub(super) fn standby_is_ready(self: &Rc<Self>) {
+        let awaited = matches!(*self.replace.borrow(), Replace::Awaiting);
+        if !awaited || !self.has_standby() {
+            return;
+        }
+        let told = fd_pass::pair().and_then(|(to, from)| {
+            let server = self.server.borrow();
+            match &server.channel {
+                Some(channel) => Order::Retire.send(channel, &[to.as_fd()])?,
+                // adopted without a way to speak to it
+                None => server.ward.as_ref().map_or(Ok(()), |w| w.signal(nix::libc::SIGTERM))?,
+            }
+            Ok(from)
+        });
+        match told {
+            Ok(from) => *self.replace.borrow_mut() = Replace::Told(from),
+            Err(e) => return self.replace_fails(format!("the server can't be told: {e}")),
+        }
+        let (keep, pid) = (self.clone(), self.server_pid());
+        drop(engine::spawn(async move {
+            engine::time::sleep(LET_GO).await;
+            if matches!(*keep.replace.borrow(), Replace::Told(_)) && keep.server_pid() == pid {
+                log::warn!("event=retire-failed pid={pid:?}: it hasn't let go after {LET_GO:?}");
+                if let Some(w) = &keep.server.borrow().ward {
+                    let _ = w.signal(nix::libc::SIGKILL);
+                }
+            }
+        }));
+    }
+
+    /// The next one can't be had: the old one serves on.
+    pub(super) fn replace_fails(&self, why: String) {
+        if matches!(*self.replace.borrow(), Replace::No) {
+            return;
+        }
+        log::error!("event=replace-failed: {why}; the server that is serves on");
+        *self.replace.borrow_mut() = Replace::No;
+        *self.replace_failed.borrow_mut() = Some(why);
+        self.wake_changes();
+    }
+
+    /// The server has let go of its lock and its listeners.
+    pub(super) fn server_retires(self: &Rc<Self>) {
+        if self.is_stopping() || !matches!(self.server.borrow().machine.state(), State::Ready { .. }) {
+            return;
+        }
+        let heir = match std::mem::take(&mut *self.replace.borrow_mut()) {
+            Replace::Told(from) => Some(from),
+            // somebody else has asked it to end
+            Replace::No | Replace::Awaiting => fd_pass::pair().ok().and_then(|(to, from)| {
+                let server = self.server.borrow();
+                Order::Retire.send(server.channel.as_ref()?, &[to.as_fd()]).ok().map(|()| from)
+            }),
+        };
+        let old = {
+            let mut s = self.server.borrow_mut();
+            s.channel = None;
+            s.ward.take()
+        };
+        let Some(old) = old else { return };
+        log::info!("event=retire of=server pid={}", old.pid);
+        let pid = old.pid;
+        self.retiring.borrow_mut().push(old);
+        self.inbound.borrow_mut().extend(heir.map(|from| (pid, from)));
+        self.feed(Event::Displaced);
+        self.limit_retirement();
+    }
+
+    /// A server that begins is told from whom connections come. We keep our copy: if this one ends before it has read
+    /// them all, the next one goes on reading.
+    pub(super) fn name_inbound(&self, channel: &OwnedFd) {
+        for (pid, from) in self.inbound.borrow().iter() {
+            if let Err(e) = Order::Heir.send(channel, &[from.as_fd()]) {
+                log::warn!("event=heir-failed retiring={pid}: {e}");
+            }
+        }
+    }
+
+    fn limit_retirement(self: &Rc<Self>) {
+        let (keep, drain) = (self.clone(), self.config.borrow().server.drain_timeout);
+        let pids: Vec<i32> = self.retiring.borrow().iter().map(|w| w.pid).collect();
+        drop(engine::spawn(async move {
+            engine::time::sleep(drain + Duration::from_secs(1)).await;
+            for w in keep.retiring.borrow().iter().filter(|w| pids.contains(&w.pid)) {
+                log::warn!("event=kill of=retiring pid={}: it hasn't ended after {drain:?}", w.pid);
+                let _ = w.signal(nix::libc::SIGKILL);
+            }
+        }));
+    }
+
+    /// A retiring server is gone. What it couldn't pass on goes to the one that serves.
+    pub(super) fn retired_exited(self: &Rc<Self>, ward: &Ward) {
+        let how = ward.reap().map_or("gone".to_owned(), |s| s.to_string());
+        log::info!("event=exit of=retiring pid={}: {how}", ward.pid);
+        forget_channel(ward.pid, &self.upstream);
+        self.offer_rest();
+        let (keep, pid) = (self.clone(), ward.pid);
+        drop(engine::spawn(async move {
+            engine::time::sleep(INBOUND).await;
+            keep.inbound.borrow_mut().retain(|(from, _)| *from != pid);
+        }));
+    }
+
+    /// What has become an inheritance since the server was promoted goes to it now.
+    pub(super) fn offer_rest(&self) {
+        let server = self.server.borrow();
+        let (Some(channel), Some(heir), true) = (&server.channel, &server.ward, server.settled) else {
+            return;
+        };
+        let mut estates = self.estates.borrow_mut();
+        let fds = estates.offer(heir.pid, &self.retiring_pids());
+        if !fds.is_empty()
+            && let Err(e) = Order::Adopt.send(channel, &fds)
+        {
+            log::warn!("event=adopt-failed: {e}");
+        }
+    }
+
+    /// Servers that still live and have let go.
+    pub(super) fn retiring_pids(&self) -> Vec<i32> {
+        self.retiring.borrow().iter().map(|w| w.pid).collect()
+    }
+}

@@ -1,0 +1,255 @@
+//! A server's life from ready to its end: signals, orders, and connections that others pass on.
+//!
+//! Its end is orderly in any case: nothing new is accepted, requests in progress are finished, and a connection between two
+//! requests is passed on to the next server. If there is none yet, such connections are left open in the care of our
+//! keeper: whether they are closed or go on is for the manager to know.
+
+use super::legacy::Legacy;
+use super::succession;
+use crate::exit::Exit;
+use crate::orders::Order;
+use engine::Engine;
+use engine::acceptor::Acceptor;
+use lockfile::Lockfile;
+use proxy::continuity::retire::{self, Retired};
+use proxy::continuity::{Continuity, Resume};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use supervisor::fd_pass;
+use supervisor::notify::Notifier;
+use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
+
+/// Everything that a serving server consists of.
+pub struct Duty<'a> {
+    pub(super) signals: Signals,
+    pub(super) channel: Option<OwnedFd>,
+    pub(super) acceptor: Acceptor,
+    pub(super) engine: Engine,
+    pub(super) legacy: Option<(Arc<Continuity>, Legacy)>,
+    pub(super) lock: Lockfile,
+    pub(super) notify: &'a Notifier,
+    pub(super) drain: Duration,
+}
+
+/// What ends the duty.
+enum End {
+    Signal,
+    Retire(Option<OwnedFd>),
+}
+
+/// What reaches the one who passes connections on.
+enum Passing {
+    Connection(Box<Retired>),
+    Heir(OwnedFd),
+    NoMore,
+}
+
+impl Duty<'_> {
+    /// Serves until the end.
+    ///
+    /// # Errors
+    /// The lock can't be let go.
+    pub fn run(mut self) -> anyhow::Result<Exit> {
+        let mut sources = Vec::new();
+        loop {
+            let end = match self.wait(&mut sources) {
+                None => continue,
+                Some(end) => end,
+            };
+            let heir = match end {
+                End::Signal => None,
+                End::Retire(heir) => heir,
+            };
+            return self.end(heir);
+        }
+    }
+
+    /// Waits for something to happen and deals with it.
+    fn wait(&mut self, sources: &mut Vec<OwnedFd>) -> Option<End> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(sources.iter().map(|s| PollFd::new(s, PollFlags::IN)));
+        fds.extend(self.channel.iter().map(|c| PollFd::new(c, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => return None,
+            Err(e) => {
+                log::error!("event=poll-failed: {e}");
+                return Some(End::Signal);
+            }
+            Ok(_) => {}
+        }
+        let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+        drop(fds);
+        for signal in self.signals.pending() {
+            match signal {
+                SIGTERM | SIGINT | SIGQUIT => {
+                    log::info!("event=stop signal={signal}");
+                    return Some(End::Signal);
+                }
+                SIGUSR1 | SIGUSR2 => log::info!("event=state acceptor={:?}", self.acceptor.stats()),
+                // the manager reloads us by replacing us
+                _ => {}
+            }
+        }
+        let heirs = sources.len();
+        let mut n = 0;
+        sources.retain(|source| {
+            n += 1;
+            !ready[n] || self.receive(source)
+        });
+        match ready.get(1 + heirs) {
+            Some(true) => self.obey(sources),
+            _ => None,
+        }
+    }
+
+    /// One connection that another server passes on; false when there are no more.
+    fn receive(&self, source: &OwnedFd) -> bool {
+        let got = fd_pass::recv(source).and_then(|m| match m {
+            Some((bytes, mut fds)) if fds.len() == 1 => Ok(Some((retire::message(&bytes)?, fds.remove(0)))),
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "not one fd")),
+            None => Ok(None),
+        });
+        match got {
+            Ok(Some((resume, fd))) => {
+                self.adopt(fd, resume);
+                true
+            }
+            Ok(None) => false,
+            Err(e) => {
+                log::warn!("event=pass-on-failed: {e}");
+                false
+            }
+        }
+    }
+
+    fn adopt(&self, fd: OwnedFd, resume: Resume) {
+        if let Some(continuity) = self.continuity() {
+            continuity.resume(fd.as_raw_fd(), resume);
+        }
+        self.acceptor.adopt(fd);
+    }
+
+    fn continuity(&self) -> Option<&Continuity> {
+        self.legacy.as_ref().map(|(c, _)| &**c)
+    }
+
+    fn obey(&mut self, sources: &mut Vec<OwnedFd>) -> Option<End> {
+        let Some(channel) = &self.channel else { return None };
+        let (order, mut fds) = match Order::recv(channel) {
+            Ok(Some(order)) => order,
+            // the manager is dead; the next one finds us by our lock
+            Ok(None) => {
+                self.channel = None;
+                return None;
+            }
+            Err(e) => {
+                log::warn!("event=order-failed: {e}");
+                return None;
+            }
+        };
+        log::debug!("event=order order={order:?} fds={}", fds.len());
+        match order {
+            Order::Adopt => {
+                let left = succession::collect(succession::estates(fds));
+                if let Some(continuity) = self.continuity() {
+                    let taken = succession::take_over(left, continuity);
+                    taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
+                }
+                let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
+            }
+            Order::Queued => {
+                fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
+                let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
+            }
+            Order::Hold => self.acceptor.hold(),
+            Order::GoOn => self.acceptor.go_on(),
+            Order::Heir => sources.extend(fds.pop()),
+            Order::Retire => return Some(End::Retire(fds.pop())),
+            Order::Promote => log::warn!("event=order-ignored order={order:?}"),
+        }
+        None
+    }
+
+    /// The orderly end.
+    fn end(mut self, heir: Option<OwnedFd>) -> anyhow::Result<Exit> {
+        let Some((continuity, legacy)) = self.legacy.take() else {
+            let _ = self.notify.send("STOPPING=1");
+            self.acceptor.stop();
+            let report = self.engine.shutdown(self.drain);
+            log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
+            self.lock.close()?;
+            return Ok(Exit::Done);
+        };
+        // first the lock and the listeners, so that the next one can serve while we finish
+        self.acceptor.stop();
+        self.lock.close()?;
+        let (to, from) = mpsc::channel();
+        if let Some(heir) = heir {
+            let _ = to.send(Passing::Heir(heir));
+        }
+        let _ = self.notify.send("STOPPING=1\nX_TRAFFIC_RETIRING=1");
+        if let Some(channel) = self.channel.take() {
+            // the heir may be named later; this thread ends with the process
+            let to = to.clone();
+            std::thread::spawn(move || {
+                while let Ok(Some((order, mut fds))) = Order::recv(&channel) {
+                    if let (Order::Retire, Some(heir)) = (order, fds.pop()) {
+                        let _ = to.send(Passing::Heir(heir));
+                    }
+                }
+            });
+        }
+        let passing = std::thread::spawn(move || pass_on(&from));
+        let connections = to.clone();
+        continuity
+            .retirement()
+            .begin(Box::new(move |r| drop(connections.send(Passing::Connection(Box::new(r))))));
+        let report = self.engine.shutdown(self.drain);
+        continuity.retirement().end();
+        let _ = to.send(Passing::NoMore);
+        let (passed, parked) = passing.join().unwrap_or_default();
+        log::info!(
+            "event=stopped drained={} cancelled={} passed_on={passed} left={}",
+            report.drained,
+            report.cancelled,
+            parked.len()
+        );
+        match parked.is_empty() {
+            true => legacy.end(),
+            // our keeper has them; closed here they would be closed there, so they stay open until we are gone
+            false => std::mem::forget((parked, legacy)),
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// Sends connections to the heir. Returns how many, and those for whom there was none.
+fn pass_on(from: &mpsc::Receiver<Passing>) -> (usize, Vec<Retired>) {
+    let (mut heir, mut parked, mut passed) = (None, Vec::new(), 0);
+    for message in from {
+        match message {
+            Passing::Connection(r) => parked.push(*r),
+            Passing::Heir(fd) => heir = Some(fd),
+            Passing::NoMore => break,
+        }
+        let Some(to) = &heir else { continue };
+        while let Some(r) = parked.pop() {
+            let message = r.to_message();
+            r.pass_on();
+            match fd_pass::send(to, &message, &[r.fd().as_fd()]) {
+                Ok(()) => passed += 1,
+                Err(e) => {
+                    log::warn!("event=pass-on-failed: {e}");
+                    r.take_back();
+                    parked.push(r);
+                    heir = None;
+                    break;
+                }
+            }
+        }
+    }
+    (passed, parked)
+}

@@ -1,0 +1,81 @@
+//! What we shall leave: a table of our connections, and a keeper that holds them open when we are killed.
+//!
+//! The manager has one too, for the connections in its queue.
+
+use crate::suite::estate_name;
+use proxy::continuity::{Size, Table};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use supervisor::fd_pass;
+use supervisor::keeper::{self, Keeper, Shared};
+use supervisor::notify::Notifier;
+
+/// Connections with a larger fd number aren't noted.
+const MAX_SLOTS: u64 = 1 << 18;
+/// Requests in progress whose bytes are kept; 16 KiB of address space each, memory only where used.
+const MAX_BUFFERS: usize = 16 << 10;
+
+/// How large a server's table is: as many connections as it may have fds.
+pub fn table_size() -> Size {
+    use nix::sys::resource::{Resource, getrlimit};
+    let fds = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(MAX_SLOTS)) as usize;
+    Size { slots: fds, buffers: fds.min(MAX_BUFFERS) }
+}
+
+/// A table with its keeper. The keeper is missing where the kernel or a sandbox refuses it: then a kill costs the
+/// connections, and nothing else.
+pub struct Legacy {
+    table: Arc<Table>,
+    /// With the end by which it is asked. That stays open here, and the keeper closes it first thing.
+    keeper: Option<(Keeper, OwnedFd)>,
+}
+
+struct InTable(Arc<Table>);
+
+impl Shared for InTable {
+    fn lock_fd(&self) -> Option<RawFd> {
+        self.0.lock_fd()
+    }
+}
+
+impl Legacy {
+    /// Makes the keeper; to be called with one thread. `listeners`: whose connections are kept; `first`: what else is closed
+    /// first thing, see [`keeper::make`].
+    pub fn new(table: Arc<Table>, listeners: &[BorrowedFd<'_>], first: &[BorrowedFd<'_>]) -> Legacy {
+        let made = fd_pass::pair().and_then(|(ours, theirs)| {
+            let shared = InTable(table.clone());
+            let first: Vec<_> = first.iter().copied().chain([theirs.as_fd()]).collect();
+            Ok((keeper::make(ours, listeners, &first, &shared)?, theirs))
+        });
+        let keeper: io::Result<_> = made;
+        let keeper = keeper
+            .inspect_err(|e| {
+                log::warn!("event=continuity-off: no keeper: {e}; a kill will cost the open connections");
+            })
+            .ok();
+        Legacy { table, keeper }
+    }
+
+    /// The keeper is to let go of this lock when we are dead.
+    pub fn note_lock(&self, lock: RawFd) {
+        self.table.set_lock_fd(lock);
+    }
+
+    /// Gives `above` the way to the keeper, and the table; after that, a kill costs nothing.
+    pub fn announce(&self, above: &Notifier) {
+        let Some((keeper, theirs)) = &self.keeper else { return };
+        let name = estate_name(std::process::id() as i32, keeper.pid());
+        let text = format!("FDSTORE=1\nFDNAME={name}");
+        if let Err(e) = above.send_fds(&text, &[theirs.as_fd(), self.table.as_fd()]) {
+            log::warn!("event=continuity-off: nobody can be told: {e}");
+        }
+    }
+
+    /// Nothing is left behind: we end in order.
+    pub fn end(self) {
+        if let Some((keeper, _)) = self.keeper {
+            keeper.end();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Connections that come while no server serves: they wait in the manager, in order, within bounds.
+
+mod common;
+
+use common::origin::Origin;
+use common::*;
+use std::time::{Duration, Instant};
+
+fn queue_status(s: &Suite) -> serde_json::Value {
+    let text = expect_code(&s.run(MANAGER, &["status"]), 0);
+    serde_json::from_str::<serde_json::Value>(text.trim()).unwrap()["queue"].clone()
+}
+
+/// Waits until so many are in the queue.
+#[track_caller]
+fn wait_depth(s: &Suite, depth: u64) {
+    let until = Instant::now() + LONG;
+    loop {
+        let q = queue_status(s);
+        if q["depth"] == depth {
+            return;
+        }
+        assert!(Instant::now() < until, "{q}");
+    }
+}
+
+#[test]
+fn a_pause_holds_who_comes_and_resume_serves_them_in_order() {
+    let origin = Origin::start();
+    // one event thread: the order of service is the order of arrival
+    let mut s = Suite::new("");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\nthreads = 1\n{}", origin.route()));
+    s.start();
+    let mut open = Client::connect(s.addr()).unwrap();
+    assert_eq!(open.get("/before").unwrap().code, 200);
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    assert_eq!(open.get("/during").unwrap().code, 200, "open connections go on");
+    let mut waiting: Vec<Client> = (0..600)
+        .map(|n| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send(&format!("GET /{n} HTTP/1.1\r\nHost: t\r\n\r\n")).unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 600);
+    assert_eq!(queue_status(&s)["paused"], true);
+    let said = expect_code(&s.run(MANAGER, &["resume"]), 0);
+    assert!(said.contains("600"), "{said}");
+    for (n, c) in waiting.iter_mut().enumerate() {
+        assert_eq!(c.read().unwrap().text(), format!("/{n}"));
+    }
+    assert_eq!(s.get("/after").code, 200);
+    let q = queue_status(&s);
+    assert_eq!(
+        (q["depth"].as_u64(), q["total"].as_u64(), q["paused"].as_bool()),
+        (Some(0), Some(600), Some(false))
+    );
+    s.stop();
+}
+
+#[test]
+fn who_waits_too_long_is_told_so_and_who_gives_up_is_dropped() {
+    let mut s = Suite::serving("");
+    expect_code(&s.run(MANAGER, &["pause", "--max-wait", "1s"]), 0);
+    let gone = Client::connect(s.addr()).unwrap();
+    wait_depth(&s, 1);
+    drop(gone);
+    wait_depth(&s, 0);
+    let mut c = Client::connect(s.addr()).unwrap();
+    let from = Instant::now();
+    let answer = c.get("/").unwrap();
+    assert_eq!(answer.code, 503);
+    assert!(answer.head.contains("Retry-After:"), "{answer:?}");
+    assert!(from.elapsed() >= Duration::from_secs(1));
+    let q = queue_status(&s);
+    assert_eq!((q["gone"].as_u64(), q["expired"].as_u64()), (Some(1), Some(1)), "{q}");
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn an_outage_is_bridged_in_order() {
+    // every server dies at once until it is let live: an outage as long as the test wants
+    let mut s = Suite::new("");
+    s.write_config(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\nthreads = 1\nstandby = false\n[manager.respawn]\nmax = \"100ms\"\n",
+    );
+    s.start();
+    let token = s.run_dir().join("heartbeat.token");
+    let secret = std::fs::read_to_string(&token).unwrap();
+    std::fs::remove_file(&token).unwrap();
+    std::fs::create_dir(&token).unwrap();
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=queue-begin"]);
+    let mut waiting: Vec<Client> = (0..300)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 300);
+    std::fs::remove_dir(&token).unwrap();
+    std::fs::write(&token, secret).unwrap();
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200);
+    }
+    s.stop();
+}
+
+#[test]
+fn the_queue_is_bounded_and_the_backlog_takes_the_rest() {
+    let mut s = Suite::serving("[manager.queue]\nmax_connections = 5\n");
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 5);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200);
+    }
+    s.stop();
+}
+
+#[test]
+fn a_server_killed_during_a_pause_leaves_the_pause() {
+    let mut s = Suite::serving("");
+    s.wait(0, &["event=spawn of=standby"]);
+    let mut open = Client::connect(s.addr()).unwrap();
+    assert_eq!(open.get("/").unwrap().code, 200);
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=ready"]);
+    assert_eq!(open.get("/").unwrap().code, 200);
+    let mut c = Client::connect(s.addr()).unwrap();
+    c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    wait_depth(&s, 1);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    assert_eq!(c.read().unwrap().code, 200);
+    s.stop();
+}
+
+#[test]
+fn the_queue_survives_the_death_of_the_manager() {
+    let mut s = Suite::serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting: Vec<Client> = (0..50)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 50);
+    let server = s.pid("server");
+    // the pause dies with the manager that was told of it; the connections don't
+    s.kill("manager", SIGKILL);
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200);
+    }
+    assert_eq!(s.pid("server"), server);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn a_new_manager_commands_the_server_that_it_adopted() {
+    let mut s = Suite::serving("");
+    let mut open = Client::connect(s.addr()).unwrap();
+    assert_eq!(open.get("/").unwrap().code, 200);
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    let server = s.pid("server");
+    expect_code(&s.run(MANAGER, &["restart"]), 0);
+    assert_ne!(s.pid("server"), server);
+    assert_eq!(open.get("/").unwrap().code, 200, "passed on by the adopted one");
+    s.stop();
+}
