@@ -14,7 +14,7 @@ pub mod value;
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
 pub use route::{Balance, Changes, Origin, Route};
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,6 +137,8 @@ pub struct Server {
     pub cache_disk: u64,
     /// Where; `state_dir/cache` if not set.
     pub cache_path: Option<PathBuf>,
+    /// Who may use PURGE.
+    pub cache_purge: Vec<IpAddr>,
 }
 
 /// An address to listen on.

@@ -203,6 +203,7 @@ fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfig> {
         heartbeat_token: token,
         limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
         cache: CacheConfig { memory: server.cache_memory, disk, ..CacheConfig::default() },
+        purge_from: server.cache_purge.clone(),
     })
 }
 

@@ -98,11 +98,16 @@ impl Cache {
             .collect::<Vec<_>>();
         keys.extend(also.iter().map(|uri| key(host, uri)));
         for key in keys {
-            self.store.remove(&key);
-            if let Some(disk) = self.disk.clone().filter(|d| d.knows(&key)) {
-                let _ = engine::blocking::run(move || disk.remove(&key)).await;
-            }
+            self.purge(key).await;
         }
+    }
+
+    /// Forgets all variants of a primary key; false if there was nothing.
+    pub async fn purge(&self, key: Key) -> bool {
+        let here = self.store.remove(&key);
+        let Some(disk) = self.disk.clone().filter(|d| d.knows(&key)) else { return here };
+        let _ = engine::blocking::run(move || disk.remove(&key)).await;
+        true
     }
 
     /// Keeps an answer, in memory and on disk.
