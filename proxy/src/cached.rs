@@ -90,7 +90,7 @@ impl Proxy {
         let (request, fate) = self.prepared(request, asked)?;
         let (mut answer, _) = self.fetch(asked, request, &fate).await?;
         if policy::invalidates(&method, answer.status()) {
-            cache.invalidate(host, &uri, answer.headers());
+            cache.invalidate(host, &uri, answer.headers()).await;
         }
         let why = if method == Method::GET || method == Method::HEAD { "bypass" } else { "method" };
         serve::say(answer.headers_mut(), &self.config.name, &format!("fwd={why}"));
@@ -109,8 +109,15 @@ impl Proxy {
         let alone = method == Method::HEAD || own.iter().any(|n| ours.fields.contains_key(n));
         let mut waited = false;
         for _ in 0..ROUNDS {
+            let (mut found, mut variant) = cache.store.find(&ours.key, &ours.fields, engine::time::now());
+            // from disk: the way to a variant first, then the variant
+            for _ in 0..2 {
+                if !matches!(found, Found::Nothing) || !cache.load(&variant).await {
+                    break;
+                }
+                (found, variant) = cache.store.find(&ours.key, &ours.fields, engine::time::now());
+            }
             let now = engine::time::now();
-            let (found, variant) = cache.store.find(&ours.key, &ours.fields, now);
             let hit = |o: &Object, status: &str| {
                 serve::kept(o, &method, &ours.fields, &self.config.name, status, now)
             };
@@ -289,6 +296,7 @@ impl Proxy {
                     // what was kept is older than what may not be kept
                     if answer.status().is_success() || !matches!(found, Found::Object(_)) {
                         cache.store.uncacheable(&variant, now.0);
+                        cache.forget(&variant);
                     }
                 }
                 return (answer, false);
@@ -304,7 +312,7 @@ impl Proxy {
     /// Puts a 304's news into what is kept.
     fn freshen(
         &self,
-        cache: &Cache,
+        cache: &Arc<Cache>,
         key: &Key,
         fields: &HeaderMap,
         o: &Object,
@@ -320,8 +328,11 @@ impl Proxy {
         // the age is that of the 304, not of what it is about
         head.initial_age = policy::initial_age(news, delay, now.1);
         match judged {
-            Ok(_) => cache.store.put(key, fields, Object::new(head.clone(), o.body.clone())),
-            Err(Refusal::Answer) => drop(cache.store.remove(key)),
+            Ok(_) => cache.put(key, fields, Object::new(head.clone(), o.body.clone())),
+            Err(Refusal::Answer) => {
+                cache.store.remove(key);
+                cache.forget(key);
+            }
             Err(_) => {}
         }
         Object::new(head, o.body.clone())

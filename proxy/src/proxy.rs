@@ -1,7 +1,7 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
 use crate::body::{Body, Fate};
-use crate::cache::{Cache, CacheConfig};
+use crate::cache::{self, Cache, CacheConfig};
 use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
@@ -39,8 +39,10 @@ pub struct ProxyConfig {
     pub heartbeat_token: String,
     /// Limits of client connections.
     pub limits: Limits,
-    /// What is kept in memory.
+    /// What is kept, and where.
     pub cache: CacheConfig,
+    /// Who may have kept answers forgotten, by the method PURGE.
+    pub purge_from: Vec<IpAddr>,
 }
 
 /// The proxy, shared by all event threads.
@@ -77,7 +79,7 @@ impl Proxy {
             made
         };
         let upstreams = config.routes.iter().map(upstream).collect();
-        let cache = Cache::new(config.cache);
+        let cache = Cache::new(config.cache.clone());
         let counters = Counters::new(config.routes.len());
         Arc::new(Proxy { config, cache, counters, upstreams, started: Instant::now() })
     }
@@ -85,7 +87,8 @@ impl Proxy {
     /// What became of requests, and what the cache holds.
     pub fn stats(&self) -> Stats {
         let (cache_bytes, cache_objects) = self.cache.as_ref().map_or((0, 0), |c| c.store.used());
-        Stats { requests: self.counters.sum(), cache_bytes, cache_objects }
+        let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
+        Stats { requests: self.counters.sum(), cache_bytes, cache_objects, disk }
     }
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
@@ -170,6 +173,9 @@ impl Proxy {
             };
         };
         *found = Some(route);
+        if request.method().as_str() == "PURGE" && !self.config.purge_from.is_empty() {
+            return self.purge(client, host.as_ref(), request.uri(), asker).await;
+        }
         let asked = Asked { route, client, host, asker };
         let config = &self.config.routes[route];
         let (mut answer, outcome) = match &config.target {
@@ -195,6 +201,29 @@ impl Proxy {
         };
         config.response_headers.apply(answer.headers_mut());
         Ok((answer, outcome))
+    }
+
+    /// Forgets what is kept for a target.
+    async fn purge(
+        &self,
+        client: Option<IpAddr>,
+        host: Option<&HeaderValue>,
+        uri: &Uri,
+        asker: Asker,
+    ) -> Result<Counted, Failed> {
+        if !client.is_some_and(|c| self.config.purge_from.contains(&c.to_canonical())) {
+            return Err(Failed { status: StatusCode::FORBIDDEN, why: "PURGE is not for you".to_owned() });
+        }
+        let host = host.and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        let had = match &self.cache {
+            Some(cache) => cache.purge(cache::key(host, uri)).await,
+            None => false,
+        };
+        log::info!("event=purge request={:016x} target={host}{uri} found={had}", asker.id);
+        match had {
+            true => Ok((fixed(StatusCode::OK, Bytes::from_static(b"purged\n")), Outcome::Own)),
+            false => Err(Failed { status: StatusCode::NOT_FOUND, why: "nothing was kept".to_owned() }),
+        }
     }
 
     /// The request as an origin gets it, but for its target.

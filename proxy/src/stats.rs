@@ -1,5 +1,6 @@
 //! What became of requests, counted by route: by each thread for itself, summed when somebody asks.
 
+use crate::cache::disk::DiskStats;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -107,6 +108,8 @@ pub struct Stats {
     pub cache_bytes: u64,
     /// Objects in the cache, variants and notes included.
     pub cache_objects: usize,
+    /// The cache's tier on disk.
+    pub disk: DiskStats,
 }
 
 impl Stats {

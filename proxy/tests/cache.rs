@@ -68,7 +68,7 @@ fn what_may_not_be_kept_is_not() {
     let s = Suite::new(c);
     assert_ne!(s.get("/").body, s.get("/").body);
     let mut c = config(vec![to(&[&o])]);
-    c.cache = CacheConfig { memory: 0, ..c.cache };
+    c.cache = CacheConfig { memory: 0, ..CacheConfig::default() };
     let s = Suite::new(c);
     assert_ne!(s.get("/").body, s.get("/").body);
 }
@@ -452,7 +452,7 @@ fn a_slow_client_does_not_hold_up_those_who_wait_for_his_fetch() {
         }))
     });
     let mut c = config(vec![to(&[&o])]);
-    c.cache = CacheConfig { memory: 512 << 20, coalesce: LONG };
+    c.cache = CacheConfig { memory: 512 << 20, coalesce: LONG, disk: None };
     let s = Suite::new(c);
     let mut slow = s.client();
     slow.send(get("/", ""));
@@ -517,4 +517,23 @@ fn what_grows_too_large_on_the_way_passes_on_whole() {
     assert!(s.get("/").whole);
     let r = s.get("/");
     assert!(r.body.len() == 300 * 20_000 && r.cache().starts_with("hit"), "{}", r.cache());
+}
+
+#[test]
+fn purge_is_for_those_who_may() {
+    let o = counting("Cache-Control: max-age=60\r\nVary: Accept\r\n");
+    let purge = |s: &Suite| s.ask("PURGE /a HTTP/1.1\r\nHost: example.org\r\n\r\n").status;
+    let mut c = config(vec![to(&[&o])]);
+    c.purge_from = vec!["127.0.0.1".parse().unwrap()];
+    let s = Suite::new(c);
+    assert_eq!(s.get("/a").body, s.get("/a").body);
+    assert_eq!((purge(&s), purge(&s)), (200, 404));
+    assert_eq!(s.get("/a").body, "answer 1");
+    let mut c = config(vec![to(&[&o])]);
+    c.purge_from = vec!["192.0.2.1".parse().unwrap()];
+    assert_eq!(purge(&Suite::new(c)), 403);
+    assert_eq!(o.count(), 2);
+    // nobody may: it is a method like any other
+    assert_eq!(purge(&Suite::to(&[&o])), 200);
+    assert_eq!(o.count(), 3);
 }

@@ -14,7 +14,7 @@ pub mod value;
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
 pub use route::{Balance, Changes, Origin, Route};
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -133,6 +133,12 @@ pub struct Server {
     pub idle_timeout: Duration,
     /// Bytes of answers kept in memory; 0 is no cache.
     pub cache_memory: u64,
+    /// Bytes of answers kept on disk; 0 is none.
+    pub cache_disk: u64,
+    /// Where; `state_dir/cache` if not set.
+    pub cache_path: Option<PathBuf>,
+    /// Who may use PURGE.
+    pub cache_purge: Vec<IpAddr>,
 }
 
 /// An address to listen on.

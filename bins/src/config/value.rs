@@ -1,7 +1,7 @@
 //! Texts into values, each with an error that says what was expected.
 
 use super::Listen;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -179,6 +179,12 @@ pub fn address_or_none(v: &Raw) -> Result<Option<SocketAddr>, Wrong> {
             .map(Some)
             .map_err(|_| format!("{s:?} is neither an address such as \"127.0.0.1:8083\" nor \"none\"")),
     }
+}
+
+/// An IP address.
+pub fn ip(v: &Raw) -> Result<IpAddr, Wrong> {
+    let s = text(v)?;
+    s.parse().map_err(|_| format!("{s:?} is not an address such as \"127.0.0.1\""))
 }
 
 /// A signal's name or number, or `none`.

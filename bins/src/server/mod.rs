@@ -194,12 +194,16 @@ fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfig> {
     let mut hash = DefaultHasher::new();
     token.hash(&mut hash);
     let routes = config.routes.iter().map(route_config).collect::<anyhow::Result<_>>()?;
+    let server = &config.server;
+    let path = || server.cache_path.clone().unwrap_or_else(|| config.suite.state_dir.join("cache"));
+    let disk = (server.cache_disk > 0).then(|| (path(), server.cache_disk));
     Ok(ProxyConfig {
         name: format!("traffic-{:08x}", hash.finish() as u32),
         routes,
         heartbeat_token: token,
         limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
-        cache: CacheConfig { memory: config.server.cache_memory, ..CacheConfig::default() },
+        cache: CacheConfig { memory: server.cache_memory, disk, ..CacheConfig::default() },
+        purge_from: server.cache_purge.clone(),
     })
 }
 

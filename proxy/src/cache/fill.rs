@@ -84,7 +84,7 @@ impl Copying {
             false => body.freeze(),
         };
         let object = Object::new(self.keep.head.clone(), body.clone());
-        self.keep.cache.store.put(&self.keep.key, &self.keep.request, object);
+        self.keep.cache.put(&self.keep.key, &self.keep.request, object);
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);
         }

@@ -5,40 +5,52 @@
 //! 1. [`directives`], [`policy`], [`vary`]: the rules; pure;
 //! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
-//! 4. [`serve`]: a kept answer as this client gets it.
+//! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm;
+//! 5. [`serve`]: a kept answer as this client gets it.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
 
 pub mod directives;
+pub mod disk;
 pub mod fill;
 pub mod flight;
 pub mod object;
 pub mod policy;
 mod pump;
+mod record;
 pub mod serve;
 pub mod store;
 pub mod vary;
 
+use self::disk::{Disk, DiskStats};
 use self::flight::Flights;
-use self::store::{Key, Store};
+use self::object::Object;
+use self::store::{Entry, Key, Store};
 use http::header::{CONTENT_LOCATION, HeaderMap, LOCATION};
 use http::{HeaderName, Uri};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+/// Bytes that may wait to be written to disk; what comes beyond isn't written.
+const MAX_WRITING: u64 = 32 << 20;
+
 /// How a cache is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
     /// Bytes of memory; 0 is no cache.
     pub memory: u64,
     /// The longest that a request waits for another one's fetch.
     pub coalesce: Duration,
+    /// Where entries are kept on disk, and the most bytes there.
+    pub disk: Option<(PathBuf, u64)>,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        CacheConfig { memory: 256 << 20, coalesce: Duration::from_secs(5) }
+        CacheConfig { memory: 256 << 20, coalesce: Duration::from_secs(5), disk: None }
     }
 }
 
@@ -51,6 +63,9 @@ pub struct Cache {
     pub flights: Arc<Flights>,
     /// The longest that a request waits for another one's fetch.
     pub coalesce: Duration,
+    disk: Option<Arc<Disk>>,
+    /// Bytes that are to be written to disk.
+    writing: AtomicU64,
     /// Bytes of answers that are on their way into the store now.
     filling: AtomicU64,
     /// The most of them.
@@ -65,6 +80,8 @@ impl Cache {
                 store: Store::new(config.memory),
                 flights: Arc::default(),
                 coalesce: config.coalesce,
+                disk: config.disk.filter(|d| d.1 > 0).map(|(dir, max)| Arc::new(Disk::new(dir, max))),
+                writing: AtomicU64::new(0),
                 filling: AtomicU64::new(0),
                 max_filling: (config.memory / 2).max(1 << 20),
             })
@@ -72,13 +89,83 @@ impl Cache {
     }
 
     /// Forgets what a successful unsafe request has made invalid: its target, and what the answer names on the same host.
-    pub fn invalidate(&self, host: &str, uri: &Uri, answer: &HeaderMap) {
-        self.store.remove(&key(host, uri));
-        for name in [LOCATION, CONTENT_LOCATION] {
-            if let Some(also) = named(host, uri, answer, &name) {
-                self.store.remove(&key(host, &also));
+    /// On disk too, before it returns: a crash must not bring it back.
+    pub async fn invalidate(&self, host: &str, uri: &Uri, answer: &HeaderMap) {
+        let mut keys = vec![key(host, uri)];
+        let also = [LOCATION, CONTENT_LOCATION]
+            .iter()
+            .filter_map(|n| named(host, uri, answer, n))
+            .collect::<Vec<_>>();
+        keys.extend(also.iter().map(|uri| key(host, uri)));
+        for key in keys {
+            self.purge(key).await;
+        }
+    }
+
+    /// Forgets all variants of a primary key; false if there was nothing.
+    pub async fn purge(&self, key: Key) -> bool {
+        let here = self.store.remove(&key);
+        let Some(disk) = self.disk.clone().filter(|d| d.knows(&key)) else { return here };
+        let _ = engine::blocking::run(move || disk.remove(&key)).await;
+        true
+    }
+
+    /// Keeps an answer, in memory and on disk.
+    pub fn put(self: &Arc<Self>, key: &Key, request: &HeaderMap, object: Object) {
+        let new = self.store.put(key, request, object);
+        let Some(disk) = &self.disk else { return };
+        let bytes: u64 = new.iter().map(|(_, e)| if let Entry::Object(o) = e { o.weight() } else { 0 }).sum();
+        if self.writing.fetch_add(bytes, Relaxed) > MAX_WRITING {
+            self.writing.fetch_sub(bytes, Relaxed);
+            // what is there is older than what can't be written
+            new.iter().for_each(|(key, _)| self.forget(key));
+            return;
+        }
+        let new: Vec<_> = new.into_iter().map(|(key, e)| (disk.announce(&key), key, e)).collect();
+        let (disk, cache) = (disk.clone(), self.clone());
+        drop(engine::spawn(async move {
+            let write = move || new.iter().for_each(|(ticket, key, entry)| disk.write(key, entry, *ticket));
+            let _ = engine::blocking::run(write).await;
+            cache.writing.fetch_sub(bytes, Relaxed);
+        }));
+    }
+
+    /// Brings an entry from disk into memory; false if there is none. The first one to ask waits until it is known what
+    /// there is.
+    pub async fn load(&self, key: &Key) -> bool {
+        let Some(disk) = self.disk.clone() else { return false };
+        if disk.claims_scan() {
+            let scanning = disk.clone();
+            if let Ok(Err(e)) = engine::blocking::run(move || scanning.scan()).await {
+                log::error!("event=cache-disk-unusable: {e}");
             }
         }
+        if !disk.knows(key) {
+            return false;
+        }
+        let wanted = key.clone();
+        match engine::blocking::run(move || disk.read(&wanted)).await {
+            Ok(Some(entry)) => {
+                self.store.insert(key.clone(), entry);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Removes an entry from disk, in the background.
+    pub fn forget(&self, key: &Key) {
+        if let Some(disk) = self.disk.clone().filter(|d| d.knows(key)) {
+            let key = key.clone();
+            drop(engine::spawn(async move {
+                let _ = engine::blocking::run(move || disk.remove(&key)).await;
+            }));
+        }
+    }
+
+    /// Numbers of the tier on disk.
+    pub fn disk_stats(&self) -> DiskStats {
+        self.disk.as_ref().map(|d| d.stats()).unwrap_or_default()
     }
 }
 

@@ -15,7 +15,7 @@ use super::vary;
 use http::header::{HeaderMap, HeaderName};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -30,17 +30,24 @@ const UNCACHEABLE: Duration = Duration::from_secs(10);
 /// The primary key, or the key of a variant.
 pub type Key = Arc<str>;
 
+/// What a key stands for.
 #[derive(Debug, Clone)]
-enum Entry {
+pub enum Entry {
+    /// An answer.
     Object(Arc<Object>),
+    /// The way to the answers.
     Spec(Arc<Spec>),
+    /// There is none to be kept, until then.
     Uncacheable(Instant),
 }
 
+/// How answers are told apart.
 #[derive(Debug)]
-struct Spec {
-    names: Vec<HeaderName>,
-    generation: u64,
+pub struct Spec {
+    /// The fields of a request that select.
+    pub names: Vec<HeaderName>,
+    /// No other spec of this key has had it, also none of an earlier process.
+    pub generation: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -89,7 +96,8 @@ impl Store {
             .expect("both capacities are given");
         let cache = Cache::with_options(options, Weigh, RandomState::default(), DefaultLifecycle::default());
         let max_object = cache.shard_capacity() / 2;
-        Store { cache, max_object, generation: AtomicU64::new(0) }
+        let generation = AtomicU64::new(RandomState::new().hash_one(0) >> 1);
+        Store { cache, max_object, generation }
     }
 
     /// Larger ones aren't kept.
@@ -132,31 +140,36 @@ impl Store {
         }
     }
 
-    /// Keeps an answer to a request with these fields.
-    pub fn put(&self, key: &Key, request: &HeaderMap, object: Object) {
+    /// Keeps an answer to a request with these fields. Returns what there is now that wasn't there before.
+    pub fn put(&self, key: &Key, request: &HeaderMap, object: Object) -> Vec<(Key, Entry)> {
         let names = vary::names(&object.head.headers);
-        let object = Arc::new(object);
+        let object = Entry::Object(Arc::new(object));
         let spec = match self.cache.peek(&**key) {
             Some(Entry::Spec(spec)) => Some(spec),
             _ => None,
         };
-        let spec = match spec {
-            None if names.is_empty() => {
-                self.cache.insert(key.clone(), Entry::Object(object));
-                return;
-            }
+        let new = match spec {
+            None if names.is_empty() => vec![(key.clone(), object)],
             // selecting by more than an answer says is right too; what is there stays reachable
-            Some(spec) if names.iter().all(|n| spec.names.contains(n)) => spec,
+            Some(spec) if names.iter().all(|n| spec.names.contains(n)) => {
+                vec![(variant(key, &spec, request), object)]
+            }
             had => {
                 let mut all = had.map_or(Vec::new(), |s| s.names.clone());
                 all.extend(names.into_iter().filter(|n| !all.contains(n)).collect::<Vec<_>>());
                 let generation = self.generation.fetch_add(1, Ordering::Relaxed);
                 let spec = Arc::new(Spec { names: all, generation });
-                self.cache.insert(key.clone(), Entry::Spec(spec.clone()));
-                spec
+                let variant = variant(key, &spec, request);
+                vec![(key.clone(), Entry::Spec(spec)), (variant, object)]
             }
         };
-        self.cache.insert(variant(key, &spec, request), Entry::Object(object));
+        new.iter().for_each(|(key, entry)| self.insert(key.clone(), entry.clone()));
+        new
+    }
+
+    /// Puts an entry in its place.
+    pub fn insert(&self, key: Key, entry: Entry) {
+        self.cache.insert(key, entry);
     }
 
     /// Notes that the answer to this couldn't be kept. `key` is that of a variant.

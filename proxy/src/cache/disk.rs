@@ -1,0 +1,321 @@
+//! The tier on disk: a file for each entry of the store, found by its name.
+//!
+//! ```text
+//! DIR/<when it came>-<number of its key>-<its size>       all hexadecimal
+//! DIR/tmp-<process>-<count>                               being written
+//! ```
+//!
+//! A file gets its name when it is whole (rename(2)), so a process that is killed leaves only temporary files. All that must
+//! be known at the start is in the names: a new server reads one directory and no file. What is read is believed only with
+//! its checksum. The oldest go first. Everything here blocks: it belongs on the threads for that.
+//!
+//! Two servers may use the directory at once while one takes over from the other: each knows its own files, and takes it
+//! calmly if one has gone.
+
+use super::record;
+use super::store::Entry;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// So much of the file system is left to others.
+const RESERVE: u64 = 64 << 20;
+/// A file costs at least a block, and its place in a directory.
+const BLOCK: u64 = 4096;
+
+#[derive(Debug, Default)]
+struct Index {
+    files: HashMap<u128, (u64, u64)>,
+    order: BTreeMap<u64, u128>,
+    /// Announced and not yet written: by which ticket. Whoever removes or replaces an entry takes the ticket away.
+    pending: HashMap<u128, u64>,
+    bytes: u64,
+    next: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Disk {
+    dir: PathBuf,
+    max: u64,
+    index: Mutex<Index>,
+    scanned: AtomicBool,
+    temporary: AtomicU64,
+    damaged: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// Numbers of the tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskStats {
+    /// Files.
+    pub files: usize,
+    /// Bytes, in whole blocks.
+    pub bytes: u64,
+    /// Files that were dropped because something was wrong with them.
+    pub damaged: u64,
+    /// Entries that weren't written: no room on the file system, or an error.
+    pub refused: u64,
+}
+
+impl Index {
+    fn add(&mut self, number: u128, at: u64, size: u64) -> Option<(u64, u64)> {
+        let had = self.remove(number);
+        self.files.insert(number, (at, size));
+        self.order.insert(at, number);
+        self.bytes += on_disk(size);
+        self.next = self.next.max(at + 1);
+        had
+    }
+
+    fn remove(&mut self, number: u128) -> Option<(u64, u64)> {
+        let (at, size) = self.files.remove(&number)?;
+        self.order.remove(&at);
+        self.bytes -= on_disk(size);
+        Some((at, size))
+    }
+}
+
+fn on_disk(size: u64) -> u64 {
+    size.div_ceil(BLOCK) * BLOCK
+}
+
+impl Disk {
+    /// In `dir`, of at most `max` bytes. Nothing is touched before [`Disk::scan`].
+    pub fn new(dir: PathBuf, max: u64) -> Disk {
+        Disk {
+            dir,
+            max,
+            index: Mutex::default(),
+            scanned: AtomicBool::new(false),
+            temporary: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// The one who is first to ask; he has to call [`Disk::scan`].
+    pub fn claims_scan(&self) -> bool {
+        !self.scanned.swap(true, Ordering::AcqRel)
+    }
+
+    /// Finds what is there. Needed once, by the server that serves: one that stands by would see too little.
+    ///
+    /// # Errors
+    /// The directory can't be made or read.
+    pub fn scan(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        let mut gone = Vec::new();
+        let mut index = self.index.lock().expect("never poisoned");
+        for entry in fs::read_dir(&self.dir)?.flatten() {
+            let name = entry.file_name();
+            match name.to_str().and_then(parse) {
+                Some((at, number, size)) => {
+                    // of two with the same key the newer one counts
+                    let newer = index.files.get(&number).is_some_and(|(had, _)| *had > at);
+                    if newer {
+                        gone.push(entry.path());
+                    } else if let Some((at, size)) = index.add(number, at, size) {
+                        gone.push(self.path(number, at, size));
+                    }
+                }
+                // another process may be writing it just now: only old ones go
+                None if is_old_temporary(&entry) => gone.push(entry.path()),
+                None => {}
+            }
+        }
+        gone.extend(self.evict(&mut index, 0));
+        drop(index);
+        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+        Ok(())
+    }
+
+    fn path(&self, number: u128, at: u64, size: u64) -> PathBuf {
+        self.dir.join(format!("{at:016x}-{number:032x}-{size:x}"))
+    }
+
+    /// Makes room for `more` bytes; what has to be deleted is returned.
+    fn evict(&self, index: &mut Index, more: u64) -> Vec<PathBuf> {
+        let mut gone = Vec::new();
+        while index.bytes + more > self.max
+            && let Some((&at, &number)) = index.order.first_key_value()
+        {
+            let size = index.files.get(&number).map_or(0, |f| f.1);
+            gone.push(self.path(number, at, size));
+            index.remove(number);
+        }
+        gone
+    }
+
+    /// Is there a file for this key, or is one being written? Doesn't block.
+    pub fn knows(&self, key: &str) -> bool {
+        let number = record::number(key);
+        let index = self.index.lock().expect("never poisoned");
+        index.files.contains_key(&number) || index.pending.contains_key(&number)
+    }
+
+    /// Says that an entry is going to be written, in the order in which entries come; what is removed meanwhile isn't
+    /// written any more. Doesn't block.
+    pub fn announce(&self, key: &str) -> u64 {
+        let mut index = self.index.lock().expect("never poisoned");
+        // newer than what any server has written, also one whose files aren't known yet
+        let ticket = index.next.max(nanos());
+        index.next = ticket + 1;
+        index.pending.insert(record::number(key), ticket);
+        ticket
+    }
+
+    /// What there is for a key.
+    pub fn read(&self, key: &str) -> Option<Entry> {
+        let number = record::number(key);
+        let (at, size) = *self.index.lock().expect("never poisoned").files.get(&number)?;
+        let path = self.path(number, at, size);
+        let found = fs::read(&path).ok().filter(|f| f.len() as u64 == size);
+        let now = (Instant::now(), SystemTime::now());
+        match found.and_then(|f| record::decode(Bytes::from(f), now)) {
+            Some((k, entry)) if k == key => Some(entry),
+            // two keys with one number: it is the other's
+            Some(_) => None,
+            None => {
+                if path.exists() {
+                    self.damaged.fetch_add(1, Ordering::Relaxed);
+                    log::warn!("event=cache-file-damaged path={:?}", path.display().to_string());
+                }
+                self.remove(key);
+                None
+            }
+        }
+    }
+
+    /// Writes an entry, in the place of an older one, unless its ticket has been taken away.
+    pub fn write(&self, key: &str, entry: &Entry, ticket: u64) {
+        let number = record::number(key);
+        let temporary = self.temporary_name();
+        let written = self.write_temporary(key, entry, &temporary);
+        let mut gone = Vec::new();
+        let size = match written {
+            Ok(Some(size)) => size,
+            other => {
+                if let Err(e) = other {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    log::debug!("event=cache-file-not-written: {e}");
+                }
+                let _ = fs::remove_file(&temporary);
+                // what is there is older than what isn't written
+                return self.remove_if(number, Some(ticket));
+            }
+        };
+        // event threads look into the index: the disk isn't waited for with it in hand
+        let path = self.path(number, ticket, size);
+        if fs::rename(&temporary, &path).is_err() {
+            let _ = fs::remove_file(&temporary);
+            return self.remove_if(number, Some(ticket));
+        }
+        let mut index = self.index.lock().expect("never poisoned");
+        if index.pending.get(&number) == Some(&ticket) {
+            index.pending.remove(&number);
+            gone.extend(index.add(number, ticket, size).map(|(at, size)| self.path(number, at, size)));
+            gone.extend(self.evict(&mut index, 0));
+        } else {
+            gone.push(path);
+        }
+        drop(index);
+        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+    }
+
+    /// The size of what was written; None if it is nothing for the disk.
+    fn write_temporary(&self, key: &str, entry: &Entry, path: &Path) -> io::Result<Option<u64>> {
+        let now = (Instant::now(), SystemTime::now());
+        let Some((head, body)) = record::encode(key, entry, now) else { return Ok(None) };
+        let size = (head.len() + body.len()) as u64;
+        if on_disk(size) > self.max {
+            return Ok(None);
+        }
+        self.room(size)?;
+        let gone = self.evict(&mut self.index.lock().expect("never poisoned"), on_disk(size));
+        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+        write_file(path, &head, &body)?;
+        Ok(Some(size))
+    }
+
+    /// Forgets a key.
+    pub fn remove(&self, key: &str) {
+        self.remove_if(record::number(key), None);
+    }
+
+    /// Forgets a number, if it has this ticket.
+    fn remove_if(&self, number: u128, ticket: Option<u64>) {
+        let mut index = self.index.lock().expect("never poisoned");
+        if ticket.is_some() && index.pending.get(&number) != ticket.as_ref() {
+            return;
+        }
+        index.pending.remove(&number);
+        let had = index.remove(number);
+        drop(index);
+        if let Some((at, size)) = had {
+            let _ = fs::remove_file(self.path(number, at, size));
+        }
+    }
+
+    fn temporary_name(&self) -> PathBuf {
+        let n = self.temporary.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("tmp-{}-{n}", std::process::id()))
+    }
+
+    fn room(&self, size: u64) -> io::Result<()> {
+        let s = rustix::fs::statvfs(&self.dir)?;
+        match s.f_bavail.saturating_mul(s.f_frsize) >= size.saturating_add(RESERVE) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    /// Its numbers.
+    pub fn stats(&self) -> DiskStats {
+        let index = self.index.lock().expect("never poisoned");
+        DiskStats {
+            files: index.files.len(),
+            bytes: index.bytes,
+            damaged: self.damaged.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn nanos() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+fn parse(name: &str) -> Option<(u64, u128, u64)> {
+    let mut parts = name.split('-');
+    let (at, number, size) = (parts.next()?, parts.next()?, parts.next()?);
+    if at.len() != 16 || number.len() != 32 || parts.next().is_some() {
+        return None;
+    }
+    Some((
+        u64::from_str_radix(at, 16).ok().filter(|at| *at < 1 << 63)?,
+        u128::from_str_radix(number, 16).ok()?,
+        u64::from_str_radix(size, 16).ok().filter(|size| *size < 1 << 48)?,
+    ))
+}
+
+fn is_old_temporary(entry: &fs::DirEntry) -> bool {
+    let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with("tmp-"));
+    let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
+    ours && age.is_ok_and(|a| a.as_secs() > 60)
+}
+
+fn write_file(path: &Path, head: &[u8], body: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(head)?;
+    file.write_all(body)
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

@@ -1,0 +1,105 @@
+//! The cache's tier on disk over sockets: one proxy after the other on the same directory.
+
+mod common;
+use common::*;
+use proxy::cache::CacheConfig;
+use std::path::Path;
+
+fn suite(o: &Origin, dir: &Path) -> Suite {
+    let mut c = config(vec![to(&[o])]);
+    c.cache = CacheConfig { disk: Some((dir.to_owned(), 64 << 20)), ..CacheConfig::default() };
+    Suite::new(c)
+}
+
+fn written(s: &Suite, files: usize) {
+    until("it is on disk", || s.proxy.stats().disk.files == files);
+}
+
+fn origin() -> Origin {
+    Origin::new(|q| {
+        let lang = q.field("accept-language").unwrap_or_default();
+        let fields = match q.path() {
+            "/vary" => "Cache-Control: max-age=600\r\nVary: Accept-Language\r\n",
+            _ => "Cache-Control: max-age=600\r\nAge: 5\r\nX-A: b\r\n",
+        };
+        let filler = "0123456789".repeat(if q.path() == "/big" { 200_000 } else { 1 });
+        match q.line().starts_with("GET") {
+            true => Do::Send(ok(fields, &format!("{lang}{}{filler}", q.number))),
+            false => Do::Send(ok("", "")),
+        }
+    })
+}
+
+#[test]
+fn the_next_process_is_warm() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = origin();
+    let s = suite(&o, dir.path());
+    let first = s.get("/");
+    let big = s.get("/big");
+    let ask = |s: &Suite, lang: &str| s.ask(&get("/vary", &format!("Accept-Language: {lang}\r\n"))).body;
+    let (de, en) = (ask(&s, "de"), ask(&s, "en"));
+    written(&s, 5);
+    drop(s);
+    let s = suite(&o, dir.path());
+    let r = s.get("/");
+    assert!(r.cache().starts_with("hit"), "{}", r.cache());
+    assert_eq!(
+        (r.body.as_str(), r.field("x-a"), r.field("date")),
+        (first.body.as_str(), Some("b".into()), first.field("date"))
+    );
+    assert!(r.field("age").unwrap().parse::<u64>().unwrap() >= 5);
+    assert!(s.get("/big").body == big.body);
+    assert_eq!((ask(&s, "de"), ask(&s, "en")), (de, en));
+    assert_eq!(o.count(), 4);
+    assert!(ask(&s, "fr").starts_with("fr"));
+}
+
+#[test]
+fn what_was_made_invalid_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = origin();
+    let s = suite(&o, dir.path());
+    s.get("/a");
+    s.get("/b");
+    written(&s, 2);
+    s.ask("DELETE /a HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    assert_eq!(s.proxy.stats().disk.files, 1, "when it is answered it is done");
+    drop(s);
+    let s = suite(&o, dir.path());
+    s.get("/a");
+    s.get("/b");
+    assert_eq!(o.seen().iter().filter(|q| q.line().starts_with("GET /a")).count(), 2);
+    assert_eq!(o.seen().iter().filter(|q| q.line().starts_with("GET /b")).count(), 1);
+}
+
+#[test]
+fn damage_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = origin();
+    let s = suite(&o, dir.path());
+    s.get("/");
+    written(&s, 1);
+    drop(s);
+    for f in std::fs::read_dir(dir.path()).unwrap() {
+        let path = f.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let n = bytes.len();
+        bytes[n - 3] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let s = suite(&o, dir.path());
+    assert_eq!(s.get("/").status, 200);
+    assert_eq!((o.count(), s.proxy.stats().disk.damaged), (2, 1));
+}
+
+#[test]
+fn a_disk_that_cannot_be_used_costs_nothing_but_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let o = origin();
+    let s = suite(&o, &file.join("below"));
+    assert_eq!(s.get("/").status, 200);
+    assert!(s.get("/").cache().starts_with("hit"));
+}
