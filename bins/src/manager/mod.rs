@@ -11,6 +11,7 @@ mod ask;
 pub mod control;
 pub mod estate;
 mod hear;
+pub mod incident;
 pub mod keep;
 pub mod listeners;
 pub mod queue;
