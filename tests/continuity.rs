@@ -441,3 +441,56 @@ fn kills_in_the_middle_of_a_replacement_are_survived() {
     assert_eq!(slow.read().unwrap().text(), "/held");
     s.stop();
 }
+
+#[test]
+fn every_interruption_has_its_record() {
+    let (_origin, mut s) = serving("");
+    let mut c = connect(&s);
+    c.get("/x").unwrap();
+    let mark = s.mark();
+    let dead = s.kill("server", SIGKILL);
+    c.get("/x").unwrap();
+    let line = s.wait(mark, &["event=incident of=server"]);
+    for part in [&format!("pid={dead}") as &str, "SIGKILL", "takeover_ms=", "resumed=1"] {
+        assert!(line.contains(part), "{line}");
+    }
+    let status = expect_code(&s.run(MANAGER, &["status"]), 0);
+    let v: serde_json::Value = serde_json::from_str(status.trim()).unwrap();
+    assert_eq!(v["incidents"]["count"], 1);
+    let last = &v["incidents"]["last"][0];
+    assert_eq!((last["pid"].as_i64(), last["connections"]["resumed"].as_u64()), (Some(dead.into()), Some(1)));
+    s.stop();
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads_and_survive_the_manager() {
+    let (_origin, mut s) = serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    let metrics = |s: &Suite, mark: usize| {
+        let line = s.wait(mark, &["event=admin listen="]);
+        let addr = line.rsplit('=').next().unwrap().parse().unwrap();
+        let get = |path: &str| Client::connect(addr).unwrap().get(path).unwrap();
+        assert_eq!(get("/healthz").code, 200);
+        let mut post = Client::connect(addr).unwrap();
+        post.send("POST /restart HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n").unwrap();
+        assert_eq!(post.read().unwrap().code, 405, "read-only");
+        get("/metrics").text()
+    };
+    let text = metrics(&s, 0);
+    let mut typed = std::collections::HashSet::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["gauge", "counter"].contains(&kind) && typed.insert(name.to_owned()), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else if !line.starts_with("# HELP ") {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(typed.contains(name.split('{').next().unwrap()), "{line} has no type before it");
+        }
+    }
+    assert!(text.contains("traffic_server_up 1\n"), "{text}");
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    assert!(metrics(&s, mark).contains("traffic_server_up 1\n"));
+    s.stop();
+}

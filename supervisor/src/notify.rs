@@ -56,6 +56,8 @@ pub enum Field {
     Standby,
     /// `X_TRAFFIC_RETIRING=1`: the sender has let go of its lock and accepts nothing any more.
     Retiring,
+    /// `X_TRAFFIC_TOOK=…`: what became of the connections that the sender was offered.
+    Took(String),
     /// `X_TRAFFIC_HELD=1`: the sender accepts nothing until it is told to go on.
     Held,
     /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
@@ -124,6 +126,7 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "X_TRAFFIC_EXIT" => Ok(Some(Field::Exit(number()?))),
         "X_TRAFFIC_STANDBY" => flag(Field::Standby),
         "X_TRAFFIC_RETIRING" => flag(Field::Retiring),
+        "X_TRAFFIC_TOOK" => Ok(Some(Field::Took(text()))),
         "X_TRAFFIC_HELD" => flag(Field::Held),
         "X_TRAFFIC_SETTLED" => flag(Field::Settled),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),

@@ -4,6 +4,7 @@
 //! so it takes all there are.
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use std::time::{Duration, Instant};
 
 /// Makes this process the one that orphaned descendants are given to, instead of init.
 ///
@@ -25,5 +26,20 @@ pub fn reap_strangers(is_known: impl Fn(i32) -> bool) -> Vec<i32> {
         }
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
         reaped.push(pid.as_raw());
+    }
+}
+
+/// Reaps children as they end until there are none, for `limit` at most. True: none is left.
+///
+/// For the end of a subreaper, which orphans may still be about to end themselves.
+pub fn reap_all(limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    loop {
+        match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+            Err(nix::errno::Errno::ECHILD) => return true,
+            Ok(s) if s.pid().is_some() => {}
+            _ if Instant::now() >= until => return false,
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
     }
 }

@@ -115,6 +115,7 @@ impl Keep {
                 "last_exit": s.last_exit,
                 "status": s.said,
             },
+            "incidents": self.incidents.borrow().status(),
             "queue": self.queue.borrow().status(now),
             "listen": listeners::names(&self.listeners.borrow()),
         })

@@ -9,7 +9,7 @@
 //! | `POST /resume` | how many had waited: the server has them now |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
-//! `manager.admin` answers `GET /status` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
+//! `manager.admin` answers `GET /status`, `GET /metrics` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
 
 use super::keep::Keep;
 use crate::exit::Exit;
@@ -65,6 +65,9 @@ pub async fn serve_admin(keep: Rc<Keep>, listener: TcpListener) {
         Ok(l) => l,
         Err(e) => return log::error!("event=admin-failed: {e}"),
     };
+    if let Some(addr) = listener.local_addr() {
+        log::info!("event=admin listen={addr}");
+    }
     let live = Rc::new(());
     loop {
         match listener.accept().await {
@@ -145,11 +148,19 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
 fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<Body> {
     match (method, path) {
         (&Method::GET | &Method::HEAD, "/status") => status(keep),
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            let mut r = text(StatusCode::OK, keep.metrics());
+            let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
+            r.headers_mut().insert(header::CONTENT_TYPE, kind);
+            r
+        }
         (&Method::GET | &Method::HEAD, "/healthz") => match keep.is_ready() {
             true => text(StatusCode::OK, "ok\n".into()),
             false => text(StatusCode::SERVICE_UNAVAILABLE, "the server is not ready\n".into()),
         },
-        (&Method::GET | &Method::HEAD, _) => text(StatusCode::NOT_FOUND, "try /status or /healthz\n".into()),
+        (&Method::GET | &Method::HEAD, _) => {
+            text(StatusCode::NOT_FOUND, "try /status, /metrics or /healthz\n".into())
+        }
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "this port is read-only\n".into()),
     }
 }

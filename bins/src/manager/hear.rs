@@ -66,8 +66,10 @@ impl Keep {
                     self.feed(Event::Ready(generation));
                     self.announce_ready();
                     self.serves_again();
+                    self.incident_over();
                     self.want_standby();
                 }
+                Field::Took(text) => self.account(&text),
                 Field::Held => self.held(),
                 Field::Retiring => self.server_retires(),
                 Field::Status(text) => self.server.borrow_mut().said = text,

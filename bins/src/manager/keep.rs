@@ -4,6 +4,7 @@
 //! the one timer is set to the machine's next deadline.
 
 use super::estate::Estates;
+use super::incident::Incidents;
 use super::listeners::Listener;
 use super::queue::Queue;
 use super::replace::Replace;
@@ -51,6 +52,7 @@ pub struct Keep {
     pub(super) legacy: RefCell<Option<Legacy>>,
     /// To servers that an earlier manager had started.
     pub(super) channels: RefCell<Vec<(i32, OwnedFd)>>,
+    pub(super) incidents: RefCell<Incidents>,
     pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) estates: RefCell<Estates>,
@@ -114,6 +116,7 @@ impl Keep {
             estates: RefCell::new(estates),
             legacy: RefCell::new(Some(legacy)),
             channels: RefCell::new(channels),
+            incidents: RefCell::default(),
             queue: RefCell::default(),
             retiring: RefCell::default(),
             inbound: RefCell::default(),
@@ -421,6 +424,9 @@ impl Keep {
         }
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
         log::warn!("event=exit of=server pid={}: {how}", ward.pid);
+        if self.server.borrow().machine.is_wanted() && !self.is_stopping() {
+            self.incident(ward.pid, &how);
+        }
         let permanent = status.and_then(|s| s.code()).filter(|c| Exit::is_permanent(*c));
         {
             let mut s = self.server.borrow_mut();

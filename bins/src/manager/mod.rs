@@ -11,6 +11,7 @@ mod ask;
 pub mod control;
 pub mod estate;
 mod hear;
+pub mod incident;
 pub mod keep;
 pub mod listeners;
 pub mod queue;
@@ -147,9 +148,12 @@ fn live(
         notify,
     );
     keep.store_fds(upstream);
-    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin))?;
+    let end = keep.clone();
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin));
+    // also when it ends for a fault: nothing that was ours stays
+    end.end_legacy();
     lock.close()?;
-    Ok(exit)
+    exit
 }
 
 /// Everything that can happen has a task; the main one waits for the end.
@@ -167,7 +171,6 @@ async fn main_loop(
     }
     keep.begin();
     let exit = keep.ended().await?;
-    keep.end_legacy();
     keep.runtime().clean_manager();
     Ok(exit)
 }

@@ -45,6 +45,8 @@ pub struct Queue {
     gone: u64,
     full: u64,
     longest: Duration,
+    since_mark: u64,
+    wait_since_mark: Duration,
 }
 
 impl Queue {
@@ -61,6 +63,11 @@ impl Queue {
             "full": self.full,
             "paused": self.paused.is_some(),
         })
+    }
+
+    /// What an incident wants to know: how many were handed over since the last time, and the longest wait among them.
+    pub(super) fn take_marks(&mut self) -> (u64, Duration) {
+        (std::mem::take(&mut self.since_mark), std::mem::take(&mut self.wait_since_mark))
     }
 
     /// Is serving paused by command?
@@ -131,6 +138,8 @@ impl Keep {
             }
             let longest = batch.first().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
             q.longest = q.longest.max(longest);
+            q.wait_since_mark = q.wait_since_mark.max(longest);
+            q.since_mark += batch.len() as u64;
             q.handed.extend(batch);
         }
     }

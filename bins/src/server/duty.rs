@@ -155,7 +155,7 @@ impl Duty<'_> {
             Order::Adopt => {
                 let left = succession::collect(succession::estates(fds));
                 if let Some(continuity) = self.continuity() {
-                    let taken = succession::take_over(left, continuity);
+                    let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
                 let _ = self.notify.send("X_TRAFFIC_SETTLED=1");

@@ -124,7 +124,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
             legacy.note_lock(fd.as_raw_fd());
         }
         legacy.announce(notify);
-        taken = succession::take_over(left, continuity);
+        taken = succession::take_over(left, continuity, notify);
         // what the manager wasn't sure that the last one had
         let known: HashSet<u64> = taken.iter().filter_map(inode).collect();
         start.queued.retain(|fd| inode(fd).is_none_or(|n| !known.contains(&n)));

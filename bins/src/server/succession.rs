@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 use supervisor::keeper;
 use supervisor::listen_fds::Inherited;
+use supervisor::notify::Notifier;
 use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, Signals};
 use supervisor::{fd_pass, tcp};
 
@@ -104,7 +105,7 @@ pub fn collect(estates: Vec<Estate>) -> Vec<Left> {
 
 /// Decides about every connection. What is returned is to be served; its records are in our table already, so if we die
 /// from here on, nothing is lost.
-pub fn take_over(left: Vec<Left>, ours: &Continuity) -> Vec<OwnedFd> {
+pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Vec<OwnedFd> {
     let begun = std::time::Instant::now();
     let (mut all, mut counts) = (Vec::new(), Counts::default());
     let dead = left.len();
@@ -127,6 +128,7 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity) -> Vec<OwnedFd> {
         }
     }
     if dead > 0 {
+        let _ = notify.send(&format!("X_TRAFFIC_TOOK={}", counts.text()));
         log::info!("event=took-over connections={} {} in={:?}", all.len(), counts.text(), begun.elapsed());
     }
     all

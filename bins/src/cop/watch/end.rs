@@ -47,6 +47,11 @@ impl Cop {
         if !gone && !stuck {
             return None;
         }
+        // a keeper ends when nobody can ask it any more
+        self.store.clear();
+        if !supervisor::reaper::reap_all(Duration::from_millis(500)) {
+            log::warn!("event=left-behind: a process that isn't the suite's is still our child");
+        }
         self.runtime.clean();
         let fatal = because.take();
         log::info!("event=stopped");
