@@ -354,7 +354,7 @@ impl Proxy {
         condition(&mut request, &o);
         let (proxy, cache, asked) = (self.clone(), cache.clone(), asked.clone());
         let (key, fields) = (ours.key.clone(), ours.fields.clone());
-        drop(engine::spawn(async move {
+        let work = async move {
             let fate = Rc::default();
             match proxy.fetch(&asked, request, &fate).await {
                 Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
@@ -372,6 +372,9 @@ impl Proxy {
                 }
                 Err(e) => log::info!("event=refresh-failed key={key:?}: {}", e.why),
             }
+        };
+        drop(engine::spawn(async move {
+            fill::unless_draining(work).await;
         }));
     }
 }

@@ -537,3 +537,28 @@ fn purge_is_for_those_who_may() {
     assert_eq!(purge(&Suite::to(&[&o])), 200);
     assert_eq!(o.count(), 3);
 }
+
+#[test]
+fn work_that_nobody_waits_for_does_not_hold_up_the_end() {
+    let o = Origin::new(|q| match (q.path(), q.number) {
+        ("/stale", 0) => {
+            Do::Send(ok("Cache-Control: max-age=10, stale-while-revalidate=100\r\nAge: 20\r\n", "old"))
+        }
+        ("/stale", _) => Do::Stall(vec![]),
+        _ => Do::Stall(
+            b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 10\r\n\r\n01234".to_vec(),
+        ),
+    });
+    let s = Suite::to(&[&o]);
+    s.get("/stale");
+    assert_eq!(s.get("/stale").body, "old");
+    let mut c = s.client();
+    c.send(get("/left", ""));
+    use std::io::Read;
+    assert!(c.stream.read(&mut [0; 1000]).unwrap() > 0);
+    drop(c);
+    o.wait(3);
+    let from = std::time::Instant::now();
+    assert!(s.drains());
+    assert!(from.elapsed() < LONG / 2);
+}

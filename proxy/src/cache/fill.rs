@@ -16,8 +16,8 @@ use crate::body::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http::header::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use std::future::poll_fn;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
@@ -210,4 +210,17 @@ pub async fn read(body: Body) {
     let mut body = body;
     let all = async { while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {} };
     let _ = engine::time::timeout(pump::ALONE, all).await;
+}
+
+/// Runs what nobody waits for; it doesn't keep the engine from ending.
+pub async fn unless_draining<F: Future>(work: F) -> Option<F::Output> {
+    let mut work = pin!(work);
+    let mut draining = pin!(engine::draining());
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        draining.as_mut().poll(cx).map(|()| None)
+    })
+    .await
 }

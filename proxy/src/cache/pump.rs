@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -88,11 +88,12 @@ async fn next(
     keeping: bool,
 ) -> Result<Option<Result<Frame<Bytes>, BodyError>>, ()> {
     let mut limit = engine::time::sleep(ALONE);
+    let mut draining = pin!(engine::draining());
     poll_fn(|cx| {
         let mut q = queue.borrow_mut();
         q.task = Some(cx.waker().clone());
         if let Some(since) = q.alone_since {
-            if !keeping || engine::is_draining() {
+            if !keeping || draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(()));
             }
             if limit.deadline() != since + ALONE {

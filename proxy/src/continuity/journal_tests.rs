@@ -238,7 +238,7 @@ fn a_table_of_random_bytes_confuses_nobody() {
             }
         }
         for fd in 0..16 {
-            let small = |r: u64| (r % 4 != 0).then_some(r >> (r % 64));
+            let small = |r: u64| (!r.is_multiple_of(4)).then_some(r >> (r % 64));
             let kernel =
                 Facts { bytes_in: small(random()), bytes_out: small(random()), closed: random() % 16 == 0 };
             let what = crate::continuity::resume::resume(&table, fd, &kernel);

@@ -35,7 +35,7 @@ impl Map {
 
     /// `n` words from `offset` (a multiple of 8) on; `None` if they aren't all inside.
     pub fn words(&self, offset: usize, n: usize) -> Option<&[AtomicU64]> {
-        if offset % 8 != 0 || offset.checked_add(n.checked_mul(8)?)? > self.len {
+        if !offset.is_multiple_of(8) || offset.checked_add(n.checked_mul(8)?)? > self.len {
             return None;
         }
         // SAFETY: in bounds and aligned (mmap's start is a page's), mapped as long as `self` lives, and AtomicU64 allows

@@ -51,6 +51,12 @@ impl Suite {
         Suite::new(config(vec![to(origins)]))
     }
 
+    /// Ends in an orderly way; true if nothing had to be cut off.
+    pub fn drains(mut self) -> bool {
+        self.acceptor.take().unwrap().stop();
+        self.engine.take().unwrap().shutdown(LONG).drained
+    }
+
     pub fn client(&self) -> Client {
         Client::new(self.addr)
     }
