@@ -138,7 +138,11 @@ impl Read for Io {
         let space = unsafe { buf.as_mut() };
         let mut stream = self.0.stream.borrow_mut();
         let n = ready!(match &self.0.journal {
-            Some(j) => j.read(space, |room| stream.poll_read(cx, room)),
+            Some(j) => {
+                // no buffer is taken before there is something to put into it
+                ready!(stream.poll_read_ready(cx))?;
+                j.read(space, |room| stream.poll_read(cx, room))
+            }
             None => stream.poll_read(cx, space),
         })?;
         // SAFETY: `n` bytes were read, so the first `n` bytes are filled.

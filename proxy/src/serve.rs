@@ -161,8 +161,9 @@ where
     let mut draining = pin!(engine::draining());
     let mut retired = pin!(begun(retirement));
     let (mut told, mut retiring) = (false, false);
+    // one timer that is set anew when it has fired, not with every request
     let mut park = pin!(engine::time::sleep(PARK_AFTER));
-    let mut parking = false;
+    let mut idle_since = None;
     poll_fn(|cx| {
         retiring = retiring || (io.journal().is_some() && retired.as_mut().poll(cx).is_ready());
         if !told && !retiring && draining.as_mut().poll(cx).is_ready() {
@@ -176,14 +177,18 @@ where
             return Poll::Ready(Ok(End::Retired));
         }
         if !io.journal().is_some_and(Journal::is_idle) {
-            parking = false;
+            idle_since = None;
             return Poll::Pending;
         }
-        if !parking {
-            parking = true;
-            park.set(engine::time::sleep(PARK_AFTER));
+        let since = *idle_since.get_or_insert_with(engine::time::now);
+        while park.as_mut().poll(cx).is_ready() {
+            let at = since + PARK_AFTER;
+            if at <= engine::time::now() {
+                return Poll::Ready(Ok(End::Idle));
+            }
+            park.set(engine::time::sleep_until(at));
         }
-        park.as_mut().poll(cx).map(|()| Ok(End::Idle))
+        Poll::Pending
     })
     .await
 }

@@ -240,8 +240,8 @@ impl Journal {
     /// Moves what isn't answered to the beginning of another buffer.
     fn move_on(&self, old: usize) -> bool {
         let Some(new) = self.buffers.take() else { return false };
-        let rest = self.table.get(old, self.start.get(), self.kept.get());
-        self.prepare(new, self.bytes_in.get() - rest.len() as u64, &rest);
+        let rest = self.table.own(old, self.start.get(), self.kept.get());
+        self.prepare(new, self.bytes_in.get() - rest.len() as u64, rest);
         self.publish(self.flags());
         self.buffers.give_back(old);
         true
@@ -313,8 +313,8 @@ impl Journal {
 
     /// The head of a request was parsed. `body`: its length, `None` for chunked.
     pub fn request(&self, safe: bool, body: Option<u64>) -> ForwardMark {
-        let head = self.buffer.get().map(|b| self.table.get(b, self.start.get(), self.kept.get()));
-        let head = head.as_deref().and_then(head_len).map(|n| n as u64);
+        let head = self.buffer.get().map(|b| self.table.own(b, self.start.get(), self.kept.get()));
+        let head = head.and_then(head_len).map(|n| n as u64);
         self.request_len.set(head.and_then(|h| Some(h + body?)));
         self.request_at.set(self.bytes_in.get() - (self.kept.get() - self.start.get()) as u64);
         self.body_ended.set(false);
@@ -411,7 +411,7 @@ impl Journal {
             Some(n) => Some(n),
             // chunked: it ends where its last chunk does, if all of it is here
             None => self.buffer.get().and_then(|b| {
-                chunked_request_len(&self.table.get(b, self.start.get(), self.kept.get())).map(|n| n as u64)
+                chunked_request_len(self.table.own(b, self.start.get(), self.kept.get())).map(|n| n as u64)
             }),
         };
         let end = end.map(|n| self.request_at.get() + n);
@@ -453,9 +453,9 @@ impl Journal {
 
     /// How another server goes on with it, while it is between requests.
     pub fn resume(&self) -> Resume {
-        let kept = self.buffer.get().map(|b| self.table.get(b, self.start.get(), self.kept.get()));
+        let kept = self.buffer.get().map(|b| self.table.own(b, self.start.get(), self.kept.get()));
         Resume {
-            bytes: kept.unwrap_or_default(),
+            bytes: kept.unwrap_or_default().to_vec(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             what: What::GoOn,

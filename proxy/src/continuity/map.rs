@@ -65,6 +65,18 @@ impl Map {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(offset).cast(), n) }
     }
 
+    /// Bytes of a buffer; none if they aren't all inside.
+    ///
+    /// # Safety
+    /// The caller owns the buffer they belong to: nobody writes to it while the slice lives.
+    pub unsafe fn slice(&self, offset: usize, n: usize) -> &[u8] {
+        if offset.checked_add(n).is_none_or(|end| end > self.len) {
+            return &[];
+        }
+        // SAFETY: in bounds, mapped as long as `self` lives, always initialised, and unchanged by contract.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset), n) }
+    }
+
     /// Copies bytes in; what doesn't fit inside is left out. Nobody else writes to these bytes: each buffer has one owner.
     pub fn put(&self, offset: usize, from: &[u8]) {
         let Some(to) = self.bytes(offset, from.len()) else { return };

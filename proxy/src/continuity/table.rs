@@ -302,17 +302,18 @@ impl Table {
 
     /// Copies kept bytes of a buffer of the caller's to the beginning of `to`, and says how many.
     pub(super) fn copy(&self, buffer: usize, from: usize, to: &mut [MaybeUninit<u8>]) -> usize {
-        let bytes = self.map.bytes(self.data_offset(buffer) + from, to.len()).unwrap_or(&[]);
-        for (to, from) in to.iter_mut().zip(bytes) {
-            to.write(from.load(Ordering::Relaxed));
+        let bytes = self.own(buffer, from, from + to.len());
+        for (to, byte) in to.iter_mut().zip(bytes) {
+            to.write(*byte);
         }
         bytes.len()
     }
 
-    /// Reads kept bytes of a buffer of the caller's.
-    pub(super) fn get(&self, buffer: usize, from: usize, to: usize) -> Vec<u8> {
-        let bytes = self.map.bytes(self.data_offset(buffer) + from, to - from).unwrap_or(&[]);
-        bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect()
+    /// Kept bytes of a buffer of the caller's.
+    #[allow(unsafe_code)]
+    pub(super) fn own(&self, buffer: usize, from: usize, to: usize) -> &[u8] {
+        // SAFETY: a buffer has one owner, the journal it was taken by, which is not written to while it is borrowed here.
+        unsafe { self.map.slice(self.data_offset(buffer) + from, to - from) }
     }
 }
 
