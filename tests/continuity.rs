@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 fn serving(more: &str) -> (Origin, Suite) {
     let origin = Origin::start();
     let suite = Suite::serving(&format!("{more}{}", origin.route()));
-    suite.wait(0, &["event=spawn of=standby"]);
+    suite.wait(0, &["event=standby-ready"]);
     (origin, suite)
 }
 
@@ -174,7 +174,7 @@ fn a_begun_answer_without_a_validator_or_a_length_is_cut_and_never_wrong() {
 #[test]
 fn a_poisonous_request_is_found_out_and_the_others_are_served() {
     let mut s = Suite::serving("");
-    s.wait(0, &["event=spawn of=standby"]);
+    s.wait(0, &["event=standby-ready"]);
     let token = std::fs::read_to_string(s.run_dir().join("heartbeat.token")).unwrap();
     let mut other = connect(&s);
     other.get("/").unwrap();

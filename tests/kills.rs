@@ -118,7 +118,7 @@ fn a_stopped_manager_is_replaced_and_the_server_stays() {
 fn a_watcher_that_was_stopped_kills_nobody_when_it_wakes() {
     let mut s = Suite::serving(TIGHT);
     // the last thing that a start does
-    s.wait(0, &["event=spawn of=standby"]);
+    s.wait(0, &["event=standby-ready"]);
     let before = s.pids();
     let mark = s.mark();
     s.kill("cop", SIGSTOP);

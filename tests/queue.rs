@@ -132,7 +132,7 @@ fn the_queue_is_bounded_and_the_backlog_takes_the_rest() {
 #[test]
 fn a_server_killed_during_a_pause_leaves_the_pause() {
     let mut s = Suite::serving("");
-    s.wait(0, &["event=spawn of=standby"]);
+    s.wait(0, &["event=standby-ready"]);
     let mut open = Client::connect(s.addr()).unwrap();
     assert_eq!(open.get("/").unwrap().code, 200);
     expect_code(&s.run(MANAGER, &["pause"]), 0);

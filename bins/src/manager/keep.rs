@@ -78,6 +78,28 @@ pub struct Server {
     pub(super) last_exit: Option<String>,
 }
 
+/// What a manager begins with.
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// The options, to take it anew.
+    pub common: Common,
+    /// The files of the suite.
+    pub runtime: Runtime,
+    /// Bound.
+    pub listeners: Vec<Listener>,
+    /// What it will leave itself.
+    pub legacy: Legacy,
+    /// What dead servers and managers have left.
+    pub estates: Estates,
+    /// To servers that an earlier manager had started.
+    pub channels: Vec<(i32, OwnedFd)>,
+    /// To cop.
+    pub upstream: Notifier,
+    /// From servers.
+    pub notify: NotifySocket,
+}
+
 #[derive(Default)]
 struct End {
     exit: Option<Exit>,
@@ -88,16 +110,8 @@ struct End {
 
 impl Keep {
     /// Nothing runs yet: see [`Keep::begin`].
-    pub fn new(
-        config: Config,
-        common: Common,
-        runtime: Runtime,
-        listeners: Vec<Listener>,
-        legacy: Legacy,
-        (estates, channels): (Estates, Vec<(i32, OwnedFd)>),
-        upstream: Notifier,
-        notify: NotifySocket,
-    ) -> Rc<Keep> {
+    pub fn new(start: Start) -> Rc<Keep> {
+        let Start { config, common, runtime, listeners, legacy, estates, channels, upstream, notify } = start;
         let now = clock::now();
         let server = Server {
             machine: Child::new(limits(&config)),

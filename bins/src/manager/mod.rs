@@ -27,7 +27,7 @@ use crate::orders;
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
 use engine::io::Async;
-use keep::Keep;
+use keep::{Keep, Start};
 use lockfile::{Got, Lockfile};
 use proxy::continuity::{Size, Table};
 use std::os::fd::{AsFd, AsRawFd};
@@ -137,16 +137,17 @@ fn live(
         legacy.note_lock(fd.as_raw_fd());
     }
     log::info!("event=start listen={:?}", listeners::names(&listeners));
-    let keep = Keep::new(
+    let keep = Keep::new(Start {
         config,
         common,
-        runtime.clone(),
+        runtime,
         listeners,
         legacy,
-        (estates, channels),
-        Notifier::from_env()?,
+        estates,
+        channels,
+        upstream: Notifier::from_env()?,
         notify,
-    );
+    });
     keep.store_fds(upstream);
     let end = keep.clone();
     let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin));

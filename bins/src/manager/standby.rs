@@ -91,6 +91,10 @@ impl Keep {
         let generation = self.standby.borrow().machine.generation();
         if message.has(&Field::Standby) {
             self.feed_standby(Event::Ready(generation));
+            log::info!(
+                "event=standby-ready pid={}",
+                self.standby.borrow().ward.as_ref().map_or(0, |w| w.pid)
+            );
             self.standby_is_ready();
         }
         for field in &message.fields {
