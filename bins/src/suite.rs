@@ -144,6 +144,19 @@ pub fn raise_fd_limit() {
     }
 }
 
+/// Makes room in the fd table for `n` fds. To be called with one thread: with more than one user of a table the kernel waits
+/// for a grace period (some ten milliseconds) whenever it grows, which is what a take-over would have to wait for.
+pub fn reserve_fds(n: usize) {
+    use nix::sys::resource::{Resource, getrlimit};
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let highest = (n as u64).min(limit).saturating_sub(1) as i32;
+    if let Ok(null) = std::fs::File::open("/dev/null")
+        && let Err(e) = rustix::io::fcntl_dupfd_cloexec(&null, highest)
+    {
+        log::debug!("event=reserve-failed fds={n}: {e}");
+    }
+}
+
 /// Set by the drill: cop ends its suite when its standard input ends.
 pub const STOP_ON_EOF: &str = "TRAFFIC_STOP_ON_STDIN_EOF";
 

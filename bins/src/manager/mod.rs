@@ -121,6 +121,7 @@ fn live(
     take_lock(&mut lock, config.cop.start_grace)?;
     reaper::become_subreaper()?;
     suite::raise_fd_limit();
+    suite::reserve_fds(4096);
     let channels = orders::take_channels(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;

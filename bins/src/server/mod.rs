@@ -38,6 +38,8 @@ use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Si
 use supervisor::{dirs, listen_fds};
 
 const NAME: &str = "traffic_server";
+/// More room than this is made when it is needed: it is 8 bytes of kernel memory each.
+const RESERVED_FDS: usize = 65_536;
 
 /// Serves HTTP as a reverse proxy. traffic_manager starts it; it can also run alone.
 #[derive(Debug, clap::Parser)]
@@ -78,6 +80,8 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     suite::raise_fd_limit();
+    // a connection to an origin for each of a client, at the worst
+    suite::reserve_fds(config.server.max_connections.saturating_mul(2).saturating_add(256).min(RESERVED_FDS));
     let alone = inherited.is_empty();
     let list = listeners::take_or_bind(&config.server.listen, inherited)?;
     if alone {
