@@ -74,11 +74,9 @@ impl Beat {
             }
         }
     }
-    fn settle(&mut self, generation: u64, good: bool, now: Time, w: &World) {
-        match self.machine.answered(generation, good, now) {
-            heartbeat::Action::Verdict { .. } => self.verdict(),
-            _ if good && !w.setup.has(Flaw::VerdictOutlivesAnswer) => self.failed = false,
-            _ => {}
+    fn settle(&mut self, generation: u64, good: bool, now: Time) {
+        if let heartbeat::Action::Verdict { .. } = self.machine.answered(generation, good, now) {
+            self.verdict();
         }
     }
     fn verdict(&mut self) {
@@ -169,7 +167,7 @@ impl Cop {
                     let pid = w.procs[me].pid;
                     w.send(pid, m, Message::Heartbeat { cop: me, pid, fetch: self.fetches });
                 }
-                None => self.manager_beat.settle(generation, false, w.now, w),
+                None => self.manager_beat.settle(generation, false, w.now),
             }
         }
         if let Some(generation) = self.server_beat.tick(w.now, w) {
@@ -270,7 +268,7 @@ impl Cop {
             let Some((generation, _)) = beat.fetch.filter(|(_, f)| *f == fetch) else { continue };
             beat.fetch = None;
             // of the server: an answer by another process is no evidence against ours
-            beat.settle(generation, by.is_some(), w.now, w);
+            beat.settle(generation, by.is_some(), w.now);
             self.maybe_serving();
         }
         // a manager that answers its first heartbeat has started
