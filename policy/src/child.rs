@@ -15,14 +15,18 @@
 //! ```
 //!
 //! Invariants: at most one process serves at a time (a spawn is only asked for when the last one's exit was seen, or when
-//! it has let go of its duty: `Displaced`); an
-//! event that carries an old generation changes nothing; every state but Down, GaveUp and Ready has a deadline.
+//! it has let go of its duty: `Displaced`); an event that carries an old generation changes nothing; every state but Down,
+//! GaveUp and Ready has a deadline; a watcher that was stopped while the start grace ran out gives it anew.
 //! Whoever sends the signals holds a pidfd; this machine knows no pid.
 
 use crate::Time;
 use crate::backoff::{self, Backoff, Respawn};
 use crate::ladder::{Ladder, Rung, Rungs};
 use std::time::Duration;
+
+/// A tick that comes later than its deadline by more than this (and a tenth of the start grace, if that is shorter) comes
+/// from a watcher that was stopped itself.
+const LATE: Duration = Duration::from_millis(250);
 
 /// Numbers of a child.
 #[derive(Debug, Clone, Copy)]
@@ -371,6 +375,12 @@ impl Child {
     fn tick(&mut self, now: Time) -> Action {
         match &mut self.state {
             State::Waiting { until } if now >= *until => self.launch(),
+            // this watcher stood still (SIGSTOP, a paused machine) when the grace ran out: the child may have stood still too,
+            // or have said meanwhile that it is ready, unheard as yet
+            State::Starting { until, .. } if now > *until + LATE.min(self.limits.start_grace / 10) => {
+                *until = now + self.limits.start_grace;
+                Action::Nothing
+            }
             State::Starting { until, .. } if now >= *until => self.unhealthy(now),
             State::Stopping { ladder, .. } => ladder.tick(now).map_or(Action::Nothing, Action::Send),
             _ => Action::Nothing,

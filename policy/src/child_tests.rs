@@ -96,6 +96,16 @@ fn a_start_that_takes_too_long_is_a_hang_unless_it_asked_for_time() {
 }
 
 #[test]
+fn a_watcher_that_was_stopped_gives_the_start_grace_anew() {
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
+    assert_eq!(c.at(0, Event::Spawned), Action::Nothing);
+    assert_eq!(c.at(90, Event::Tick), Action::Nothing, "due at 30: it slept, and blames nobody");
+    assert_eq!(c.0.deadline(), Some(S(120)));
+    assert_eq!(c.at(120, Event::Tick), Action::Send(Rung::Kill), "now it was there");
+}
+
+#[test]
 fn permanent_errors_are_not_retried_in_a_storm() {
     let mut c = Script::new();
     assert_eq!(c.at(0, Event::WantUp), Action::Spawn);

@@ -9,7 +9,9 @@
 //!
 //! Invariants: at most one probe is out; an answer to an old probe changes nothing; a stop of the watcher itself (SIGSTOP,
 //! a paused machine, suspend) is seen as a jump of its own clock between two calls and restarts the count, since a
-//! watcher that slept can't say that the other was silent.
+//! watcher that slept can't say that the other was silent. One that comes late by less than that looks once more before
+//! it counts a miss: the answer may lie in its socket. It does so once a probe, so that a watcher which is always late
+//! finds a hang all the same.
 
 use crate::Time;
 use std::time::Duration;
@@ -27,6 +29,11 @@ pub struct Limits {
 
 /// After a miss the next probe comes this many times sooner: a doubt is settled faster than a routine is kept.
 const HURRY: u32 = 4;
+
+/// Later than its deadline by more than this part of the timeout, a watcher was stopped for a moment.
+const LATE: u32 = 20;
+/// It then looks for an answer once more, for this part of the timeout.
+const LAST_LOOK: u32 = 4;
 
 /// What the caller has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +54,7 @@ pub enum Action {
 enum State {
     Off,
     Resting { until: Time },
-    Waiting { deadline: Time },
+    Waiting { deadline: Time, last_look: bool },
 }
 
 /// The heartbeat of one process.
@@ -110,13 +117,14 @@ impl Heartbeat {
         match self.state {
             State::Off => None,
             State::Resting { until } => Some(until),
-            State::Waiting { deadline } => Some(deadline),
+            State::Waiting { deadline, .. } => Some(deadline),
         }
     }
 
     /// The time has moved on.
     pub fn tick(&mut self, now: Time) -> Action {
-        if self.slept(now) && self.is_on() {
+        let late = self.late(now);
+        if late > self.limits.timeout && self.is_on() {
             self.misses = 0;
             self.generation += 1;
             self.state = State::Resting { until: now };
@@ -124,10 +132,17 @@ impl Heartbeat {
         match self.state {
             State::Resting { until } if now >= until => {
                 self.generation += 1;
-                self.state = State::Waiting { deadline: now + self.limits.timeout };
+                self.state = State::Waiting { deadline: now + self.limits.timeout, last_look: false };
                 Action::Probe(self.generation)
             }
-            State::Waiting { deadline } if now >= deadline => self.missed(now),
+            State::Waiting { deadline, last_look: false }
+                if now >= deadline && late > self.limits.timeout / LATE =>
+            {
+                let deadline = now + self.limits.timeout / LAST_LOOK;
+                self.state = State::Waiting { deadline, last_look: true };
+                Action::Wait
+            }
+            State::Waiting { deadline, .. } if now >= deadline => self.missed(now),
             _ => Action::Wait,
         }
     }
@@ -159,12 +174,12 @@ impl Heartbeat {
         }
     }
 
-    /// Did this watcher itself stand still? It is called at each deadline, so a call that comes later than the deadline
-    /// by more than a whole timeout comes from a watcher that was stopped.
-    fn slept(&mut self, now: Time) -> bool {
-        let late = self.deadline().is_some_and(|d| now > d.max(self.last_call) + self.limits.timeout);
+    /// How long did this watcher itself stand still? It is called at each deadline; by how much it comes later than that,
+    /// at least, it was stopped.
+    fn late(&mut self, now: Time) -> Duration {
+        let due = self.deadline().map_or(now, |d| d.max(self.last_call));
         self.last_call = now;
-        late
+        now.saturating_sub(due)
     }
 }
 
@@ -212,6 +227,23 @@ mod tests {
         assert!(matches!(h.tick(MS(61_500)), Action::Probe(_)));
         assert_eq!(h.misses(), 0);
         assert_eq!(h.tick(MS(62_500)), Action::Wait, "the count began anew");
+    }
+
+    #[test]
+    fn a_watcher_that_was_stopped_for_a_moment_looks_once_more() {
+        let mut h = beat();
+        for n in 0..5 {
+            let t = 2_000 * n;
+            let Action::Probe(g) = h.tick(MS(t)) else { panic!("no probe at {t}") };
+            // stopped from then on, past the deadline; the answer came meanwhile
+            assert_eq!(h.tick(MS(t + 1_400)), Action::Wait);
+            assert_eq!((h.misses(), h.deadline()), (0, Some(MS(t + 1_650))));
+            assert_eq!(h.answered(g, true, MS(t + 1_401)), Action::Wait);
+        }
+        let Action::Probe(_) = h.tick(MS(10_000)) else { panic!() };
+        assert_eq!(h.tick(MS(11_400)), Action::Wait);
+        assert_eq!(h.tick(MS(12_000)), Action::Wait, "once a probe: always late is no excuse");
+        assert_eq!(h.misses(), 1);
     }
 
     #[test]
