@@ -159,3 +159,25 @@ fn other_ways_to_die_are_answered_alike() {
     }
     s.stop();
 }
+
+#[test]
+fn a_hung_standby_costs_two_seconds_and_no_more() {
+    let mut s = Suite::serving("");
+    let line = s.wait(0, &["event=standby-ready"]);
+    let standby: i32 = line.rsplit('=').next().unwrap().parse().unwrap();
+    supervisor::pidfd::PidFd::open(standby).unwrap().signal(SIGSTOP).unwrap();
+    let from = Instant::now();
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/").code, 200);
+    assert!(from.elapsed() < Duration::from_secs(8), "{:?}", from.elapsed());
+    s.stop();
+}
+
+#[test]
+fn a_stopped_server_is_killed_even_with_a_core_signal_that_it_can_not_hear() {
+    let mut s = Suite::serving(&TIGHT.replace("[cop]", "[cop]\ncore_signal = \"SIGABRT\""));
+    let stopped = s.kill("server", SIGSTOP);
+    assert_eq!(s.get("/").code, 200);
+    assert_ne!(s.pid("server"), stopped);
+    s.stop();
+}

@@ -31,7 +31,9 @@ impl Ward {
         let Some(before) = ask()? else { return Ok(None) };
         let pidfd = PidFd::open(before.pid)?;
         match ask()? {
-            Some(after) if after.pid == before.pid => Ok(Some(Ward::new(after.pid, pidfd, generation))),
+            Some(after) if after.pid == before.pid && has_open(after.pid, path) => {
+                Ok(Some(Ward::new(after.pid, pidfd, generation)))
+            }
             _ => Ok(None),
         }
     }
@@ -75,6 +77,16 @@ impl Ward {
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.pidfd.signal(signal)
     }
+}
+
+/// Has the process that file open? A keeper holds a dead process's lock for a moment, and the kernel shows the dead one's
+/// number, which may be another's by then.
+fn has_open(pid: i32, path: &std::path::Path) -> bool {
+    let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        // not ours to look at, so not ours to be wrong about: the kernel's word has to do
+        return true;
+    };
+    fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
 impl AsFd for Ward {

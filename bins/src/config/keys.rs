@@ -87,7 +87,7 @@ pub static KEYS: &[Key] = &[
     key!("manager.respawn.jitter", "number", "0.1", "Random part of the wait, 0 to 1.",
         |c, v| c.manager.respawn.jitter => value::number(v, 0.0, 1.0)),
     key!("manager.respawn.stable_after", "duration", "\"10s\"", "A server that was ready for so long is forgiven its earlier crashes.",
-        |c, v| c.manager.respawn.stable_after => value::duration(v)),
+        |c, v| c.manager.respawn.stable_after => value::positive(v)),
     key!("manager.respawn.give_up_after", "integer", "0", "Crashes in a row after which nothing more is tried; 0 is never.",
         |c, v| c.manager.respawn.give_up_after => value::integer(v, 0, 1_000_000).map(|n| n as u32)),
     key!("server.command", "array of text", "[]", "Another program in the place of traffic_server; it gets the listeners as LISTEN_FDS and says READY=1 on NOTIFY_SOCKET.",

@@ -116,6 +116,7 @@ impl Beat {
                 (true, String::new())
             }
         };
+        self.failed &= !good;
         if let Action::Verdict { misses } = self.machine.answered(generation, good, now) {
             self.verdict(misses, &why);
         } else if !good {

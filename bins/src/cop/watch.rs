@@ -72,6 +72,12 @@ pub struct Cop {
     phase: Phase,
     on_start: Option<OnStart>,
     watch_stdin: bool,
+    /// When this cop began: with its pid, that is who it is.
+    since: Time,
+    /// A suite ran before this cop did: nothing that goes wrong at its start is a reason to stop it.
+    found_running: bool,
+    /// The hung server that was given the core signal.
+    cored: i32,
 }
 
 /// What the manager said last, for the report of a start that failed.
@@ -129,6 +135,9 @@ impl Cop {
             phase: Phase::Starting { until: now + c.start_grace },
             on_start: Some(on_start),
             watch_stdin: std::env::var_os(suite::STOP_ON_EOF).is_some(),
+            since: now,
+            found_running: false,
+            cored: 0,
             config,
             common,
             runtime,
@@ -246,9 +255,10 @@ impl Cop {
             self.feed(Event::Tick, now);
         }
         let (path, manager_pid) = (self.runtime.control(), std::process::id());
+        let since = self.since.as_nanos();
         self.manager_beat.tick(now, |_| {
             // the manager stores its fds anew when it sees another cop
-            Probe::start(&Target::Unix(path), "/heartbeat", &[format!("traffic-cop: {manager_pid}")])
+            Probe::start(&Target::Unix(path), "/heartbeat", &[format!("traffic-cop: {manager_pid} {since}")])
         });
         let (runtime, token) = (&self.runtime, &self.token);
         self.server_beat.tick(now, |nonce| match runtime.targets().first() {
@@ -269,6 +279,14 @@ impl Cop {
             let _ = self.upstream.send("WATCHDOG=1");
         }
         match &mut self.phase {
+            // whatever is wrong with it, it ran before us and goes on being watched
+            Phase::Starting { until } if self.found_running && now >= *until => {
+                log::warn!("event=degraded: the suite that was found doesn't serve yet");
+                self.phase = Phase::Running;
+                if let Some(tell) = self.on_start.take() {
+                    tell(Ok(()));
+                }
+            }
             Phase::Starting { until } if now >= *until => {
                 let grace = humantime::format_duration(self.config.cop.start_grace);
                 let why = format!("not serving after {grace}: {}", self.said.or("the manager said nothing"));
@@ -303,12 +321,20 @@ impl Cop {
 
     /// A manager is wanted: one that runs already is adopted, else one is spawned with the stored fds.
     fn launch(&mut self, now: Time) {
+        if let (Phase::Starting { .. }, Ok(Some(w))) =
+            (&self.phase, Ward::of_lock(&self.runtime.lock("server"), 0))
+        {
+            log::info!("event=found of=server pid={}", w.pid);
+            self.found_running = true;
+        }
         let generation = self.manager.generation() + 1;
         match Ward::of_lock(&self.runtime.lock("manager"), generation) {
             Ok(Some(w)) => {
                 log::info!("event=adopt of=manager pid={}", w.pid);
                 self.ward = Some(w);
-                self.feed(Event::Adopted { ready: true }, now);
+                // it says READY to a cop it hasn't met; one that hangs doesn't, and is replaced when its grace is over
+                self.feed(Event::Adopted { ready: false }, now);
+                self.found_running = true;
                 return self.manager_beat.start(now);
             }
             Ok(None) => {}
@@ -328,7 +354,7 @@ impl Cop {
                 log::error!("event=spawn-failed of=manager: {e:#}");
                 let permanent =
                     e.downcast_ref::<supervisor::spawn::SpawnError>().is_some_and(|e| e.is_permanent());
-                if let Phase::Starting { .. } = self.phase {
+                if let (Phase::Starting { .. }, false) = (&self.phase, self.found_running) {
                     self.begin_stop(Some(Fatal::new(Exit::Os, format!("{e:#}"))), now);
                 }
                 self.feed(Event::SpawnFailed { permanent }, now);

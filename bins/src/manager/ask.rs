@@ -18,6 +18,7 @@ impl Keep {
     /// # Errors
     /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
     pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
+        anyhow::ensure!(!self.is_stopping(), "the suite is being stopped");
         let new = self.common.load()?.config;
         let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
         let old = self.config.borrow().clone();
@@ -102,7 +103,7 @@ impl Keep {
                 "pid": std::process::id(),
                 "state": "running",
                 "uptime_s": seconds(self.started),
-                "cop": self.cop.get(),
+                "cop": *self.cop.borrow(),
             },
             "server": {
                 "pid": s.ward.as_ref().map(|w| w.pid),

@@ -180,12 +180,16 @@ async fn answer(
 ) -> Response<Body> {
     match (method, path) {
         (&Method::GET, "/heartbeat") => {
-            let cop = headers.get("traffic-cop").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-            keep.met_cop(cop.unwrap_or(0));
+            if let Some(cop) = headers.get("traffic-cop").and_then(|v| v.to_str().ok()) {
+                keep.met_cop(cop);
+            }
             text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
         }
         (&Method::GET, "/status") => status(keep),
         (&Method::POST, "/restart") => {
+            if keep.is_stopping() {
+                return text(StatusCode::CONFLICT, "the suite is being stopped\n".into());
+            }
             keep.restart();
             replaced(keep, "the server was replaced".into()).await
         }

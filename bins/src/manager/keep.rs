@@ -56,7 +56,7 @@ pub struct Keep {
     pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) estates: RefCell<Estates>,
-    pub(super) cop: Cell<i32>,
+    pub(super) cop: RefCell<String>,
     pub(super) started: Time,
     pub(super) timer: Cell<Option<Time>>,
     end: RefCell<End>,
@@ -143,7 +143,7 @@ impl Keep {
             upstream,
             notify,
             server: RefCell::new(server),
-            cop: Cell::new(rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())),
+            cop: RefCell::default(),
             started: now,
             timer: Cell::new(None),
             end: RefCell::default(),
@@ -190,9 +190,10 @@ impl Keep {
     }
 
     /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
-    pub fn met_cop(&self, pid: i32) {
-        if pid > 0 && self.cop.replace(pid) != pid {
-            log::info!("event=new-cop pid={pid}");
+    pub fn met_cop(&self, who: &str) {
+        if *self.cop.borrow() != who {
+            log::info!("event=new-cop who={who:?}");
+            who.clone_into(&mut self.cop.borrow_mut());
             self.store_fds(&self.upstream);
             let _ = self.upstream.send("READY=1");
             self.tell_server();
@@ -317,10 +318,23 @@ impl Keep {
     }
 
     fn launch(self: &Rc<Self>) {
+        // one that was promoted in its manager's last moment may have taken the lock since
+        if let Ok(Some(w)) = Ward::of_lock(&self.runtime.lock("server"), 0) {
+            let generation = self.server.borrow().machine.generation() + 1;
+            log::warn!("event=adopt of=server pid={} : it serves already", w.pid);
+            {
+                let mut s = self.server.borrow_mut();
+                (s.adopted, s.ever_ready, s.settled, s.channel) = (true, true, true, None);
+            }
+            self.hold(w.promoted(generation));
+            self.feed(Event::Adopted { ready: true });
+            return self.announce_ready();
+        }
         if let Some((ward, channel)) = self.take_standby() {
             let (pid, generation) = (ward.pid, self.server.borrow().machine.generation() + 1);
             self.promote(pid, &channel);
             log::info!("event=promote of=server pid={pid} generation={generation}");
+            self.limit_promotion(pid);
             return self.launched(ward.promoted(generation), Some(channel));
         }
         match self.spawn_server() {

@@ -187,9 +187,9 @@ async fn hear_signals(keep: Rc<Keep>, mut signals: Signals) {
         for signal in signals.pending() {
             on_signal(&keep, signal);
         }
-        // orphans that came to us; our own server is waited for by its pidfd
-        let ours = keep.server_pid();
-        for pid in reaper::reap_strangers(|p| Some(p) == ours) {
+        // orphans that came to us; our own servers are waited for by their pidfds
+        let ours = keep.pids();
+        for pid in reaper::reap_strangers(|p| ours.contains(&p)) {
             log::debug!("event=reaped pid={pid}");
         }
     }

@@ -168,6 +168,12 @@ impl Keep {
         }
     }
 
+    /// All servers in our care.
+    pub fn pids(&self) -> Vec<i32> {
+        let standby = self.standby.borrow().ward.as_ref().map(|w| w.pid);
+        self.retiring_pids().into_iter().chain(self.server_pid()).chain(standby).collect()
+    }
+
     /// Servers that still live and have let go.
     pub(super) fn retiring_pids(&self) -> Vec<i32> {
         self.retiring.borrow().iter().map(|w| w.pid).collect()

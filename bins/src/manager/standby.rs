@@ -198,6 +198,20 @@ impl Keep {
         }));
     }
 
+    /// A standby has only to take over: one that doesn't within this has hung, and nobody had a reason to ask it before.
+    pub(super) fn limit_promotion(self: &Rc<Self>, pid: i32) {
+        let (keep, limit) = (self.clone(), self.config.borrow().cop.timeout);
+        drop(engine::spawn(async move {
+            engine::time::sleep(limit).await;
+            if keep.server_pid() == Some(pid) && !keep.is_ready() {
+                log::warn!("event=promotion-failed pid={pid}: not ready after {limit:?}");
+                if let Some(w) = &keep.server.borrow().ward {
+                    let _ = w.signal(nix::libc::SIGKILL);
+                }
+            }
+        }));
+    }
+
     /// Says the word: serve, and take over what the dead have left.
     pub(super) fn promote(&self, pid: i32, channel: &OwnedFd) {
         if self.queue.borrow().is_paused() {

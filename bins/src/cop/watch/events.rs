@@ -128,7 +128,7 @@ impl Cop {
         let how = status.as_ref().map_or("ended (not our child)".to_owned(), ToString::to_string);
         log::warn!("event=exit of=manager pid={}: {how}", w.pid);
         let code = status.and_then(|s| s.code()).or(self.said.exit);
-        if let (Phase::Starting { .. }, Some(code)) = (&self.phase, code) {
+        if let (Phase::Starting { .. }, Some(code), false) = (&self.phase, code, self.found_running) {
             let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code && *e != Exit::Done);
             let why = format!("traffic_manager: {}", self.said.or(&how));
             self.begin_stop(Some(Fatal::new(exit.unwrap_or(Exit::Failure), why)), now);

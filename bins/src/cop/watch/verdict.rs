@@ -9,7 +9,7 @@ impl Cop {
             manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
             manager_starting: !matches!(self.manager.state(), State::Ready { .. }),
             manager_pulse: pulse(self.manager_beat.has_failed()),
-            server_wanted: self.server_wanted && self.server.is_some(),
+            server_wanted: self.server_wanted && self.server.as_ref().is_some_and(|w| !w.has_ended()),
             server: lock_state(&self.runtime.lock("server"), self.server.as_ref()),
             server_pulse: pulse(self.server_beat.has_failed()),
         };
@@ -47,10 +47,9 @@ impl Cop {
                 let failed = self.server_beat.take_failed();
                 if let Some(w) = self.server.as_ref().filter(|_| failed) {
                     log::warn!("event=kill of=server pid={} : its heartbeat failed", w.pid);
-                    w.send(
-                        if self.config.cop.core_signal.is_some() { Rung::Core } else { Rung::Kill },
-                        self.config.cop.core_signal,
-                    );
+                    let core = self.config.cop.core_signal.filter(|_| self.cored != w.pid);
+                    w.send(if core.is_some() { Rung::Core } else { Rung::Kill }, core);
+                    self.cored = w.pid;
                     self.server_beat.start(now);
                 }
             }
