@@ -15,7 +15,7 @@ pub fn init(program: &'static str, filter: &str) {
             if journald {
                 writeln!(f, "<{}>{}", priority(r.level()), r.args())
             } else {
-                let (now, pid) = (humantime::format_rfc3339_millis(SystemTime::now()), std::process::id());
+                let (now, pid) = (humantime::format_rfc3339_micros(SystemTime::now()), std::process::id());
                 writeln!(f, "{now} {:5} {program}[{pid}] {}", r.level(), r.args())
             }
         })

@@ -10,8 +10,12 @@ use engine::io::Async;
 use policy::child::{Action, Child, Event, Limits, State};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Field, Message};
+
+/// From a server's readiness to the start of its standby.
+const AFTER_READY: Duration = Duration::from_millis(20);
 
 /// The standby that is, if one is.
 pub struct Standby {
@@ -43,9 +47,17 @@ impl Keep {
         let config = self.config.borrow();
         let wanted = config.server.standby && config.server.command.is_empty();
         drop(config);
-        if wanted && !self.is_stopping() {
-            self.feed_standby(Event::WantUp);
+        if !wanted {
+            return;
         }
+        // those who have waited for the server are served first: a start takes the time of a processor
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            engine::time::sleep(AFTER_READY).await;
+            if !keep.is_stopping() && keep.is_ready() {
+                keep.feed_standby(Event::WantUp);
+            }
+        }));
     }
 
     /// None is wanted any more.
