@@ -39,6 +39,7 @@ pub mod rt;
 pub mod serve;
 pub mod stats;
 pub mod strict;
+mod trim;
 pub mod upstream;
 
 pub use body::Body;

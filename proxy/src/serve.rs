@@ -75,9 +75,10 @@ where
     R: Future<Output = Response<Body>>,
 {
     loop {
-        match active(&io, retirement, limits, &handle).await? {
+        // on the heap of its own, so that a parked connection doesn't hold the place of what it isn't doing
+        match Box::pin(active(&io, retirement, limits, &handle)).await? {
             End::Closed => return Ok(()),
-            End::Idle => {}
+            End::Idle => crate::trim::parked(),
             End::Retired => break,
         }
         let mut draining = pin!(engine::draining());
