@@ -494,3 +494,41 @@ fn metrics_are_what_prometheus_reads_and_survive_the_manager() {
     assert!(metrics(&s, mark).contains("traffic_server_up 1\n"));
     s.stop();
 }
+
+#[test]
+fn heads_half_closed_clients_and_expectations_go_on() {
+    let (origin, mut s) = serving("");
+    // a HEAD has no body on the wire, whatever its Content-Length says
+    let mut head = connect(&s);
+    head.send("HEAD /held-head HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    // a client that has said that it will send no more still waits for its answer
+    let half = TcpStream::connect(s.addr()).unwrap();
+    half.set_read_timeout(Some(LONG)).unwrap();
+    std::io::Write::write_all(&mut &half, b"GET /held-half HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    half.shutdown(std::net::Shutdown::Write).unwrap();
+    // one that waits for leave to send its body; it may be given twice
+    let mut expects = connect(&s);
+    expects.send("POST /e HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    origin.wait_seen("HEAD /held-head", 1);
+    origin.wait_seen("GET /held-half", 1);
+    s.kill("server", SIGKILL);
+    origin.wait_seen("HEAD /held-head", 2);
+    origin.wait_seen("GET /held-half", 2);
+    origin.release();
+    assert_eq!(head.read_head().unwrap().code, 200);
+    assert_eq!(head.get("/next").unwrap().text(), "/next");
+    let mut got = Vec::new();
+    (&half).read_to_end(&mut got).unwrap();
+    assert!(got.ends_with(b"\r\n\r\n/held-half"), "{}", String::from_utf8_lossy(&got));
+    expects.send("abc").unwrap();
+    let mut answer = expects.read_head().unwrap();
+    while answer.code == 100 {
+        answer = expects.read_head().unwrap();
+    }
+    // forwarded before the kill it is 502; else it is carried out
+    match answer.code {
+        200 => assert_eq!(origin.bodies(), [b"abc".to_vec()]),
+        code => assert_eq!((code, origin.seen("POST /e") <= 1), (502, true)),
+    }
+    s.stop();
+}

@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -48,6 +49,11 @@ impl Io {
     /// Its journal.
     pub fn journal(&self) -> Option<&Journal> {
         self.0.journal.as_ref()
+    }
+
+    /// Has the peer reset the connection?
+    pub fn is_reset(&self) -> bool {
+        !matches!(rustix::net::sockopt::socket_error(self.0.stream.borrow().as_fd()), Ok(Ok(())))
     }
 
     /// Takes it apart, if this is the last handle and it has a journal.

@@ -155,6 +155,8 @@ where
     let conn = http1::Builder::new()
         .timer(Timer)
         .header_read_timeout(limits.idle_timeout)
+        // a client that sends no more may still wait; one that is gone is looked for below
+        .half_close(io.journal().is_some())
         .max_buf_size(limits.max_head)
         .max_headers(limits.max_headers)
         .serve_connection(Guard::new(io.clone(), limits.send_timeout), service);
@@ -162,7 +164,7 @@ where
     let mut draining = pin!(engine::draining());
     let mut retired = pin!(begun(retirement));
     let (mut told, mut retiring) = (false, false);
-    // one timer that is set anew when it has fired, not with every request
+    // one timer that is set anew when it has fired, not with every request: for idle connections, and for resets of busy ones
     let mut park = pin!(engine::time::sleep(PARK_AFTER));
     let mut idle_since = None;
     poll_fn(|cx| {
@@ -179,6 +181,12 @@ where
         }
         if !io.journal().is_some_and(Journal::is_idle) {
             idle_since = None;
+            while io.journal().is_some() && park.as_mut().poll(cx).is_ready() {
+                if io.is_reset() {
+                    return Poll::Ready(Ok(End::Closed));
+                }
+                park.set(engine::time::sleep(PARK_AFTER));
+            }
             return Poll::Pending;
         }
         let since = *idle_since.get_or_insert_with(engine::time::now);

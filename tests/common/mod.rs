@@ -347,6 +347,21 @@ impl Client {
     /// One answer with a Content-Length.
     pub fn read(&mut self) -> std::io::Result<Answer> {
         let bad = |why: &str| std::io::Error::other(why.to_owned());
+        let mut answer = self.read_head()?;
+        let length = answer
+            .head
+            .lines()
+            .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse()))
+            .ok_or_else(|| bad("no length"))?
+            .map_err(|_| bad("bad length"))?;
+        answer.body = vec![0; length];
+        self.stream.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    /// The head of one answer, for those without a body.
+    pub fn read_head(&mut self) -> std::io::Result<Answer> {
+        let bad = |why: &str| std::io::Error::other(why.to_owned());
         let mut head = String::new();
         loop {
             let before = head.len();
@@ -358,14 +373,7 @@ impl Client {
             }
         }
         let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).ok_or_else(|| bad("no status"))?;
-        let length = head
-            .lines()
-            .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse()))
-            .ok_or_else(|| bad("no length"))?
-            .map_err(|_| bad("bad length"))?;
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        Ok(Answer { code, head, body })
+        Ok(Answer { code, head, body: Vec::new() })
     }
 }
 

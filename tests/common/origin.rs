@@ -131,6 +131,10 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
         }
         return Some(());
     }
+    if method == "HEAD" {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", path.len());
+        return stream.write_all(head.as_bytes()).ok();
+    }
     // in one piece
     stream
         .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).as_bytes())
