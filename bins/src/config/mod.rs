@@ -3,7 +3,7 @@
 //! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
 //!
 //! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`],
-//! [`load`](mod@load) (the sources and their faults), [`reference`] (the table as text).
+//! [`load`](mod@load) (the sources and their faults), [`mod@reference`] (the table as text).
 
 pub mod keys;
 pub mod load;
