@@ -105,7 +105,7 @@ impl Proxy {
                 let resume = resume.unwrap_or_default();
                 let io = Io::with(stream, Some(journal), resume.bytes.into());
                 if let What::BadGateway { .. } = resume.what {
-                    return serve::bad_gateway(io).await;
+                    return Box::pin(serve::bad_gateway(io)).await;
                 }
                 io
             }

@@ -89,7 +89,8 @@ impl Io {
     /// The peer is gone.
     pub async fn linger(&self) -> io::Result<()> {
         self.0.stream.borrow().shutdown_write()?;
-        let mut waste = [MaybeUninit::uninit(); 4096];
+        // on the heap: the future of every connection would else be so much larger
+        let mut waste = vec![MaybeUninit::uninit(); 4096];
         while poll_fn(|cx| self.0.stream.borrow_mut().poll_read(cx, &mut waste)).await? > 0 {}
         Ok(())
     }
