@@ -21,6 +21,9 @@ use std::time::Duration;
 /// A connection that has been idle for this long keeps no state but its socket and its record.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 
+/// Answers up to this many bytes are begun when they are whole.
+const WHOLE: u64 = 64 << 10;
+
 /// Limits of a client connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -219,6 +222,7 @@ where
     let mark = journal.request(safe, request.body().size_hint().exact());
     request.extensions_mut().insert(mark);
     let response = handle(request).await;
+    let response = if bodiless { response } else { whole(response).await };
     let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
     let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
     match response.status() {
@@ -227,6 +231,24 @@ where
         _ => journal.answer(Answer { body_len, validator: validator(response.headers()) }),
     }
     response.map(|body| Tracked { body, io: Some(io.clone()) })
+}
+
+/// A small answer is begun when all of it is there: then it goes out in one piece, and a server that dies leaves it either
+/// unsent or sent. (What is half out, and can't be made again the same, can only be cut.)
+async fn whole(response: Response<Body>) -> Response<Body> {
+    let small = response.body().size_hint().exact().is_some_and(|n| n > 0 && n <= WHOLE);
+    if !small || response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
+        return response;
+    }
+    let (head, body) = response.into_parts();
+    match http_body_util::BodyExt::collect(body).await {
+        Ok(all) => Response::from_parts(head, Body::of(all.to_bytes())),
+        Err(e) => {
+            log::info!("event=origin-failed: its answer broke off: {e}");
+            let asker = crate::pages::Asker::of(&HeaderMap::new());
+            crate::pages::error(StatusCode::BAD_GATEWAY, "the origin's answer broke off", asker)
+        }
+    }
 }
 
 /// A number that differs when the representation does, byte by byte; 0 if there is none: a strong ETag, or a Last-Modified
