@@ -70,6 +70,8 @@ pub struct AcceptorConfig {
     pub accept_threads: usize,
     /// Which thread serves a connection.
     pub placement: ConnPlacement,
+    /// Nothing is accepted before [`Acceptor::go_on`].
+    pub held: bool,
     /// The most connections at a time.
     pub max_connections: usize,
     /// What happens beyond that.
@@ -87,6 +89,7 @@ impl Default for AcceptorConfig {
             listeners: Vec::new(),
             accept_threads: 1,
             placement: ConnPlacement::RoundRobin,
+            held: false,
             max_connections: usize::MAX,
             at_limit: AtLimit::Pause,
             max_queue: 1024,
@@ -315,39 +318,8 @@ impl Acceptor {
         S: Fn(Accepted) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
-        Self::begin(handle, group, config, serve, false)
-    }
-
-    /// As [`Acceptor::start`], but nothing is accepted before [`Acceptor::go_on`].
-    ///
-    /// # Errors
-    /// As [`Acceptor::start`].
-    pub fn start_held<S, F>(
-        handle: &Handle,
-        group: GroupId,
-        config: AcceptorConfig,
-        serve: S,
-    ) -> io::Result<Acceptor>
-    where
-        S: Fn(Accepted) -> F + Send + Sync + 'static,
-        F: Future<Output = ()> + 'static,
-    {
-        Self::begin(handle, group, config, serve, true)
-    }
-
-    fn begin<S, F>(
-        handle: &Handle,
-        group: GroupId,
-        config: AcceptorConfig,
-        serve: S,
-        held: bool,
-    ) -> io::Result<Acceptor>
-    where
-        S: Fn(Accepted) -> F + Send + Sync + 'static,
-        F: Future<Output = ()> + 'static,
-    {
         let serve = Arc::new(serve);
-        let held = AtomicBool::new(held);
+        let held = AtomicBool::new(config.held);
         let control = Arc::new(Control { max: config.max_connections, held, ..Control::default() });
         let lane = |thread: ThreadId| {
             Arc::new(Lane {

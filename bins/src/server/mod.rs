@@ -158,6 +158,7 @@ fn accept(
     let net = handle.group("net").context("the group net")?;
     let acceptor = AcceptorConfig {
         listeners,
+        held,
         max_connections: config.server.max_connections,
         at_limit: AtLimit::Pause,
         ..AcceptorConfig::default()
@@ -174,11 +175,7 @@ fn accept(
             }
         }
     };
-    let acceptor = match held {
-        true => Acceptor::start_held(&handle, net, acceptor, serve),
-        false => Acceptor::start(&handle, net, acceptor, serve),
-    };
-    acceptor.context("starting to accept")
+    Acceptor::start(&handle, net, acceptor, serve).context("starting to accept")
 }
 
 /// By which two fds are known to be the same socket.
