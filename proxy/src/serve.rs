@@ -125,11 +125,16 @@ pub async fn bad_gateway(io: Io) {
          Cache-Control: no-store\r\nConnection: close\r\n\r\n{text}",
         text.len()
     );
+    last_words(io, answer.as_bytes()).await;
+}
+
+/// Writes `answer`, ends the connection, and gives the client two seconds to read it: closed with bytes unread, it would get
+/// a reset instead.
+pub async fn last_words(io: Io, answer: &[u8]) {
     let all = async {
-        io.write_all(answer.as_bytes()).await?;
+        io.write_all(answer).await?;
         io.linger().await
     };
-    // closed with bytes unread, the client would get a reset instead of the answer
     let _ = engine::time::timeout(Duration::from_secs(2), all).await;
 }
 

@@ -280,6 +280,19 @@ impl Notifier {
         self.send_fds(lines, &[])
     }
 
+    /// Has the receiver keep duplicates of `fds` under `name`, for who comes after us. That it can't be told is logged: we
+    /// go on all the same, and are missed more when we die.
+    pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
+        if let Err(e) = self.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), fds) {
+            log::warn!("event=fdstore-failed name={name}: {e}");
+        }
+    }
+
+    /// Has it forget them.
+    pub fn forget_fds(&self, name: &str) {
+        let _ = self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
     /// Sends lines with fds.
     ///
     /// # Errors

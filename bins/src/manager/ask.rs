@@ -39,7 +39,7 @@ impl Keep {
         let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
         listeners::publish(&listeners, &self.runtime)?;
         for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
-            let _ = self.upstream.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", gone.fd_name()));
+            self.upstream.forget_fds(&gone.fd_name());
         }
         *self.listeners.borrow_mut() = listeners;
         self.store_fds(&self.upstream);

@@ -49,7 +49,7 @@ impl Estates {
             Ok(keeper) => keeper,
             Err(e) => {
                 log::info!("event=estate-lost server={server} keeper={pid}: {e}");
-                return forget(name, cop);
+                return cop.forget_fds(name);
             }
         };
         self.0.push(Estate { name: name.to_owned(), server, keeper, fds, offered: 0 });
@@ -64,9 +64,7 @@ impl Estates {
     pub fn store(&self, cop: &Notifier) {
         for e in &self.0 {
             let fds: Vec<_> = e.fds.iter().map(AsFd::as_fd).collect();
-            if let Err(why) = cop.send_fds(&format!("FDSTORE=1\nFDNAME={}", e.name), &fds) {
-                log::warn!("event=fdstore-failed name={}: {why}", e.name);
-            }
+            cop.store_fds(&e.name, &fds);
         }
     }
 
@@ -111,13 +109,9 @@ impl Estate {
     /// Ends the keeper: what nobody has taken over is closed.
     fn end(self, cop: &Notifier) {
         let _ = self.keeper.signal(nix::libc::SIGKILL);
-        forget(&self.name, cop);
+        cop.forget_fds(&self.name);
         // it holds nothing that is waited for; its end is a matter of microseconds, and it must not outlive us
         let _ = self.keeper.poll_exit(Duration::from_millis(500));
         let _ = self.keeper.wait();
     }
-}
-
-fn forget(name: &str, cop: &Notifier) {
-    let _ = cop.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
 }

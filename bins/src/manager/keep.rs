@@ -169,10 +169,7 @@ impl Keep {
     /// Has cop keep duplicates of the listeners.
     pub fn store_fds(&self, cop: &Notifier) {
         for l in self.listeners.borrow().iter() {
-            let name = l.fd_name();
-            if let Err(e) = cop.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), &[l.fd.as_fd()]) {
-                log::warn!("event=fdstore-failed name={name}: {e}");
-            }
+            cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
         self.estates.borrow().store(cop);
         if let Some(legacy) = &*self.legacy.borrow() {
@@ -180,7 +177,7 @@ impl Keep {
         }
         let s = self.server.borrow();
         if let (Some(w), Some(channel)) = (&s.ward, &s.channel) {
-            store_channel(w.pid, channel, cop);
+            cop.store_fds(&channel_name(w.pid), &[channel.as_fd()]);
         }
     }
 
@@ -200,39 +197,35 @@ impl Keep {
         }
     }
 
-    /// Adopts the server that runs, or starts one.
+    /// Adopts the server that runs, or starts one: see [`Keep::launch`].
     pub fn begin(self: &Rc<Self>) {
-        match Ward::of_lock(&self.runtime.lock("server"), 1) {
-            Ok(Some(w)) => {
-                log::info!("event=adopt of=server pid={}", w.pid);
-                {
-                    let mut s = self.server.borrow_mut();
-                    (s.adopted, s.ever_ready, s.since) = (true, true, clock::now());
-                    s.settled = true;
-                    // the last manager's way to it, if a cop has kept it; those to others lead nowhere
-                    let channels = std::mem::take(&mut *self.channels.borrow_mut());
-                    for (pid, channel) in channels {
-                        match pid == w.pid {
-                            true => s.channel = Some(channel),
-                            false => forget_channel(pid, &self.upstream),
-                        }
-                    }
-                }
-                self.hold(w);
-                self.feed(Event::Adopted { ready: true });
-                self.feed(Event::WantUp);
-                self.announce_ready();
-                // whatever the last manager had told it
-                if let Some(channel) = &self.server.borrow().channel {
-                    let _ = Order::GoOn.send(channel, &[]);
-                }
-                self.offer_rest();
-                self.want_standby();
-            }
-            Ok(None) => {}
-            Err(e) => log::info!("event=adopt-failed of=server: {e}"),
-        }
         self.feed(Event::WantUp);
+    }
+
+    /// A server that serves already is ours from here on.
+    fn adopt(self: &Rc<Self>, ward: Ward) {
+        log::info!("event=adopt of=server pid={}", ward.pid);
+        {
+            let mut s = self.server.borrow_mut();
+            (s.adopted, s.ever_ready, s.settled, s.since) = (true, true, true, clock::now());
+            // the last manager's way to it, if a cop has kept it; those to others lead nowhere
+            s.channel = None;
+            for (pid, channel) in self.channels.take() {
+                match pid == ward.pid {
+                    true => s.channel = Some(channel),
+                    false => self.upstream.forget_fds(&channel_name(pid)),
+                }
+            }
+        }
+        self.hold(ward);
+        self.feed(Event::Adopted { ready: true });
+        self.announce_ready();
+        // whatever the last manager had told it
+        if let Some(channel) = &self.server.borrow().channel {
+            let _ = Order::GoOn.send(channel, &[]);
+        }
+        self.offer_rest();
+        self.want_standby();
     }
 
     /// Ends the server in order, then the manager.
@@ -318,20 +311,16 @@ impl Keep {
     }
 
     fn launch(self: &Rc<Self>) {
-        // one that was promoted in its manager's last moment may have taken the lock since
-        if let Ok(Some(w)) = Ward::of_lock(&self.runtime.lock("server"), 0) {
-            let generation = self.server.borrow().machine.generation() + 1;
-            log::warn!("event=adopt of=server pid={} : it serves already", w.pid);
-            {
-                let mut s = self.server.borrow_mut();
-                (s.adopted, s.ever_ready, s.settled, s.channel) = (true, true, true, None);
-            }
-            self.hold(w.promoted(generation));
-            self.feed(Event::Adopted { ready: true });
-            return self.announce_ready();
+        // the last manager's; or one that was promoted in its manager's last moment, and has taken the lock since
+        let generation = self.server.borrow().machine.generation() + 1;
+        match Ward::of_lock(&self.runtime.lock("server"), generation) {
+            Ok(Some(ward)) => return self.adopt(ward),
+            Ok(None) => {}
+            // its holder ended in this very moment
+            Err(e) => log::debug!("event=adopt-failed of=server: {e}"),
         }
         if let Some((ward, channel)) = self.take_standby() {
-            let (pid, generation) = (ward.pid, self.server.borrow().machine.generation() + 1);
+            let pid = ward.pid;
             self.promote(pid, &channel);
             log::info!("event=promote of=server pid={pid} generation={generation}");
             self.limit_promotion(pid);
@@ -339,7 +328,6 @@ impl Keep {
         }
         match self.spawn_server() {
             Ok((pid, pidfd, channel)) => {
-                let generation = self.server.borrow().machine.generation() + 1;
                 if let Some(channel) = &channel {
                     self.promote(pid, channel);
                 }
@@ -365,7 +353,7 @@ impl Keep {
             s.said.clear();
         }
         if let Some(channel) = &self.server.borrow().channel {
-            store_channel(ward.pid, channel, &self.upstream);
+            self.upstream.store_fds(&channel_name(ward.pid), &[channel.as_fd()]);
         }
         self.hold(ward);
         self.feed(Event::Spawned);
@@ -445,7 +433,7 @@ impl Keep {
         let status = ward.reap();
         // one that died before it had taken over had nothing of its own
         self.hand_over_again();
-        forget_channel(ward.pid, &self.upstream);
+        self.upstream.forget_fds(&channel_name(ward.pid));
         self.watch_gap();
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
@@ -496,19 +484,6 @@ impl Keep {
             end.waker.take().into_iter().for_each(Waker::wake);
         }
     }
-}
-
-/// Has cop keep our end of a channel, for the next manager.
-fn store_channel(server: i32, channel: &OwnedFd, cop: &Notifier) {
-    let text = format!("FDSTORE=1\nFDNAME={}", channel_name(server));
-    if let Err(e) = cop.send_fds(&text, &[channel.as_fd()]) {
-        log::warn!("event=fdstore-failed name={}: {e}", channel_name(server));
-    }
-}
-
-/// That server is gone.
-pub(super) fn forget_channel(server: i32, cop: &Notifier) {
-    let _ = cop.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", channel_name(server)));
 }
 
 pub(super) fn limits(config: &Config) -> Limits {

@@ -8,6 +8,8 @@ use super::keep::Keep;
 use crate::orders::Order;
 use engine::net::{Listener, Stream};
 use policy::Time;
+use proxy::rt::Io;
+use proxy::serve;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -310,14 +312,8 @@ fn has_gone(fd: &OwnedFd) -> bool {
 /// Tells a client that nobody serves, and ends the connection without cutting the answer off.
 fn refuse(fd: OwnedFd) {
     drop(engine::spawn(async move {
-        let Ok(mut stream) = Stream::from_fd(fd) else { return };
-        let end = async {
-            stream.write_all(SORRY).await?;
-            stream.shutdown_write()?;
-            let mut waste = [0; 4096];
-            while stream.read(&mut waste).await? > 0 {}
-            std::io::Result::Ok(())
-        };
-        let _ = engine::time::timeout(Duration::from_secs(2), end).await;
+        if let Ok(stream) = Stream::from_fd(fd) {
+            serve::last_words(Io::new(stream), SORRY).await;
+        }
     }));
 }

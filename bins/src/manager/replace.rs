@@ -8,8 +8,8 @@
 //! A next one that doesn't become ready changes nothing: the old one serves on. A SIGTERM from elsewhere enters at "it has
 //! let go". An old one that doesn't let go in time is killed, and the next server takes over as after any death.
 
-use super::keep::{Keep, forget_channel};
-use crate::orders::Order;
+use super::keep::Keep;
+use crate::orders::{Order, channel_name};
 use crate::ward::Ward;
 use policy::child::{Event, State};
 use std::os::fd::{AsFd, OwnedFd};
@@ -144,7 +144,7 @@ impl Keep {
     pub(super) fn retired_exited(self: &Rc<Self>, ward: &Ward) {
         let how = ward.reap().map_or("gone".to_owned(), |s| s.to_string());
         log::info!("event=exit of=retiring pid={}: {how}", ward.pid);
-        forget_channel(ward.pid, &self.upstream);
+        self.upstream.forget_fds(&channel_name(ward.pid));
         self.offer_rest();
         let (keep, pid) = (self.clone(), ward.pid);
         drop(engine::spawn(async move {

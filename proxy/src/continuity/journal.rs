@@ -248,7 +248,7 @@ impl Journal {
     }
 
     /// Reads through the buffer: `read` is given its free end, so that what a read has taken from the socket is in shared
-    /// memory before anything is known of it; then it is copied to `to`. `None`: nothing can be kept.
+    /// memory before anything is known of it; then it is copied to `to`. What can't be kept is read into `to` at once.
     pub fn read(
         &self,
         to: &mut [MaybeUninit<u8>],

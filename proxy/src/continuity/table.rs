@@ -282,11 +282,8 @@ impl Table {
         self.map.put(self.data_offset(buffer) + at, bytes);
     }
 
-    /// Hands the free end of a buffer of the caller's to `read`, which says how many bytes it has put there; then shows
-    /// them to `seen`.
-    ///
-    /// # Errors
-    /// Those of `read`.
+    /// Hands the free end of a buffer of the caller's to `read`, which puts bytes there; what it returns
+    /// is returned.
     #[allow(unsafe_code)]
     pub(super) fn fill<R>(
         &self,
