@@ -172,6 +172,9 @@ pub fn summary(o: &Outcome) -> String {
     let refused = s.failed.get(&super::stats::Failure::Refused).copied().unwrap_or(0);
     let verdict = match (o.verdict(), refused) {
         (Exit::Done, _) => "PASSED: no client noticed more than a pause".to_owned(),
+        _ if s.failures() + s.connections_lost + s.posts_twice == 0 => {
+            "FAILED: no client lost anything, but see above".to_owned()
+        }
         (_, 0) => format!(
             "FAILED: no connection was refused, but {} requests failed and {} connections were lost",
             s.failures(),

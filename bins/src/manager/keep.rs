@@ -197,7 +197,7 @@ impl Keep {
         }
     }
 
-    /// Adopts the server that runs, or starts one: see [`Keep::launch`].
+    /// Adopts the server that runs, or starts one.
     pub fn begin(self: &Rc<Self>) {
         self.feed(Event::WantUp);
     }
