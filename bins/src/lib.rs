@@ -15,4 +15,5 @@ pub mod manager;
 pub mod orders;
 pub mod server;
 pub mod suite;
+pub mod sweep;
 pub mod ward;

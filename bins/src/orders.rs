@@ -1,5 +1,6 @@
 //! What a manager says to its server over their channel: a word, with fds.
 
+use crate::suite::take_named;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use supervisor::fd_pass;
@@ -15,11 +16,7 @@ pub fn channel_name(server: i32) -> String {
 
 /// Our ends of channels that an earlier manager had: taken out of what was inherited, each with its server.
 pub fn take_channels(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
-    let server = |i: &Inherited| i.name.strip_prefix(CHANNEL)?.strip_prefix('-')?.parse::<i32>().ok();
-    let (ours, others): (Vec<_>, Vec<_>) =
-        std::mem::take(inherited).into_iter().partition(|i| server(i).is_some());
-    *inherited = others;
-    ours.into_iter().filter_map(|i| Some((server(&i)?, i.fd))).collect()
+    take_named(inherited, |name| name.strip_prefix(CHANNEL)?.strip_prefix('-')?.parse().ok())
 }
 
 /// One order.
@@ -39,9 +36,14 @@ pub enum Order {
     Retire,
     /// Fd: from whom connections come.
     Heir,
+    /// Say `X_TRAFFIC_PONG` with this number.
+    Ping(u32),
 }
 
-/// All of them, with their words.
+/// The word of a ping, before its number.
+const PING: &[u8] = b"PING ";
+
+/// Those that are one word each.
 const ALL: [(Order, &[u8]); 7] = [
     (Order::Promote, b"PROMOTE"),
     (Order::Adopt, b"ADOPT"),
@@ -58,6 +60,9 @@ impl Order {
     /// # Errors
     /// Nobody is at the other end, or it doesn't listen.
     pub fn send(self, channel: impl AsFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if let Order::Ping(n) = self {
+            return fd_pass::send(channel, &[PING, n.to_string().as_bytes()].concat(), fds);
+        }
         let word = ALL.iter().find(|(o, _)| *o == self).map_or(&b""[..], |(_, w)| w);
         fd_pass::send(channel, word, fds)
     }
@@ -68,8 +73,10 @@ impl Order {
     /// The channel fails, or says what isn't known.
     pub fn recv(channel: impl AsFd) -> io::Result<Option<(Order, Vec<OwnedFd>)>> {
         let Some((word, fds)) = fd_pass::recv(channel)? else { return Ok(None) };
-        match ALL.iter().find(|(_, w)| *w == word) {
-            Some((order, _)) => Ok(Some((*order, fds))),
+        let ping = || std::str::from_utf8(word.strip_prefix(PING)?).ok()?.parse().ok().map(Order::Ping);
+        let plain = ALL.iter().find(|(_, w)| *w == word).map(|(order, _)| *order);
+        match plain.or_else(ping) {
+            Some(order) => Ok(Some((order, fds))),
             None => {
                 let why = format!("an unknown order: {:?}", String::from_utf8_lossy(&word));
                 Err(io::Error::new(io::ErrorKind::InvalidData, why))
@@ -85,13 +92,15 @@ mod tests {
     #[test]
     fn every_order_arrives_and_others_are_named() {
         let (a, b) = fd_pass::pair().unwrap();
-        for (order, _) in ALL {
+        for order in ALL.map(|(order, _)| order).into_iter().chain([Order::Ping(0), Order::Ping(u32::MAX)]) {
             order.send(&a, &[a.as_fd()]).unwrap();
             let (got, fds) = Order::recv(&b).unwrap().unwrap();
             assert_eq!((got, fds.len()), (order, 1));
         }
-        fd_pass::send(&a, b"DANCE", &[]).unwrap();
-        assert!(Order::recv(&b).unwrap_err().to_string().contains("DANCE"));
+        for wrong in ["DANCE", "PING x", "PING"] {
+            fd_pass::send(&a, wrong.as_bytes(), &[]).unwrap();
+            assert!(Order::recv(&b).unwrap_err().to_string().contains(wrong));
+        }
         drop(a);
         assert!(Order::recv(&b).unwrap().is_none());
     }

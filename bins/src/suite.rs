@@ -3,8 +3,10 @@
 use anyhow::Context;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use supervisor::listen_fds::Inherited;
 use supervisor::probe::Target;
 
 /// The files of a runtime directory.
@@ -86,6 +88,9 @@ impl Runtime {
 /// The path at which the server answers heartbeats.
 pub const HEARTBEAT_PATH: &str = "/.traffic/heartbeat";
 
+/// The header in which cop tells the manager how many milliseconds ago the server has answered it.
+pub const SERVER_ANSWERED: &str = "traffic-server-answered";
+
 /// The headers of a heartbeat of the server.
 pub fn heartbeat_headers(token: &str, nonce: &str) -> Vec<String> {
     vec![format!("traffic-heartbeat: {token}"), format!("traffic-nonce: {nonce}")]
@@ -131,6 +136,29 @@ pub fn estate_name(server: i32, keeper: i32) -> String {
 pub fn estate_of(name: &str) -> Option<(i32, i32)> {
     let (server, keeper) = name.strip_prefix("estate-")?.split_once('-')?;
     Some((server.parse().ok()?, keeper.parse().ok()?)).filter(|(s, k)| *s > 0 && *k > 0)
+}
+
+/// The name under which a server's pulse page is stored.
+pub fn pulse_name(server: i32) -> String {
+    format!("pulse-{server}")
+}
+
+/// The server of a pulse page.
+pub fn pulse_of(name: &str) -> Option<i32> {
+    name.strip_prefix("pulse-")?.parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Pulse pages that an earlier manager had: taken out of what was inherited, each with its server.
+pub fn take_pages(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
+    take_named(inherited, pulse_of)
+}
+
+/// Takes what has a name that `of` understands.
+pub fn take_named(inherited: &mut Vec<Inherited>, of: impl Fn(&str) -> Option<i32>) -> Vec<(i32, OwnedFd)> {
+    let (ours, others): (Vec<_>, Vec<_>) =
+        std::mem::take(inherited).into_iter().partition(|i| of(&i.name).is_some());
+    *inherited = others;
+    ours.into_iter().filter_map(|i| Some((of(&i.name)?, i.fd))).collect()
 }
 
 /// Connections need fds: take what we may.

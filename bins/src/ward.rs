@@ -3,7 +3,9 @@
 use policy::ladder::Rung;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use supervisor::identity::Identity;
 use supervisor::pidfd::{ExitStatus, PidFd};
+use supervisor::snapshot::Snapshots;
 
 /// A process in our care.
 #[derive(Debug)]
@@ -53,6 +55,11 @@ impl Ward {
         self.pidfd.wait().ok().flatten()
     }
 
+    /// Keeps a picture of it, see [`picture`].
+    pub fn picture(&self, suite: &crate::config::Suite, why: &str) {
+        picture(suite, self.pid, why);
+    }
+
     /// Sends a rung's signal.
     pub fn send(&self, rung: Rung, core_signal: Option<i32>) {
         use nix::libc::{SIGKILL, SIGTERM};
@@ -76,6 +83,18 @@ impl Ward {
     /// It is gone, or we may not.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.pidfd.signal(signal)
+    }
+}
+
+/// Keeps a picture of a process that is about to be ended for a fault, in the state directory's `snapshots`.
+pub fn picture(suite: &crate::config::Suite, pid: i32, why: &str) {
+    let place = Snapshots { dir: suite.state_dir.join("snapshots"), keep: suite.snapshots };
+    if place.keep == 0 {
+        return;
+    }
+    match Identity::of(pid).and_then(|who| place.take(&who, why)) {
+        Ok(path) => log::warn!("event=snapshot pid={pid} file={}", path.display()),
+        Err(e) => log::warn!("event=snapshot-failed pid={pid}: {e}"),
     }
 }
 

@@ -1,26 +1,14 @@
 //! The pulse page: what each event thread is doing, for another process to look at without asking.
 //!
 //! A stalled thread cannot say that it is stalled. So each thread writes into a shared page (a sealed memfd) when it
-//! begins a round of its loop, what it calls, and when it goes to sleep; who holds the descriptor maps it read-only and
+//! begins a round of its loop, what it calls, and when it goes to sleep; who holds the descriptor reads it and
 //! can tell idle from stalled, and in which continuation, after the process has died as well.
 //!
-//! The layout, in little-endian 64-bit words, is a contract: readers need not link this crate.
-//!
-//! ```text
-//! word 0          "TSPULSE1"
-//! word 1          number of thread records n
-//! word 2          number of names m
-//! words 3..8      0
-//! then n records of 8 words:
-//!   +0  ticks: odd during a round of the loop, even in epoll_wait; 0: not started, u64::MAX: ended
-//!   +1  CLOCK_MONOTONIC in ms of the last change of +0
-//!   +2  index of the name of what was called last
-//!   +3  the thread's name, zero-padded, 40 bytes
-//! then m names of 8 words: zero-padded UTF-8, the end of the type's name if it is longer
-//! ```
+//! The layout is a contract, and that of [`policy::pulse`], which also reads it: readers need not link this crate.
 
-use crate::fenced::page::{ReadOnlyPage, WritablePage};
+use crate::fenced::page::WritablePage;
 use nix::time::{ClockId, clock_gettime};
+use policy::pulse::{MAGIC, NAME, RECORD, THREAD_NAME, words};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,16 +18,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"TSPULSE1");
-const RECORD: usize = 8;
-const THREAD_NAME: usize = 40;
-const NAME: usize = 64;
 /// The last one stands for all that found no place.
 const NAMES: usize = 256;
-
-fn words(threads: usize) -> usize {
-    RECORD * (1 + threads + NAMES)
-}
 
 /// Milliseconds of CLOCK_MONOTONIC, which is the same in all processes.
 pub fn monotonic_ms() -> u64 {
@@ -58,9 +38,9 @@ pub(crate) struct Page {
 impl Page {
     pub(crate) fn new(threads: usize) -> io::Result<Arc<Self>> {
         let fd = memfd_create("pulse", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&fd, (words(threads) * 8) as u64)?;
+        ftruncate(&fd, (words(threads, NAMES) * 8) as u64)?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
-        let page = WritablePage::map(fd.as_fd(), words(threads))?;
+        let page = WritablePage::map(fd.as_fd(), words(threads, NAMES))?;
         // From here on nobody maps it for writing any more. Kernels before 5.1 do not know this; readers lose nothing.
         let _ = fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE | SealFlags::SEAL);
         page.words()[1].store(threads as u64, Ordering::Relaxed);
@@ -167,110 +147,5 @@ impl Pulse {
 impl Drop for Pulse {
     fn drop(&mut self) {
         self.tick(u64::MAX, Instant::now());
-    }
-}
-
-/// What a thread was doing when it was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Doing {
-    /// It has not begun.
-    NotStarted,
-    /// It waits in epoll_wait.
-    Idle,
-    /// It is in a round of its loop; this was called last.
-    Calling(String),
-    /// It has ended.
-    Ended,
-}
-
-/// One thread's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
-    /// The thread's name.
-    pub thread: String,
-    /// What it is doing.
-    pub doing: Doing,
-    /// Changes whenever a round begins or ends.
-    pub ticks: u64,
-    /// [`monotonic_ms`] when that was the last time.
-    pub since_ms: u64,
-}
-
-impl Reading {
-    /// For how long it has been in one round; zero if it is not in one.
-    pub fn busy_for(&self, now_ms: u64) -> Duration {
-        match self.doing {
-            Doing::Calling(_) => Duration::from_millis(now_ms.saturating_sub(self.since_ms)),
-            _ => Duration::ZERO,
-        }
-    }
-}
-
-/// A pulse page, mapped read-only, of this process or another.
-pub struct Reader {
-    page: ReadOnlyPage,
-    threads: usize,
-    names: usize,
-}
-
-impl Reader {
-    /// Maps the page behind `fd`.
-    ///
-    /// # Errors
-    /// If it is no pulse page, or not sealed as one.
-    pub fn map(fd: impl AsFd) -> io::Result<Self> {
-        let header = ReadOnlyPage::map(fd.as_fd(), RECORD)?;
-        if header.load(0) != MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a pulse page"));
-        }
-        let (threads, names) = (header.load(1), header.load(2));
-        if threads > 65_536 || names > 65_536 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an impossible pulse page"));
-        }
-        let (threads, names) = (threads as usize, names as usize);
-        let page = ReadOnlyPage::map(fd.as_fd(), RECORD * (1 + threads + names))?;
-        Ok(Reader { page, threads, names })
-    }
-
-    /// All threads, each as it is at the moment it is looked at.
-    pub fn read(&self) -> Vec<Reading> {
-        (0..self.threads).map(|n| self.thread(RECORD * (1 + n))).collect()
-    }
-
-    fn thread(&self, at: usize) -> Reading {
-        let mut ticks = self.page.load(at);
-        // The words of a record change one after the other: read until two looks agree, but not for ever. A stalled
-        // thread, which is what matters, changes nothing.
-        for _ in 0..8 {
-            let reading = self.record(at, ticks);
-            let again = self.page.load(at);
-            if again == ticks {
-                return reading;
-            }
-            ticks = again;
-        }
-        self.record(at, ticks)
-    }
-
-    fn record(&self, at: usize, ticks: u64) -> Reading {
-        let doing = match ticks {
-            0 => Doing::NotStarted,
-            u64::MAX => Doing::Ended,
-            t if t % 2 == 0 => Doing::Idle,
-            _ => Doing::Calling(self.name(self.page.load(at + 2))),
-        };
-        let since_ms = self.page.load(at + 1);
-        Reading { thread: self.text(at + 3, THREAD_NAME), doing, ticks, since_ms }
-    }
-
-    fn name(&self, index: u64) -> String {
-        let index = usize::try_from(index).unwrap_or(usize::MAX).min(self.names.saturating_sub(1));
-        self.text(RECORD * (1 + self.threads + index), NAME)
-    }
-
-    fn text(&self, at: usize, bytes: usize) -> String {
-        let bytes: Vec<u8> = (0..bytes / 8).flat_map(|n| self.page.load(at + n).to_le_bytes()).collect();
-        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-        String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 }

@@ -11,7 +11,8 @@
 //! 3. [`heartbeat`]: when silence becomes a verdict;
 //! 4. [`child`]: one supervised process, from "wanted" to "gave up";
 //! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`;
-//! 6. [`handover`]: what the next server does with a connection of a killed one.
+//! 6. [`pulse`]: what a server's threads are doing, and when one has stalled;
+//! 7. [`handover`]: what the next server does with a connection of a killed one.
 
 pub mod backoff;
 pub mod check;
@@ -19,6 +20,7 @@ pub mod child;
 pub mod handover;
 pub mod heartbeat;
 pub mod ladder;
+pub mod pulse;
 
 /// A point of monotonic time: the duration since any fixed origin (of `CLOCK_MONOTONIC` in the programs).
 pub type Time = std::time::Duration;

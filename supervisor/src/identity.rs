@@ -70,6 +70,11 @@ pub struct Look {
     pub rss: u64,
 }
 
+/// How many of the ticks in [`Look::start_time`] a second has.
+pub fn ticks_per_second() -> u64 {
+    procfs::ticks_per_second().max(1)
+}
+
 /// Looks at a process.
 ///
 /// # Errors

@@ -21,6 +21,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+/// What a keeper is called (`comm`).
+pub const NAME: &str = "traffic_keeper";
+const NAME_C: &std::ffi::CStr = c"traffic_keeper";
+
 /// What a keeper reads in memory that it shares with its ward.
 pub trait Shared {
     /// The fd of the ward's lock, once it has one.
@@ -106,7 +110,7 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared
     // SAFETY: as above.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
-    let _ = nix::sys::prctl::set_name(c"traffic_keeper");
+    let _ = nix::sys::prctl::set_name(NAME_C);
     while ward.is_alive() {
         let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], None);
     }

@@ -26,6 +26,7 @@ pub mod listen_fds;
 pub mod notify;
 pub mod pidfd;
 pub mod probe;
+pub mod pulse;
 pub mod reaper;
 pub mod safe_kill;
 pub mod signals;

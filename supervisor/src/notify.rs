@@ -60,6 +60,8 @@ pub enum Field {
     Took(String),
     /// `X_TRAFFIC_HELD=1`: the sender accepts nothing until it is told to go on.
     Held,
+    /// `X_TRAFFIC_PONG=n`: the answer to the ping of that number.
+    Pong(i32),
     /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
     Settled,
     /// `X_TRAFFIC_SERVER=pid` (0: none is wanted): which server the manager holds.
@@ -128,6 +130,7 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "X_TRAFFIC_RETIRING" => flag(Field::Retiring),
         "X_TRAFFIC_TOOK" => Ok(Some(Field::Took(text()))),
         "X_TRAFFIC_HELD" => flag(Field::Held),
+        "X_TRAFFIC_PONG" => Ok(Some(Field::Pong(number()?))),
         "X_TRAFFIC_SETTLED" => flag(Field::Settled),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
         _ => Ok(None),

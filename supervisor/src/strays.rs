@@ -77,6 +77,10 @@ fn examine(wanted: &Wanted, process: &Process) -> io::Result<Option<Target>> {
     if look.state == ProcessState::Zombie {
         return Ok(None);
     }
+    if comm == crate::keeper::NAME {
+        // it shows its ward's command line
+        return Ok(None);
+    }
     let by_comm = comm.as_bytes() == &wanted.name.as_bytes()[..wanted.name.len().min(15)];
     let argv = match read(process, "cmdline") {
         Ok(argv) => argv,

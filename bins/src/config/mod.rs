@@ -44,6 +44,8 @@ pub struct Suite {
     pub log: String,
     /// Where the daemon logs; `state_dir/traffic.log` if not set.
     pub log_file: Option<PathBuf>,
+    /// Pictures of hung processes that are kept; 0 takes none.
+    pub snapshots: usize,
 }
 
 /// What happens to the server when the manager dies.
@@ -80,6 +82,14 @@ pub struct Cop {
 pub struct Manager {
     /// Read-only HTTP for status and metrics.
     pub admin: Option<SocketAddr>,
+    /// Between looks at the server.
+    pub interval: Duration,
+    /// How long a ping may take.
+    pub timeout: Duration,
+    /// Failed pings in a row that are a verdict.
+    pub failures: u32,
+    /// A thread in one round of its loop for so long has stalled.
+    pub stall: Duration,
     /// Connections that wait for a server.
     pub queue: Queue,
     /// Respawns of the server.

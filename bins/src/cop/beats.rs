@@ -58,6 +58,11 @@ impl Beat {
         self.machine.last_good().is_some()
     }
 
+    /// For how long it hasn't answered; `None`: it never has.
+    pub fn silent_for(&self, now: Time) -> Option<std::time::Duration> {
+        self.machine.last_good().map(|at| now.saturating_sub(at))
+    }
+
     /// Takes the verdict, if there is one.
     pub fn take_failed(&mut self) -> bool {
         std::mem::take(&mut self.failed)

@@ -6,6 +6,7 @@
 //! [`beats`] (its heartbeats), [`stop`], [`status`].
 
 pub mod beats;
+pub mod record;
 pub mod start;
 pub mod status;
 pub mod stop;

@@ -1,6 +1,7 @@
 //! `status`: what the locks, the manager and the port itself say, at this moment.
 
 use super::beats::{self, Proof};
+use super::record::{Record, rfc3339};
 use crate::cli::Common;
 use crate::config::Config;
 use crate::control;
@@ -42,6 +43,10 @@ pub fn look(config: &Config) -> (Value, Exit) {
     let holder = |p: &str| Lockfile::holder(runtime.lock(p)).ok().flatten().map(|h| h.pid);
     let pids = ["cop", "manager", "server"].map(holder);
     let mut processes = Vec::new();
+    let remembered = Record::peek(&config.suite);
+    let (starts, last_start, last_stop) = (remembered.starts, remembered.last_start, remembered.last_stop);
+    let remembered =
+        json!({ "cop": remembered.cop, "manager": remembered.manager, "server": remembered.server });
     for (name, pid) in ["cop", "manager", "server"].into_iter().zip(pids) {
         let mut row = said.get(name).cloned().unwrap_or(json!({}));
         row["name"] = json!(name);
@@ -59,6 +64,17 @@ pub fn look(config: &Config) -> (Value, Exit) {
             },
         };
         row["rss_kib"] = json!(pid.and_then(rss_kib));
+        if let Some(life) = remembered.get(name) {
+            // the manager counts its own servers; the file also those of managers before it
+            row["restarts"] = life["restarts"].clone();
+            row["restart_interval_s"] = life["restart_interval"].clone();
+            if row["last_exit"].is_null() {
+                row["last_exit"] = life["last_exit"].clone();
+            }
+        }
+        if row["since_s"].is_null() {
+            row["since_s"] = json!(pid.and_then(age_s));
+        }
         processes.push(row);
     }
     let foreign = !config.server.command.is_empty();
@@ -77,6 +93,9 @@ pub fn look(config: &Config) -> (Value, Exit) {
         "state": state,
         "version": env!("CARGO_PKG_VERSION"),
         "runtime_dir": runtime.dir(),
+        "starts": starts,
+        "last_start": last_start,
+        "last_stop": last_stop,
     });
     if let Err(e) = manager
         && exit == Exit::Degraded
@@ -108,6 +127,13 @@ fn heartbeat(runtime: &Runtime, target: &Target, pid: i32) -> bool {
     }
 }
 
+/// For how long a process has been there, in seconds.
+fn age_s(pid: i32) -> Option<u64> {
+    let started = supervisor::identity::look(pid).ok()?.start_time / supervisor::identity::ticks_per_second();
+    let up = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+    Some((up.tv_sec() as u64).saturating_sub(started))
+}
+
 fn rss_kib(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
@@ -121,24 +147,44 @@ fn render(v: &Value) -> String {
         Value::String(s) => s.clone(),
         other => other.to_string(),
     };
-    let mut out = format!("suite    {}\n", text(&v["suite"]["state"]));
+    let mut out = format!("suite    {}", text(&v["suite"]["state"]));
+    if v["suite"]["state"] == "down" {
+        if v["suite"]["last_stop"].is_u64() {
+            out += &format!(", stopped {}", rfc3339(v["suite"]["last_stop"].as_u64()));
+        }
+    } else if v["suite"]["last_start"].is_u64() {
+        out += &format!(", started {}", rfc3339(v["suite"]["last_start"].as_u64()));
+    }
+    out += "\n";
     if let Some(list) = v["listen"].as_array() {
         out += &format!("listen   {}\n", list.iter().map(text).collect::<Vec<_>>().join(" "));
     }
     out += &format!(
-        "{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n",
-        "", "pid", "state", "restarts", "rss KiB", "last exit"
+        "{:<9}{:>8}  {:<12}{:>9}{:>11}{:>10}{:>10}  {}\n",
+        "", "pid", "state", "since", "heartbeat", "restarts", "rss KiB", "last exit"
     );
     for p in v["processes"].as_array().into_iter().flatten() {
         out += &format!(
-            "{:<9}{:>8}  {:<12}{:>9}{:>10}  {}\n",
+            "{:<9}{:>8}  {:<12}{:>9}{:>11}{:>10}{:>10}  {}\n",
             text(&p["name"]),
             text(&p["pid"]),
             text(&p["state"]),
+            p["since_s"].as_u64().map_or("-".into(), span),
+            p["heartbeat_ms"].as_u64().map_or("-".into(), |ms| format!("{:.1}s ago", ms as f64 / 1000.0)),
             text(&p["restarts"]),
             text(&p["rss_kib"]),
             text(&p["last_exit"]),
         );
     }
     out
+}
+
+/// `59s`, `12m`, `5h12m`, `3d4h`
+fn span(s: u64) -> String {
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{}h", s / 86_400, s / 3600 % 24),
+    }
 }

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
+use crate::sweep::Sweep;
 use crate::ward::Ward;
 use policy::ladder::{Ladder, Rung, Rungs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -44,6 +45,7 @@ fn stop(config: &Config) -> anyhow::Result<u32> {
             ended += 1;
         }
     }
+    ended += Sweep::all(config);
     if ended > 0 {
         runtime.clean();
     }

@@ -15,11 +15,13 @@ mod verdict;
 
 use self::end::manager_limits;
 use super::beats::{self, Beat, Proof};
+use super::record::Record;
 use crate::cli::Common;
 use crate::config::{Config, OnManagerDeath};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::{self, Runtime};
+use crate::sweep::Sweep;
 use crate::ward::Ward;
 use policy::Time;
 use policy::check::{Check, Lock, Observation, Pulse, Verdict};
@@ -40,13 +42,16 @@ use supervisor::spawn::{Spec, spawn};
 /// A cop that hasn't reached its next poll after this long has hung, and ends.
 const ALARM_SECONDS: u32 = 60;
 
+/// A new manager, and one that is just ending, have taken and let go of their locks by then.
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
+
 /// Who is told how the start went.
 pub type OnStart = Box<dyn FnOnce(Result<(), &Fatal>)>;
 
 enum Phase {
     Starting { until: Time },
     Running,
-    Stopping { because: Option<Fatal>, server: Option<(Ward, Ladder)> },
+    Stopping { because: Option<Fatal>, server: Option<(Ward, Ladder)>, to_sweep: Vec<&'static str> },
 }
 
 /// The watcher.
@@ -67,6 +72,8 @@ pub struct Cop {
     manager_beat: Beat,
     server_beat: Beat,
     check: Check,
+    /// The server's event threads, and whose they are.
+    threads: (i32, policy::pulse::Watch),
     next_check: Time,
     said: Said,
     phase: Phase,
@@ -78,6 +85,12 @@ pub struct Cop {
     found_running: bool,
     /// The hung server that was given the core signal.
     cored: i32,
+    record: Record,
+    /// Managers that nobody answers for: when they are looked for, and those that were found.
+    sweep_at: Option<Time>,
+    sweep: Option<Sweep>,
+    /// The last server that the manager named.
+    last_server: i32,
 }
 
 /// What the manager said last, for the report of a start that failed.
@@ -130,6 +143,7 @@ impl Cop {
             manager_beat: Beat::new("manager", limits),
             server_beat: Beat::new("server", limits),
             check: Check::default(),
+            threads: (0, policy::pulse::Watch::new(Duration::ZERO, Duration::ZERO)),
             next_check: now + c.interval,
             said: Said::default(),
             phase: Phase::Starting { until: now + c.start_grace },
@@ -138,6 +152,10 @@ impl Cop {
             since: now,
             found_running: false,
             cored: 0,
+            record: Record::open(&config.suite),
+            sweep_at: None,
+            sweep: None,
+            last_server: 0,
             config,
             common,
             runtime,
@@ -217,8 +235,11 @@ impl Cop {
             Phase::Running => None,
             Phase::Stopping { server, .. } => server.as_ref().and_then(|(_, l)| l.deadline()),
         };
+        let sweep = self.sweep.as_ref().map(Sweep::deadline);
         let all = [
             phase,
+            sweep,
+            self.sweep_at,
             (!self.is_stopping()).then_some(self.next_check),
             self.manager.deadline(),
             self.manager_beat.deadline(),
@@ -254,11 +275,14 @@ impl Cop {
         if self.manager.deadline().is_some_and(|d| now >= d) {
             self.feed(Event::Tick, now);
         }
-        let (path, manager_pid) = (self.runtime.control(), std::process::id());
-        let since = self.since.as_nanos();
+        let (path, own_pid) = (self.runtime.control(), std::process::id());
+        let mut headers = vec![format!("traffic-cop: {own_pid} {}", self.since.as_nanos())];
+        if let Some(silent) = self.server_beat.silent_for(now) {
+            headers.push(format!("{}: {}", suite::SERVER_ANSWERED, silent.as_millis()));
+        }
         self.manager_beat.tick(now, |_| {
             // the manager stores its fds anew when it sees another cop
-            Probe::start(&Target::Unix(path), "/heartbeat", &[format!("traffic-cop: {manager_pid} {since}")])
+            Probe::start(&Target::Unix(path), "/heartbeat", &headers)
         });
         let (runtime, token) = (&self.runtime, &self.token);
         self.server_beat.tick(now, |nonce| match runtime.targets().first() {
@@ -278,6 +302,7 @@ impl Cop {
             *next = now + *every;
             let _ = self.upstream.send("WATCHDOG=1");
         }
+        self.sweep_managers(now);
         match &mut self.phase {
             // whatever is wrong with it, it ran before us and goes on being watched
             Phase::Starting { until } if self.found_running && now >= *until => {
@@ -335,6 +360,8 @@ impl Cop {
                 // it says READY to a cop it hasn't met; one that hangs doesn't, and is replaced when its grace is over
                 self.feed(Event::Adopted { ready: false }, now);
                 self.found_running = true;
+                self.sweep_at = Some(now + SWEEP_AFTER);
+                self.record.take_over();
                 return self.manager_beat.start(now);
             }
             Ok(None) => {}
@@ -348,6 +375,12 @@ impl Cop {
             Ok((pid, pidfd)) => {
                 log::info!("event=spawn of=manager pid={pid} fds={}", self.store.len());
                 self.ward = Some(Ward::new(pid, pidfd, generation));
+                self.sweep_at = Some(now + SWEEP_AFTER);
+                match (generation, self.found_running) {
+                    (1, false) => self.record.start(),
+                    (1, true) => self.record.take_over(),
+                    _ => self.record.manager_restarted(),
+                }
                 self.feed(Event::Spawned, now);
             }
             Err(e) => {

@@ -46,6 +46,7 @@ impl Keep {
         self.server.borrow_mut().machine.set_limits(limits(&new));
         let limits = limits(&new);
         *self.config.borrow_mut() = new;
+        self.renew_watch();
         self.renew_standby(limits);
         self.restart();
         let note = match kept.as_slice() {
@@ -98,17 +99,20 @@ impl Keep {
         let now = clock::now();
         let s = self.server.borrow();
         let seconds = |t: Time| now.saturating_sub(t).as_secs();
+        let ago = |t: Option<Time>| t.map(|t| now.saturating_sub(t).as_millis() as u64);
         json!({
             "manager": {
                 "pid": std::process::id(),
                 "state": "running",
                 "uptime_s": seconds(self.started),
                 "cop": *self.cop.borrow(),
+                "heartbeat_ms": ago(self.last_asked()),
             },
             "server": {
                 "pid": s.ward.as_ref().map(|w| w.pid),
                 "state": s.machine.state().name(),
                 "since_s": seconds(s.since),
+                "heartbeat_ms": ago(self.last_answered()),
                 "generation": s.machine.generation(),
                 "restarts": s.machine.restarts(),
                 "crashes_in_a_row": s.machine.crashes(),

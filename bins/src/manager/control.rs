@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop |
+//! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop, and `traffic-server-answered: MS` says when the server answered it |
 //! | `GET /status` | the state as JSON |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
 //! | `POST /pause`, `POST /pause?max_wait=60s` | new connections wait in the manager |
@@ -182,6 +182,11 @@ async fn answer(
         (&Method::GET, "/heartbeat") => {
             if let Some(cop) = headers.get("traffic-cop").and_then(|v| v.to_str().ok()) {
                 keep.met_cop(cop);
+            }
+            let answered =
+                headers.get(crate::suite::SERVER_ANSWERED).and_then(|v| v.to_str().ok()?.parse().ok());
+            if let Some(ms) = answered {
+                keep.server_answered(Duration::from_millis(ms));
             }
             text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
         }

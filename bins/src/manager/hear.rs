@@ -34,6 +34,9 @@ impl Keep {
 
     /// A datagram on the notify socket.
     pub(super) fn heard(self: &Rc<Self>, d: Datagram) {
+        if let Some(Field::Pong(n)) = d.message.fields.iter().find(|f| matches!(f, Field::Pong(_))) {
+            self.pong(d.pid, *n);
+        }
         if self.standby.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid) {
             return self.heard_standby(&d.message);
         }
@@ -44,11 +47,16 @@ impl Keep {
         let generation = self.server.borrow().machine.generation();
         if let (true, Some(Field::FdName(name))) =
             (d.message.has(&Field::FdStore), d.message.fields.iter().find(|f| matches!(f, Field::FdName(_))))
-            && suite::estate_of(name).is_some_and(|(server, _)| server == d.pid)
         {
-            let mut estates = self.estates.borrow_mut();
-            estates.add(name, d.fds, &self.upstream);
-            estates.store(&self.upstream);
+            if suite::estate_of(name).is_some_and(|(server, _)| server == d.pid) {
+                let mut estates = self.estates.borrow_mut();
+                estates.add(name, d.fds, &self.upstream);
+                estates.store(&self.upstream);
+            } else if suite::pulse_of(name) == Some(d.pid)
+                && let Some(page) = d.fds.into_iter().next()
+            {
+                self.add_page(d.pid, page);
+            }
         }
         for field in d.message.fields {
             match field {

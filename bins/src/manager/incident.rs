@@ -18,11 +18,14 @@ pub struct Incidents {
     /// What became of connections, over all of them.
     pub(super) totals: BTreeMap<String, u64>,
     pub(super) last_ms: Option<f64>,
+    /// Why the server that is being ended was found to hang.
+    hang: Option<String>,
 }
 
 struct Open {
     pid: i32,
     how: String,
+    noticed_by: String,
     since: Time,
     account: BTreeMap<String, u64>,
 }
@@ -31,6 +34,11 @@ impl Incidents {
     /// For status.
     pub fn status(&self) -> Value {
         json!({ "count": self.count, "totals": self.totals, "last": self.closed })
+    }
+
+    /// The server hangs, and is ended for that.
+    pub(super) fn noticed_by(&mut self, why: &str) {
+        self.hang = Some(why.to_owned());
     }
 
     /// How many there were.
@@ -43,8 +51,10 @@ impl Keep {
     /// A server is gone that was wanted. One that follows before it is replaced belongs to the same interruption.
     pub(super) fn incident(&self, pid: i32, how: &str) {
         let mut i = self.incidents.borrow_mut();
+        let noticed_by = i.hang.take().unwrap_or_else(|| "pidfd".into());
         if i.open.is_none() {
-            let open = Open { pid, how: how.to_owned(), since: clock::now(), account: BTreeMap::new() };
+            let (how, since) = (how.to_owned(), clock::now());
+            let open = Open { pid, how, noticed_by, since, account: BTreeMap::new() };
             i.open = Some(open);
         }
     }
@@ -70,17 +80,18 @@ impl Keep {
         let ms = took.as_secs_f64() * 1000.0;
         let account: Vec<String> = open.account.iter().map(|(k, n)| format!("{k}={n}")).collect();
         log::info!(
-            "event=incident of=server pid={} how={:?} noticed_by=pidfd takeover_ms={ms:.2} queued={queued} \
+            "event=incident of=server pid={} how={:?} noticed_by={:?} takeover_ms={ms:.2} queued={queued} \
              longest_wait_ms={} {}",
             open.pid,
             open.how,
+            open.noticed_by,
             longest.as_millis(),
             account.join(" ")
         );
         i.count += 1;
         i.last_ms = Some(ms);
         i.closed.push_back(json!({
-            "of": "server", "pid": open.pid, "how": open.how, "noticed_by": "pidfd",
+            "of": "server", "pid": open.pid, "how": open.how, "noticed_by": open.noticed_by,
             "uptime_s": open.since.saturating_sub(self.started).as_secs(),
             "takeover_ms": (ms * 100.0).round() / 100.0,
             "queued": queued, "longest_wait_ms": longest.as_millis() as u64,

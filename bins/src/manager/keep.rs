@@ -9,12 +9,14 @@ use super::listeners::Listener;
 use super::queue::Queue;
 use super::replace::Replace;
 use super::standby::Standby;
+use super::watch::Watch;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::orders::{CHANNEL, Order, channel_name};
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
+use crate::sweep::Sweep;
 use crate::ward::Ward;
 use engine::io::Async;
 use policy::Time;
@@ -32,6 +34,9 @@ use supervisor::fd_pass;
 use supervisor::notify::{Notifier, NotifySocket};
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{SpawnError, Spec, spawn};
+
+/// What an earlier manager left has this time, besides its drain time, to end.
+const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// The manager's state.
 pub struct Keep {
@@ -55,6 +60,7 @@ pub struct Keep {
     pub(super) incidents: RefCell<Incidents>,
     pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
+    pub(super) watch: RefCell<Watch>,
     pub(super) estates: RefCell<Estates>,
     pub(super) cop: RefCell<String>,
     pub(super) started: Time,
@@ -94,6 +100,8 @@ pub struct Start {
     pub estates: Estates,
     /// To servers that an earlier manager had started.
     pub channels: Vec<(i32, OwnedFd)>,
+    /// Their pulse pages.
+    pub pages: Vec<(i32, OwnedFd)>,
     /// To cop.
     pub upstream: Notifier,
     /// From servers.
@@ -111,7 +119,8 @@ struct End {
 impl Keep {
     /// Nothing runs yet: see [`Keep::begin`].
     pub fn new(start: Start) -> Rc<Keep> {
-        let Start { config, common, runtime, listeners, legacy, estates, channels, upstream, notify } = start;
+        let Start { config, common, runtime, listeners, legacy, estates, channels, pages, upstream, notify } =
+            start;
         let now = clock::now();
         let server = Server {
             machine: Child::new(limits(&config)),
@@ -126,6 +135,7 @@ impl Keep {
         };
         let standby = Standby::new(limits(&config));
         Rc::new(Keep {
+            watch: RefCell::new(Watch::new(&config, pages, now)),
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
             legacy: RefCell::new(Some(legacy)),
@@ -172,6 +182,7 @@ impl Keep {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
         self.estates.borrow().store(cop);
+        self.store_pages(cop);
         if let Some(legacy) = &*self.legacy.borrow() {
             legacy.announce(cop);
         }
@@ -187,7 +198,7 @@ impl Keep {
     }
 
     /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
-    pub fn met_cop(&self, who: &str) {
+    pub fn met_cop(self: &Rc<Self>, who: &str) {
         if *self.cop.borrow() != who {
             log::info!("event=new-cop who={who:?}");
             who.clone_into(&mut self.cop.borrow_mut());
@@ -195,11 +206,29 @@ impl Keep {
             let _ = self.upstream.send("READY=1");
             self.tell_server();
         }
+        self.cop_asks();
     }
 
     /// Adopts the server that runs, or starts one.
     pub fn begin(self: &Rc<Self>) {
+        drop(engine::spawn(self.clone().watch()));
+        drop(engine::spawn(self.clone().sweep_servers()));
         self.feed(Event::WantUp);
+    }
+
+    /// Servers of an earlier manager that hold no lock (a standby, one that finishes its last requests) end by themselves;
+    /// one that hangs doesn't.
+    async fn sweep_servers(self: Rc<Self>) {
+        let theirs = self.config.borrow().server.drain_timeout + SWEEP_AFTER;
+        engine::time::sleep(theirs).await;
+        if self.is_stopping() {
+            return;
+        }
+        let found = Sweep::begin(&self.config.borrow(), "traffic_server", &self.pids(), None);
+        let Some(mut sweep) = found else { return };
+        while !sweep.step(clock::now()) {
+            engine::time::sleep(sweep.deadline().saturating_sub(clock::now())).await;
+        }
     }
 
     /// A server that serves already is ours from here on.
@@ -217,6 +246,7 @@ impl Keep {
                 }
             }
         }
+        self.forget_pages_but(ward.pid);
         self.hold(ward);
         self.feed(Event::Adopted { ready: true });
         self.announce_ready();
@@ -281,6 +311,9 @@ impl Keep {
                 }
                 let core = self.config.borrow().cop.core_signal;
                 if let Some(w) = &self.server.borrow().ward {
+                    if before == "starting" && !self.is_stopping() {
+                        w.picture(&self.config.borrow().suite, "it isn't ready after its start grace");
+                    }
                     log::info!("event=signal of=server pid={} rung={rung:?}", w.pid);
                     w.send(rung, core);
                 }
@@ -434,6 +467,7 @@ impl Keep {
         // one that died before it had taken over had nothing of its own
         self.hand_over_again();
         self.upstream.forget_fds(&channel_name(ward.pid));
+        self.forget_page(ward.pid);
         self.watch_gap();
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);

@@ -4,7 +4,7 @@
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
 //! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`standby`], [`replace`]
-//! (the next one), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
+//! (the next one), [`watch`] (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
 //! be asked over the control socket).
 
 mod ask;
@@ -17,6 +17,7 @@ pub mod listeners;
 pub mod queue;
 pub mod replace;
 pub mod standby;
+mod watch;
 
 use self::estate::Estates;
 use crate::cli::Common;
@@ -123,6 +124,7 @@ fn live(
     suite::raise_fd_limit();
     suite::reserve_fds(4096);
     let channels = orders::take_channels(&mut inherited);
+    let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
@@ -146,6 +148,7 @@ fn live(
         legacy,
         estates,
         channels,
+        pages,
         upstream: Notifier::from_env()?,
         notify,
     });

@@ -145,6 +145,7 @@ impl Keep {
         let how = ward.reap().map_or("gone".to_owned(), |s| s.to_string());
         log::info!("event=exit of=retiring pid={}: {how}", ward.pid);
         self.upstream.forget_fds(&channel_name(ward.pid));
+        self.forget_page(ward.pid);
         self.offer_rest();
         let (keep, pid) = (self.clone(), ward.pid);
         drop(engine::spawn(async move {

@@ -39,6 +39,13 @@ impl Standby {
             timer: None,
         }
     }
+
+    /// Gives it an order, if there is one that hears it.
+    pub(super) fn order(&self, order: Order) {
+        if let Some(channel) = &self.channel {
+            let _ = order.send(channel, &[]);
+        }
+    }
 }
 
 impl Keep {

@@ -169,6 +169,7 @@ impl Duty<'_> {
                 let _ = self.notify.send("X_TRAFFIC_HELD=1");
             }
             Order::GoOn => self.acceptor.go_on(),
+            Order::Ping(n) => pong(self.notify, n),
             Order::Heir => sources.extend(fds.pop()),
             Order::Retire => return Some(End::Retire(fds.pop())),
             Order::Promote => log::warn!("event=order-ignored order={order:?}"),
@@ -227,6 +228,11 @@ impl Duty<'_> {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Answers a ping.
+pub(super) fn pong(notify: &Notifier, n: u32) {
+    let _ = notify.send(&format!("X_TRAFFIC_PONG={n}"));
 }
 
 /// Sends connections to the heir. Returns how many, and those for whom there was none.

@@ -109,7 +109,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         None => Start::default(),
         Some(channel) => {
             let _ = notify.send("X_TRAFFIC_STANDBY=1");
-            match succession::wait(channel, &mut signals)? {
+            match succession::wait(channel, &mut signals, notify)? {
                 Some(start) => start,
                 None => {
                     engine.shutdown(Duration::ZERO);
@@ -122,6 +122,8 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
+    // whoever holds it sees a thread that has stalled
+    notify.store_fds(&suite::pulse_name(std::process::id() as i32), &[engine.pulse()]);
     let mut taken = Vec::new();
     if let Some((continuity, legacy)) = &legacy {
         if let Some(fd) = lock.fd() {

@@ -1,5 +1,6 @@
 //! How one server follows another: the word to serve, the keeper that outlives us, and what dead ones have left.
 
+use super::duty::pong;
 use crate::orders::{CHANNEL, Order};
 use anyhow::Context;
 use policy::handover::{Facts, Reason};
@@ -49,7 +50,7 @@ pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
 ///
 /// # Errors
 /// The channel fails, or says what isn't for a standby.
-pub fn wait(channel: &OwnedFd, signals: &mut Signals) -> anyhow::Result<Option<Start>> {
+pub fn wait(channel: &OwnedFd, signals: &mut Signals, notify: &Notifier) -> anyhow::Result<Option<Start>> {
     let mut start = Start::default();
     loop {
         let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&*signals, PollFlags::IN)];
@@ -73,6 +74,7 @@ pub fn wait(channel: &OwnedFd, signals: &mut Signals) -> anyhow::Result<Option<S
             Order::Queued => start.queued.extend(fds),
             Order::Hold => start.held = true,
             Order::GoOn => start.held = false,
+            Order::Ping(n) => pong(notify, n),
             other => anyhow::bail!("{other:?} is no order for a standby"),
         }
     }

@@ -5,7 +5,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 struct Mapping {
     start: NonNull<AtomicU64>,
@@ -57,19 +57,5 @@ impl WritablePage {
 
     pub(crate) fn words(&self) -> &[AtomicU64] {
         self.0.words()
-    }
-}
-
-/// A reader's view: there is no way to write through it, which would fault.
-pub(crate) struct ReadOnlyPage(Mapping);
-
-impl ReadOnlyPage {
-    pub(crate) fn map(fd: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
-        Mapping::new(fd, words, ProtFlags::READ).map(ReadOnlyPage)
-    }
-
-    /// 0 beyond the end.
-    pub(crate) fn load(&self, word: usize) -> u64 {
-        self.0.words().get(word).map_or(0, |w| w.load(Ordering::Acquire))
     }
 }

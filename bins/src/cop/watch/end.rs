@@ -11,7 +11,10 @@ impl Cop {
             log::error!("event=start-failed exit={}: {f}", f.exit.code());
         }
         let _ = self.upstream.send("STOPPING=1");
-        self.phase = Phase::Stopping { because, server: None };
+        self.record.stop(&because.as_ref().map_or_else(|| "asked to".to_owned(), ToString::to_string));
+        self.sweep = None;
+        let to_sweep = vec!["traffic_server", "traffic_manager"];
+        self.phase = Phase::Stopping { because, server: None, to_sweep };
         self.manager_beat.stop();
         self.server_beat.stop();
         self.feed(Event::WantDown, now);
@@ -24,7 +27,7 @@ impl Cop {
         let manager_gone = self.ward.is_none() && !self.manager.state().is_alive();
         let rungs = stop_rungs(&self.config);
         let core = self.config.cop.core_signal;
-        let Phase::Stopping { server, .. } = &mut self.phase else { return };
+        let Phase::Stopping { server, to_sweep, .. } = &mut self.phase else { return };
         if let Some((w, ladder)) = server {
             if w.has_ended() {
                 w.reap();
@@ -37,13 +40,35 @@ impl Cop {
             let (ladder, first) = Ladder::begin(rungs, now);
             w.send(first, core);
             *server = Some((w, ladder));
+        } else if manager_gone {
+            // those that hold no lock: a server that finishes its last requests, one that never got that far
+            while self.sweep.as_mut().is_none_or(|s| now >= s.deadline() && s.step(now)) {
+                let Some(program) = to_sweep.pop() else {
+                    self.sweep = None;
+                    break;
+                };
+                self.sweep = Sweep::begin(&self.config, program, &[], Some(self.config.server.drain_timeout));
+            }
         }
     }
 
+    /// Managers that hang before they take their lock, and whose parent is gone, are found by nothing else.
+    pub(super) fn sweep_managers(&mut self, now: Time) {
+        if self.is_stopping() {
+            return;
+        }
+        if self.sweep_at.take_if(|at| now >= *at).is_some() && self.sweep.is_none() {
+            let ours: Vec<i32> = self.ward.iter().map(|w| w.pid).collect();
+            self.sweep = Sweep::begin(&self.config, "traffic_manager", &ours, None);
+        }
+        self.sweep.take_if(|s| now >= s.deadline() && s.step(now));
+    }
+
     pub(super) fn finished(&mut self) -> Option<Exit> {
-        let Phase::Stopping { because, server } = &mut self.phase else { return None };
+        let Phase::Stopping { because, server, to_sweep } = &mut self.phase else { return None };
         let stuck = server.as_ref().is_some_and(|(_, l)| l.rung() == Rung::Stuck);
         let gone = self.ward.is_none() && !self.manager.state().is_alive() && server.is_none();
+        let gone = gone && to_sweep.is_empty() && self.sweep.is_none();
         if !gone && !stuck {
             return None;
         }

@@ -98,6 +98,9 @@ impl Cop {
         if pid <= 0 {
             return;
         }
+        if ![0, pid].contains(&std::mem::replace(&mut self.last_server, pid)) {
+            self.record.server_restarted();
+        }
         match Ward::of_lock(&self.runtime.lock("server"), 0) {
             Ok(Some(w)) if w.pid == pid => {
                 self.server = Some(w);
@@ -127,6 +130,9 @@ impl Cop {
         self.manager_beat.stop();
         let how = status.as_ref().map_or("ended (not our child)".to_owned(), ToString::to_string);
         log::warn!("event=exit of=manager pid={}: {how}", w.pid);
+        if !self.is_stopping() {
+            self.record.manager_ended(&how);
+        }
         let code = status.and_then(|s| s.code()).or(self.said.exit);
         if let (Phase::Starting { .. }, Some(code), false) = (&self.phase, code, self.found_running) {
             let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code && *e != Exit::Done);

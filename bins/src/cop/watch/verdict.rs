@@ -1,17 +1,19 @@
 //! The check of both programs: what is seen, and what follows from what `policy` says of it.
 
 use super::*;
+use policy::pulse::Stall;
 
 impl Cop {
     /// The check of both programs: look, let `policy` decide, act.
     pub(super) fn check(&mut self, now: Time) {
+        let stall = self.stalled_thread(now);
         let observation = Observation {
             manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
             manager_starting: !matches!(self.manager.state(), State::Ready { .. }),
             manager_pulse: pulse(self.manager_beat.has_failed()),
             server_wanted: self.server_wanted && self.server.as_ref().is_some_and(|w| !w.has_ended()),
             server: lock_state(&self.runtime.lock("server"), self.server.as_ref()),
-            server_pulse: pulse(self.server_beat.has_failed()),
+            server_pulse: pulse(self.server_beat.has_failed() || stall.is_some()),
         };
         let how = match self.config.cop.on_manager_death {
             OnManagerDeath::Adopt => policy::check::OnManagerDeath::Adopt,
@@ -25,6 +27,9 @@ impl Cop {
             Verdict::Nothing => {}
             // it lives and doesn't hold its lock: it is no manager any more
             Verdict::SpawnManager | Verdict::KillServerThenSpawnManager | Verdict::KillManager => {
+                if let Some(w) = &self.ward {
+                    w.picture(&self.config.suite, &format!("cop's verdict on the manager: {verdict:?}"));
+                }
                 self.manager_beat.stop();
                 self.feed(Event::Unhealthy(self.manager.generation()), now);
             }
@@ -44,9 +49,14 @@ impl Cop {
                 self.runtime.lock("manager").display()
             ),
             Verdict::KillServer => {
-                let failed = self.server_beat.take_failed();
-                if let Some(w) = self.server.as_ref().filter(|_| failed) {
-                    log::warn!("event=kill of=server pid={} : its heartbeat failed", w.pid);
+                let why = match (self.server_beat.take_failed(), stall) {
+                    (_, Some(stall)) => Some(stall.to_string()),
+                    (true, None) => Some("its heartbeat failed".to_owned()),
+                    (false, None) => None,
+                };
+                if let (Some(w), Some(why)) = (&self.server, why) {
+                    log::warn!("event=kill of=server pid={} : {why}", w.pid);
+                    w.picture(&self.config.suite, &why);
                     let core = self.config.cop.core_signal.filter(|_| self.cored != w.pid);
                     w.send(if core.is_some() { Rung::Core } else { Rung::Kill }, core);
                     self.cored = w.pid;
@@ -54,6 +64,19 @@ impl Cop {
                 }
             }
         }
+    }
+
+    /// The server's pulse page, which the manager watches as well, and sooner.
+    fn stalled_thread(&mut self, now: Time) -> Option<Stall> {
+        let pid = self.server.as_ref()?.pid;
+        let (stall, interval) = (self.config.manager.stall, self.config.cop.interval);
+        let (of, threads) = &mut self.threads;
+        if std::mem::replace(of, pid) != pid {
+            *threads = policy::pulse::Watch::new(stall + interval, interval);
+        }
+        let name = suite::pulse_name(pid);
+        let (_, page) = self.store.iter().find(|(n, _)| *n == name)?;
+        threads.look(&supervisor::pulse::read(page).ok()?, now)
     }
 }
 

@@ -1,0 +1,81 @@
+use super::*;
+
+const S: Duration = Duration::from_secs(1);
+
+/// A page of one thread and one name.
+fn page(ticks: u64) -> Vec<u8> {
+    let mut words = vec![0u64; super::words(1, 1)];
+    (words[0], words[1], words[2]) = (MAGIC, 1, 1);
+    (words[8], words[9], words[10]) = (ticks, 7, 0);
+    words[11] = u64::from_le_bytes(*b"net-0\0\0\0");
+    words[16] = u64::from_le_bytes(*b"serve\0\0\0");
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+fn at(ticks: u64) -> Vec<Reading> {
+    decode(&page(ticks)).unwrap()
+}
+
+#[test]
+fn a_page_says_what_a_thread_does() {
+    let doing = |ticks| at(ticks)[0].doing.clone();
+    assert_eq!(doing(0), Doing::NotStarted);
+    assert_eq!(doing(4), Doing::Idle);
+    assert_eq!(doing(5), Doing::Calling("serve".into()));
+    assert_eq!(doing(u64::MAX), Doing::Ended);
+    assert_eq!((at(5)[0].thread.as_str(), at(5)[0].busy_for(10)), ("net-0", Duration::from_millis(3)));
+    assert_eq!(at(4)[0].busy_for(10), Duration::ZERO);
+}
+
+#[test]
+fn whatever_bytes_are_given_are_read_or_refused() {
+    let whole = page(3);
+    for cut in 0..whole.len() {
+        assert!(decode(&whole[..cut]).is_err(), "{cut}");
+    }
+    assert_eq!(decode(b"something else"), Err(NoPage::Magic));
+    for (word, value) in [(1, 2), (1, u64::MAX), (2, 2), (2, 5000)] {
+        let mut bad = whole.clone();
+        bad[word * 8..word * 8 + 8].copy_from_slice(&u64::to_le_bytes(value));
+        assert_eq!(decode(&bad), Err(NoPage::Size));
+    }
+    // a name that isn't there, or isn't text, is no reason not to see the stall
+    let mut odd = whole.clone();
+    odd[80..88].fill(0xff);
+    odd[128..136].fill(0xff);
+    assert!(matches!(decode(&odd).unwrap()[0].doing, Doing::Calling(_)));
+    let mut nameless = whole;
+    nameless[16] = 0;
+    assert_eq!(decode(&nameless).unwrap()[0].doing, Doing::Calling(String::new()));
+}
+
+#[test]
+fn a_round_that_was_watched_for_the_limit_is_a_stall() {
+    let mut w = Watch::new(2 * S, S);
+    assert_eq!(w.look(&at(5), 100 * S), None);
+    assert_eq!(w.look(&at(5), 101 * S), None);
+    let stall = w.look(&at(5), 102 * S).unwrap();
+    assert_eq!((stall.thread.as_str(), stall.calling.as_str(), stall.time), ("net-0", "serve", 2 * S));
+}
+
+#[test]
+fn a_thread_that_moves_on_has_not_stalled() {
+    let mut w = Watch::new(2 * S, S);
+    for n in 0..100 {
+        // always busy, never in the same round; or asleep for long
+        assert_eq!(w.look(&at(2 * u64::from(n) + 1), n * S), None);
+    }
+    for n in 100..200 {
+        assert_eq!(w.look(&at(400), n * S), None);
+    }
+}
+
+#[test]
+fn a_gap_between_looks_begins_anew() {
+    let mut w = Watch::new(2 * S, S);
+    assert_eq!(w.look(&at(5), 100 * S), None);
+    // the watcher was stopped for a minute, and perhaps everybody was
+    assert_eq!(w.look(&at(5), 160 * S), None);
+    assert_eq!(w.look(&at(5), 161 * S), None);
+    assert!(w.look(&at(5), 162 * S).is_some());
+}
