@@ -1,3 +1,5 @@
+//! The page as bytes, and when a look at it becomes a verdict.
+
 use super::*;
 
 const S: Duration = Duration::from_secs(1);

@@ -166,7 +166,13 @@ fn read(path: &std::path::Path) -> io::Result<Status> {
     if bytes.len() as u64 > MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than any of ours"));
     }
-    serde_json::from_slice(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    // serde would take a list for a record without names
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).map_err(invalid)?;
+    serde_json::from_value(fields.into()).map_err(invalid)
+}
+
+fn invalid(e: serde_json::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, e)
 }
 
 fn now() -> u64 {
