@@ -3,6 +3,7 @@
 //! Every stream has its limit in time, and a request's also in size. A body that breaks ends in an error, never in an
 //! end: the receiver must see that it is cut short.
 
+use crate::interim::Interim;
 use crate::pool::Lease;
 use bytes::Bytes;
 use engine::time::Sleep;
@@ -13,7 +14,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long an origin may say nothing about a body that was announced with `Expect: 100-continue`, until it is sent anyhow.
+const UNSAID: Duration = Duration::from_secs(1);
 
 /// A stream made elsewhere in this crate: a file, an answer that is being stored.
 pub type Stream = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>;
@@ -56,6 +60,12 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("no byte of the body for {0:?}")]
     TooSlow(Duration),
+    /// The origin has answered without it.
+    #[error("the body isn't wanted")]
+    Unwanted,
+    /// The time for the whole request is over.
+    #[error("the request took longer than its total_timeout")]
+    Overdue,
     /// It was read from a file, and couldn't be.
     #[error("the file couldn't be read")]
     File(#[source] std::io::Error),
@@ -75,27 +85,58 @@ pub enum Fate {
     TooSlow,
 }
 
+/// How a request's body fares, for who waits for the answer to it.
+#[derive(Debug, Default)]
+pub struct Upload {
+    fate: Cell<Fate>,
+    moved: Cell<Option<Instant>>,
+}
+
+impl Upload {
+    /// What became of it.
+    pub fn fate(&self) -> Fate {
+        self.fate.get()
+    }
+
+    /// When the last part of it went on.
+    pub fn moved(&self) -> Option<Instant> {
+        self.moved.get()
+    }
+}
+
 /// Wakes when nothing came for `limit`; costs nothing as long as something comes.
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
+    /// Nothing may come after this.
+    deadline: Option<Instant>,
     sleep: Option<Sleep>,
 }
 
 impl Patience {
     fn new(limit: Duration) -> Patience {
-        Patience { limit, sleep: None }
+        Patience { limit, deadline: None, sleep: None }
     }
 
     /// Ready when it is over; `came` says that something came and that it begins anew.
     fn poll(&mut self, came: bool, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let overdue = |d: Instant| d <= engine::time::now();
         if came {
             self.sleep = None;
-            return Poll::Pending;
+            return match self.deadline {
+                Some(d) if overdue(d) => Poll::Ready(BodyError::Overdue),
+                _ => Poll::Pending,
+            };
         }
-        let sleep = self.sleep.get_or_insert_with(|| engine::time::sleep(self.limit));
+        let sleep = self.sleep.get_or_insert_with(|| {
+            let until = Instant::now() + self.limit;
+            engine::time::sleep_until(self.deadline.map_or(until, |d| d.min(until)))
+        });
         ready!(Pin::new(sleep).poll(cx));
-        Poll::Ready(BodyError::TooSlow(self.limit))
+        match self.deadline {
+            Some(d) if overdue(d) => Poll::Ready(BodyError::Overdue),
+            _ => Poll::Ready(BodyError::TooSlow(self.limit)),
+        }
     }
 }
 
@@ -107,20 +148,38 @@ pub struct FromClient {
     left: u64,
     max: u64,
     patience: Patience,
-    fate: Rc<Cell<Fate>>,
+    upload: Rc<Upload>,
+    /// Not to be read before it is wanted; with the time at which it is taken for wanted.
+    held: Option<(Interim, Sleep)>,
 }
 
 impl FromClient {
+    fn poll_wanted(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some((interim, unsaid)) = &mut self.held else { return Poll::Ready(true) };
+        if interim.poll_wanted(cx).is_pending() {
+            ready!(Pin::new(unsaid).poll(cx));
+            interim.assume();
+        }
+        let wanted = interim.is_wanted();
+        if wanted {
+            self.held = None;
+        }
+        Poll::Ready(wanted)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !ready!(self.poll_wanted(cx)) {
+            return Poll::Ready(Some(Err(BodyError::Unwanted)));
+        }
         let poll = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(e) = self.patience.poll(poll.is_ready(), cx) {
-            self.fate.set(Fate::TooSlow);
+            self.upload.fate.set(Fate::TooSlow);
             return Poll::Ready(Some(Err(e)));
         }
         let frame = match ready!(poll) {
             None => return Poll::Ready(None),
             Some(Err(e)) => {
-                self.fate.set(Fate::Broken);
+                self.upload.fate.set(Fate::Broken);
                 return Poll::Ready(Some(Err(BodyError::Broken(e))));
             }
             Some(Ok(frame)) => frame,
@@ -129,10 +188,11 @@ impl FromClient {
         match self.left.checked_sub(len) {
             Some(left) => self.left = left,
             None => {
-                self.fate.set(Fate::TooLarge);
+                self.upload.fate.set(Fate::TooLarge);
                 return Poll::Ready(Some(Err(BodyError::TooLarge(self.max))));
             }
         }
+        self.upload.moved.set(Some(engine::time::now()));
         Poll::Ready(Some(Ok(frame)))
     }
 }
@@ -172,24 +232,32 @@ impl Body {
     }
 
     /// A request's body of at most `max` bytes, with at most `patience` between them; one without bytes becomes
-    /// [`Body::Empty`]. What goes wrong with it can be seen in the cell.
-    pub fn from_client(body: Incoming, max: u64, patience: Duration) -> (Body, Rc<Cell<Fate>>) {
-        let fate = Rc::new(Cell::new(Fate::Good));
+    /// [`Body::Empty`]. It isn't read before `interim` says that it is wanted. What goes wrong with it can be seen in
+    /// what is returned beside it.
+    pub fn from_client(
+        body: Incoming,
+        max: u64,
+        patience: Duration,
+        interim: Option<Interim>,
+    ) -> (Body, Rc<Upload>) {
+        let upload = Rc::<Upload>::default();
         if body.is_end_stream() {
-            return (Body::Empty, fate);
+            return (Body::Empty, upload);
         }
         let patience = Patience::new(patience);
-        let body = FromClient { body, left: max, max, patience, fate: fate.clone() };
-        (Body::Client(Box::new(body)), fate)
+        let held = interim.map(|i| (i, engine::time::sleep(UNSAID)));
+        let body = FromClient { body, left: max, max, patience, upload: upload.clone(), held };
+        (Body::Client(Box::new(body)), upload)
     }
 
     /// An origin's body. One that has ended already gives its connection back at once.
-    pub fn from_origin(body: Incoming, lease: Lease, patience: Duration) -> Body {
+    pub fn from_origin(body: Incoming, lease: Lease, patience: Duration, deadline: Option<Instant>) -> Body {
         if body.is_end_stream() {
             lease.give_back();
             return Body::Empty;
         }
-        Body::Origin(Box::new(FromOrigin { body, lease: Some(lease), patience: Patience::new(patience) }))
+        let patience = Patience { deadline, ..Patience::new(patience) };
+        Body::Origin(Box::new(FromOrigin { body, lease: Some(lease), patience }))
     }
 }
 

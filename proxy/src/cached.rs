@@ -1,6 +1,6 @@
 //! Requests to origins through the cache.
 
-use crate::body::{Body, Fate};
+use crate::body::{Body, Upload};
 use crate::cache::directives::Directives;
 use crate::cache::fill::{self, Keep};
 use crate::cache::flight::{Leader, Outcome as Landing, Part};
@@ -18,7 +18,6 @@ use http::header::{
 };
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -32,7 +31,7 @@ pub type Counted = (Response<Body>, Outcome);
 /// A request of a client's, ready for an origin, with what the cache needs of its original.
 struct Ours {
     request: Request<Body>,
-    fate: Rc<Cell<Fate>>,
+    upload: Rc<Upload>,
     /// As the client sent them.
     fields: HeaderMap,
     key: Key,
@@ -67,11 +66,11 @@ impl Proxy {
         }
         let key = cache::key(host, uri);
         let fields = fields.clone();
-        let (request, fate) = self.prepared(request, asked)?;
-        let ours = Ours { request, fate, fields, key, directives, arrived };
+        let (request, upload) = self.prepared(request, asked)?;
+        let ours = Ours { request, upload, fields, key, directives, arrived };
         if !matches!(ours.request.body(), Body::Empty) {
             // a GET with a body means something only its origin knows
-            let (mut answer, _) = self.fetch(asked, ours.request, &ours.fate).await?;
+            let (mut answer, _) = self.fetch(asked, ours.request, &ours.upload).await?;
             serve::say(answer.headers_mut(), &self.config.name, "fwd=bypass");
             return Ok((answer, Outcome::Bypass));
         }
@@ -87,8 +86,8 @@ impl Proxy {
         host: &str,
     ) -> Result<Counted, Failed> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let (request, fate) = self.prepared(request, asked)?;
-        let (mut answer, _) = self.fetch(asked, request, &fate).await?;
+        let (request, upload) = self.prepared(request, asked)?;
+        let (mut answer, _) = self.fetch(asked, request, &upload).await?;
         if policy::invalidates(&method, answer.status()) {
             cache.invalidate(host, &uri, answer.headers()).await;
         }
@@ -148,8 +147,9 @@ impl Proxy {
                 }
             };
             if stale.is_none() && ours.directives.only_if_cached {
-                let why = "only an answer from the cache was asked for, and there is none".to_owned();
-                return Err(Failed { status: StatusCode::GATEWAY_TIMEOUT, why });
+                let why = "only an answer from the cache was asked for, and there is none";
+                let outcome = Outcome::Refused;
+                return Err(Failed { outcome, ..Failed::new(StatusCode::GATEWAY_TIMEOUT, why) });
             }
             if alone && stale.is_none() {
                 return self.miss(cache, ours, asked, None, None, waited).await;
@@ -169,7 +169,7 @@ impl Proxy {
                             };
                             return match stale.filter(f) {
                                 Some(o) => Ok((hit(&o, "hit; fwd=stale; collapsed"), Outcome::Stale)),
-                                None => Err(Failed { status, why }),
+                                None => Err(Failed::new(status, why)),
                             };
                         }
                         _ => return self.miss(cache, ours, asked, stale, None, waited).await,
@@ -202,7 +202,7 @@ impl Proxy {
         let from_kept = |o: &Object, fields: &HeaderMap, status: String| {
             serve::kept(o, &method, fields, name, &status, engine::time::now())
         };
-        let (mut answer, delay) = match self.fetch(asked, ours.request, &ours.fate).await {
+        let (mut answer, delay) = match self.fetch(asked, ours.request, &ours.upload).await {
             Ok(answer) => answer,
             Err(failed) => {
                 let now = engine::time::now();
@@ -261,10 +261,10 @@ impl Proxy {
         &self,
         asked: &Asked,
         request: Request<Body>,
-        fate: &Rc<Cell<Fate>>,
+        upload: &Rc<Upload>,
     ) -> Result<(Response<Body>, u64), Failed> {
         let sent = Instant::now();
-        let answer = self.send(asked.route, request, fate).await?;
+        let answer = self.send(asked, request, upload).await?;
         let mut answer = self.passed_on(answer);
         object::date(answer.headers_mut(), SystemTime::now());
         Ok((answer, sent.elapsed().as_secs()))
@@ -352,11 +352,13 @@ impl Proxy {
         *request.uri_mut() = ours.request.uri().clone();
         *request.headers_mut() = ours.request.headers().clone();
         condition(&mut request, &o);
-        let (proxy, cache, asked) = (self.clone(), cache.clone(), asked.clone());
+        let (proxy, cache) = (self.clone(), cache.clone());
+        // nobody waits for this one's interim answers
+        let asked = Asked { interim: None, ..asked.clone() };
         let (key, fields) = (ours.key.clone(), ours.fields.clone());
         let work = async move {
-            let fate = Rc::default();
-            match proxy.fetch(&asked, request, &fate).await {
+            let upload = Rc::default();
+            match proxy.fetch(&asked, request, &upload).await {
                 Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
                     proxy.freshen(&cache, &key, &fields, &o, answer.headers(), delay);
                     leader.done(Landing::Stored);

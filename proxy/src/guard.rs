@@ -26,6 +26,11 @@ impl<T> Guard<T> {
         Guard { io, scanner: Scanner::default(), send_timeout, stalled: None }
     }
 
+    /// Something ambiguous has come: the bytes behind it are not as the client sent them.
+    pub fn is_poisoned(&self) -> bool {
+        self.scanner.finding().is_some()
+    }
+
     /// No timer while it goes on; one as long as it is stuck.
     fn progress<R>(&mut self, poll: Poll<io::Result<R>>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
         if poll.is_ready() {

@@ -1,7 +1,7 @@
 //! Header fields that are about one hop (RFC 9110, 7.6), and those a proxy adds.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS,
+    CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{Request, Version};
@@ -55,12 +55,20 @@ fn is_end_to_end_always(name: &HeaderName) -> bool {
 pub fn for_next_hop(headers: &mut HeaderMap) {
     let trailers = wants_trailers(headers);
     remove_hop_by_hop(headers);
-    // the interim answer is ours: it is given when the body is asked for
-    headers.remove(EXPECT);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
+}
+
+/// The protocol a request asks to change to, if it is one of `allowed`; in lower case.
+pub fn wanted_upgrade(headers: &HeaderMap, allowed: &[String]) -> Option<HeaderValue> {
+    let mut all = headers.get_all(UPGRADE).iter();
+    let (Some(one), None) = (all.next(), all.next()) else { return None };
+    let values = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    let named = values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade"));
+    let protocol = one.to_str().ok()?.trim().to_ascii_lowercase();
+    (named && allowed.contains(&protocol)).then(|| one.clone())
 }
 
 /// True if a client said that it takes trailer fields.

@@ -10,7 +10,8 @@
 //! 2. [`body`], [`headers`], [`edit`], [`pages`]: what messages are made of; [`check`]: what a request must fulfil;
 //! 3. [`route`], [`router`]: routes, and which one a request takes; pure;
 //! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`]: which of them is up;
-//! 5. [`forward`], [`upstream`]: one request's way to an origin and back;
+//! 5. [`forward`], [`upstream`]: one request's way to an origin and back; [`interim`]: what comes before the answer;
+//!    [`tunnel`]: what comes after the last one;
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
 //! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`]: what became of them;
 //! 8. [`continuity`]: connections that outlive a process;
@@ -27,6 +28,7 @@ pub mod files;
 pub mod forward;
 pub mod guard;
 pub mod headers;
+pub mod interim;
 pub mod origins;
 pub mod pages;
 pub mod pool;
@@ -40,6 +42,7 @@ pub mod serve;
 pub mod stats;
 pub mod strict;
 mod trim;
+pub mod tunnel;
 pub mod upstream;
 
 pub use body::Body;

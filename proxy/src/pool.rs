@@ -2,6 +2,7 @@
 //! have been closed by the origin meanwhile).
 
 use crate::body::Body;
+use crate::interim::Interim;
 use crate::origins::InFlight;
 use crate::resolve;
 use crate::route::OriginConfig;
@@ -11,6 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Idle connections kept for one origin by one thread.
@@ -18,6 +20,9 @@ const MAX_IDLE: usize = 128;
 /// An idle connection older than this isn't used again: origins close theirs after 5 s (Apache, Node) to 75 s (nginx),
 /// and a request on one that is just being closed has to be sent twice.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
+
+/// How long the connection of an answer that has ended may have to become free.
+const MAX_BUSY: Duration = Duration::from_millis(20);
 
 thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
@@ -36,6 +41,17 @@ pub struct Lease {
     sender: Option<SendRequest<Body>>,
     /// Counts the request as in progress.
     pub busy: Option<InFlight>,
+    /// Says whether the request's body was wanted.
+    pub interim: Option<Interim>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // a body that still waits keeps the connection
+        if let Some(i) = &self.interim {
+            i.refuse();
+        }
+    }
 }
 
 impl Lease {
@@ -44,8 +60,16 @@ impl Lease {
         self.sender.as_mut().expect("only give_back takes it")
     }
 
+    /// One that only its request uses.
+    pub fn once(sender: SendRequest<Body>) -> Lease {
+        Lease { origin: usize::MAX, sender: Some(sender), busy: None, interim: None }
+    }
+
     /// Its answer has been read to the end: another request may use it.
     pub fn give_back(mut self) {
+        if self.origin == usize::MAX || self.interim.as_ref().is_some_and(|i| !i.is_wanted()) {
+            return;
+        }
         let Some(sender) = self.sender.take().filter(|s| !s.is_closed()) else { return };
         if engine::is_draining() {
             return;
@@ -69,41 +93,70 @@ pub async fn reuse(id: usize) -> Option<Lease> {
             drop(old);
             return None;
         }
-        if !sender.is_closed() && sender.ready().await.is_ok() {
-            return Some(Lease { origin: id, sender: Some(sender), busy: None });
+        // an origin may have answered without having read all of a body
+        if sender.is_closed() {
+            continue;
+        }
+        if matches!(engine::time::timeout(MAX_BUSY, sender.ready()).await, Ok(Ok(()))) {
+            return Some(Lease { origin: id, sender: Some(sender), busy: None, interim: None });
         }
     }
 }
 
-/// A new connection to the origin number `id`: its addresses are tried one after another.
+/// A new connection to the origin number `id`.
 ///
 /// # Errors
-/// The last address's error; `TimedOut` if `limit` is over.
+/// See [`stream`].
 pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
-    let attempt = async {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        let list = resolve::addresses(&origin.host, origin.port).await?;
-        for (i, &addr) in list.iter().enumerate() {
-            // one that swallows packets must leave time for those after it
-            let share = limit / (list.len() - i).min(3) as u32;
-            match engine::time::timeout(share, Stream::connect_tcp(addr)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(e)) => last = e,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(last)
-    };
-    let stream = engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let _ = stream.set_nodelay(true);
-    let (sender, conn) = http1::handshake(Io::new(stream)).await.map_err(io::Error::other)?;
+    let (sender, conn) = handshake(stream(origin, limit).await?).await?;
     watch_drain();
     drop(engine::spawn(async move {
         if let Err(e) = conn.await {
             log::debug!("origin connection: {e}");
         }
     }));
-    Ok(Lease { origin: id, sender: Some(sender), busy: None })
+    Ok(Lease { origin: id, sender: Some(sender), busy: None, interim: None })
+}
+
+/// Makes a connection one for HTTP.
+///
+/// # Errors
+/// None is known.
+pub async fn handshake(stream: Stream) -> io::Result<(SendRequest<Body>, http1::Connection<Io, Body>)> {
+    http1::handshake(Io::new(stream)).await.map_err(io::Error::other)
+}
+
+/// A TCP connection to an origin: its addresses are tried one after another.
+///
+/// # Errors
+/// The last address's error; `TimedOut` if `limit` is over.
+pub async fn stream(origin: &OriginConfig, limit: Duration) -> io::Result<Stream> {
+    let attempt = async {
+        let list = resolve::addresses(&origin.host, origin.port).await?;
+        any_of(&list, limit).await
+    };
+    engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// A TCP connection to the first of the addresses that takes it.
+///
+/// # Errors
+/// The last address's error.
+pub async fn any_of(list: &[SocketAddr], limit: Duration) -> io::Result<Stream> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for (i, &addr) in list.iter().enumerate() {
+        // one that swallows packets must leave time for those after it
+        let share = limit / (list.len() - i).min(3) as u32;
+        match engine::time::timeout(share, Stream::connect_tcp(addr)).await {
+            Ok(Ok(stream)) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(e)) => last = e,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
 }
 
 /// When the engine drains, idle connections are closed: they would keep it from ending.

@@ -1,18 +1,18 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
-use crate::body::{Body, Fate};
+use crate::body::{Body, Upload};
 use crate::cache::{self, Cache, CacheConfig};
 use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
 use crate::files;
-use crate::forward;
+use crate::forward::{self, Way};
 use crate::headers;
 use crate::origins::Origins;
 use crate::pages::{self, Asker};
 use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
-use crate::rt::Io;
+use crate::rt::{Io, WeakIo};
 use crate::serve::{self, Limits};
 use crate::stats::{Counters, Outcome, Stats};
 use crate::upstream::{self, Failed, Upstream};
@@ -21,7 +21,6 @@ use engine::net::{Peer, Stream};
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use std::cell::Cell;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -63,6 +62,17 @@ pub(crate) struct Asked {
     pub client: Option<IpAddr>,
     pub host: Option<HeaderValue>,
     pub asker: Asker,
+    /// Where interim answers go, if it takes any.
+    pub interim: Option<WeakIo>,
+    /// The protocol it asks to change to, if the route has it.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// Who sends the requests of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub addr: Option<IpAddr>,
+    pub io: WeakIo,
 }
 
 impl Proxy {
@@ -93,7 +103,7 @@ impl Proxy {
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
     pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
-        let client = match stream.peer() {
+        let addr = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,
         };
@@ -111,16 +121,17 @@ impl Proxy {
             }
         };
         let limits = self.config.limits;
+        let client = Client { addr, io: io.downgrade() };
         let handle = move |request| {
-            let proxy = self.clone();
-            async move { proxy.request(request, client).await }
+            let (proxy, client) = (self.clone(), client.clone());
+            async move { proxy.request(request, &client).await }
         };
         if let Err(e) = serve::serve(io, continuity.map(Continuity::retirement), limits, handle).await {
             log::debug!("client connection: {e}");
         }
     }
 
-    async fn request(self: &Arc<Self>, request: Request<Incoming>, client: Option<IpAddr>) -> Response<Body> {
+    async fn request(self: &Arc<Self>, request: Request<Incoming>, client: &Client) -> Response<Body> {
         if request.uri().path() == pages::HEARTBEAT_PATH
             && let Some(answer) = pages::heartbeat(request.headers(), &self.config.heartbeat_token)
         {
@@ -138,9 +149,8 @@ impl Proxy {
                 self.counters.count(route, outcome);
                 answer
             }
-            Err(Failed { status, why }) => {
+            Err(Failed { status, why, outcome }) => {
                 log::debug!("event=refused request={:016x} status={}: {why}", asker.id, status.as_u16());
-                let outcome = if status.is_server_error() { Outcome::Failed } else { Outcome::Refused };
                 self.counters.count(route, outcome);
                 pages::error(status, &why, asker)
             }
@@ -150,11 +160,11 @@ impl Proxy {
     async fn routed(
         self: &Arc<Self>,
         mut request: Request<Incoming>,
-        client: Option<IpAddr>,
+        client: &Client,
         asker: Asker,
         found: &mut Option<usize>,
     ) -> Result<Counted, Failed> {
-        let refused = |(status, why): check::Refusal| Failed { status, why: why.to_owned() };
+        let refused = |(status, why): check::Refusal| Failed::new(status, why);
         let host = check::request(&request, &self.config.name).map_err(refused)?;
         if *request.method() == Method::OPTIONS
             && (request.uri().path() == "*" || headers::last_hop(request.headers_mut()))
@@ -174,18 +184,36 @@ impl Proxy {
         };
         *found = Some(route);
         if request.method().as_str() == "PURGE" && !self.config.purge_from.is_empty() {
-            return self.purge(client, host.as_ref(), request.uri(), asker).await;
+            return self.purge(client.addr, host.as_ref(), request.uri(), asker).await;
         }
-        let asked = Asked { route, client, host, asker };
         let config = &self.config.routes[route];
+        let newer = request.version() == Version::HTTP_11;
+        let upgrade = Some(&config.upgrade).filter(|u| newer && !u.is_empty());
+        let asked = Asked {
+            route,
+            client: client.addr,
+            host,
+            asker,
+            interim: newer.then(|| client.io.clone()),
+            upgrade: upgrade.and_then(|u| headers::wanted_upgrade(request.headers(), u)),
+        };
         let (mut answer, outcome) = match &config.target {
+            Target::Origins { .. } if asked.upgrade.is_some() => {
+                let (request, upload) = self.prepared(request, &asked)?;
+                let answer = self.send(&asked, request, &upload).await?;
+                let outcome = match answer.status() {
+                    StatusCode::SWITCHING_PROTOCOLS => Outcome::Tunnel,
+                    _ => Outcome::Bypass,
+                };
+                (self.passed_on(answer), outcome)
+            }
             Target::Origins { .. } => match &self.cache {
                 Some(cache) if config.cache == Caching::Standard => {
                     self.through_cache(cache, request, &asked).await?
                 }
                 _ => {
-                    let (request, fate) = self.prepared(request, &asked)?;
-                    let answer = self.send(asked.route, request, &fate).await?;
+                    let (request, upload) = self.prepared(request, &asked)?;
+                    let answer = self.send(&asked, request, &upload).await?;
                     (self.passed_on(answer), Outcome::Bypass)
                 }
             },
@@ -212,7 +240,7 @@ impl Proxy {
         asker: Asker,
     ) -> Result<Counted, Failed> {
         if !client.is_some_and(|c| self.config.purge_from.contains(&c.to_canonical())) {
-            return Err(Failed { status: StatusCode::FORBIDDEN, why: "PURGE is not for you".to_owned() });
+            return Err(Failed::new(StatusCode::FORBIDDEN, "PURGE is not for you"));
         }
         let host = host.and_then(|h| h.to_str().ok()).unwrap_or("localhost");
         let had = match &self.cache {
@@ -222,40 +250,49 @@ impl Proxy {
         log::info!("event=purge request={:016x} target={host}{uri} found={had}", asker.id);
         match had {
             true => Ok((fixed(StatusCode::OK, Bytes::from_static(b"purged\n")), Outcome::Own)),
-            false => Err(Failed { status: StatusCode::NOT_FOUND, why: "nothing was kept".to_owned() }),
+            false => Err(Failed::new(StatusCode::NOT_FOUND, "nothing was kept")),
         }
     }
 
     /// The request as an origin gets it, but for its target.
     pub(crate) fn prepared(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         asked: &Asked,
-    ) -> Result<(Request<Body>, Rc<Cell<Fate>>), Failed> {
+    ) -> Result<(Request<Body>, Rc<Upload>), Failed> {
         let route = &self.config.routes[asked.route];
         let max = route.max_body.0;
         if check::announced(&request).is_some_and(|n| n > max) {
             let why = format!("the body is larger than {max} bytes");
-            return Err(Failed { status: StatusCode::PAYLOAD_TOO_LARGE, why });
+            return Err(Failed::new(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
+        let held = forward::expect(&mut request);
         let (head, body) = request.into_parts();
-        let (body, fate) = Body::from_client(body, max, route.timeouts.between);
+        let (body, upload) = Body::from_client(body, max, route.timeouts.between, held);
         let mut request = Request::from_parts(head, body);
         upstream::prepare(&mut request, route, &self.config.name, asked.client, asked.host.as_ref());
-        Ok((request, fate))
+        Ok((request, upload))
     }
 
     pub(crate) async fn send(
         &self,
-        route: usize,
+        asked: &Asked,
         request: Request<Body>,
-        fate: &Rc<Cell<Fate>>,
+        upload: &Rc<Upload>,
     ) -> Result<Response<Body>, Failed> {
-        let config = &self.config.routes[route];
+        let config = &self.config.routes[asked.route];
         let Target::Origins { list, .. } = &config.target else {
             unreachable!("only such routes are passed on")
         };
-        self.upstreams[route].send(config, list, request, fate, || self.millis()).await
+        let way = Way {
+            timeouts: config.timeouts,
+            deadline: config.timeouts.total.map(|t| Instant::now() + t),
+            upload,
+            client: asked.interim.as_ref(),
+            name: &self.config.name,
+        };
+        let upgrade = asked.upgrade.as_ref().filter(|_| matches!(request.body(), Body::Empty));
+        self.upstreams[asked.route].send(config, list, request, upgrade, way, || self.millis()).await
     }
 
     /// The answer as the client gets it.

@@ -32,6 +32,8 @@ pub struct RouteConfig {
     pub health: Health,
     /// Answers may be kept in the cache.
     pub cache: Caching,
+    /// Protocols that a client may change to, in lower case.
+    pub upgrade: Vec<String>,
 }
 
 /// Who answers the requests of a route.
@@ -110,6 +112,10 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two parts of a body, in either direction.
     pub between: Duration,
+    /// From the request to the end of the answer; `None` is no limit.
+    pub total: Option<Duration>,
+    /// How long nothing may move in a tunnel.
+    pub tunnel: Duration,
 }
 
 impl Default for Timeouts {
@@ -118,6 +124,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(60),
             between: Duration::from_secs(60),
+            total: None,
+            tunnel: Duration::from_secs(600),
         }
     }
 }

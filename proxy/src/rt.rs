@@ -5,6 +5,7 @@
 
 use crate::continuity::journal::{Journal, Write};
 use crate::continuity::retire::Retired;
+use crate::tunnel::Far;
 use bytes::Bytes;
 use engine::net::Stream;
 use hyper::rt::{Read, ReadBufCursor};
@@ -14,14 +15,25 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 /// A stream of the engine as hyper reads and writes it, with the journal of what goes through it, if one is kept. A copy
 /// is another handle on the same stream, so that an idle connection outlives the hyper state it was served by.
 #[derive(Debug, Clone)]
 pub struct Io(Rc<Inner>);
+
+/// A handle that doesn't keep the stream open: for who answers a request on it.
+#[derive(Debug, Clone)]
+pub struct WeakIo(Weak<Inner>);
+
+impl WeakIo {
+    /// The stream, if it is still open.
+    pub fn io(&self) -> Option<Io> {
+        self.0.upgrade().map(Io)
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -32,6 +44,12 @@ struct Inner {
     again: RefCell<Bytes>,
     /// Bytes of the answer that the client has already.
     swallow: Cell<u64>,
+    /// Something was written, and hyper may have more of it.
+    unflushed: Cell<bool>,
+    /// The rest of an interim answer: goes out before anything else.
+    first: RefCell<Bytes>,
+    /// What the connection leads to when hyper has said the last word on it.
+    far: RefCell<Option<Box<Far>>>,
 }
 
 impl Io {
@@ -43,7 +61,70 @@ impl Io {
     /// A stream with its journal, and bytes that were read from it before.
     pub fn with(stream: Stream, journal: Option<Journal>, again: Bytes) -> Io {
         let (stream, again) = (RefCell::new(stream), RefCell::new(again));
-        Io(Rc::new(Inner { journal, stream, again, swallow: Cell::new(0) }))
+        Io(Rc::new(Inner {
+            journal,
+            stream,
+            again,
+            swallow: Cell::new(0),
+            unflushed: Cell::new(false),
+            first: RefCell::default(),
+            far: RefCell::default(),
+        }))
+    }
+
+    /// A handle that doesn't keep it open.
+    pub fn downgrade(&self) -> WeakIo {
+        WeakIo(Rc::downgrade(&self.0))
+    }
+
+    /// Sends an interim answer ahead of the one that is to come. False if that can't be: the last answer isn't out yet, this
+    /// one has begun in a server that is dead, or the client takes nothing now.
+    pub fn interject(&self, bytes: &[u8]) -> bool {
+        let inner = &*self.0;
+        let open = !inner.unflushed.get() && inner.swallow.get() == 0 && inner.first.borrow().is_empty();
+        if !open || inner.journal.as_ref().is_some_and(|j| !j.may_interject()) {
+            return false;
+        }
+        // nobody waits to write: hyper has flushed all it had
+        let written = inner.stream.borrow_mut().poll_write(&mut Context::from_waker(Waker::noop()), bytes);
+        let Poll::Ready(Ok(n)) = written else { return false };
+        if let Some(j) = &inner.journal {
+            j.wrote(n);
+            if n < bytes.len() {
+                // half of it can't be told from half an answer
+                j.lose();
+            }
+        }
+        *inner.first.borrow_mut() = Bytes::copy_from_slice(&bytes[n..]);
+        true
+    }
+
+    /// Has the connection lead there once the answer in progress is out and hyper lets go of it.
+    pub fn lead_to(&self, far: Far) {
+        *self.0.far.borrow_mut() = Some(Box::new(far));
+    }
+
+    /// Where the connection leads, if it was to lead anywhere.
+    pub fn take_far(&self) -> Option<Box<Far>> {
+        self.0.far.borrow_mut().take()
+    }
+
+    /// It is to lead somewhere.
+    pub fn leads_on(&self) -> bool {
+        self.0.far.borrow().is_some()
+    }
+
+    /// Writes the rest of an interim answer.
+    fn put_first(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut first = self.0.first.borrow_mut();
+        while !first.is_empty() {
+            let n = ready!(self.0.stream.borrow_mut().poll_write(cx, &first))?;
+            drop(first.split_to(n));
+            if let Some(j) = &self.0.journal {
+                j.wrote(n);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Its journal.
@@ -64,11 +145,15 @@ impl Io {
 
     /// Resolves when there is something to read.
     pub async fn readable(&self) -> io::Result<()> {
-        poll_fn(|cx| match self.0.again.borrow().is_empty() {
+        poll_fn(|cx| self.poll_readable(cx)).await
+    }
+
+    /// Ready when there is something to read.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.0.again.borrow().is_empty() {
             true => self.0.stream.borrow().poll_read_ready(cx),
             false => Poll::Ready(Ok(())),
-        })
-        .await
+        }
     }
 
     /// Writes all of it, beside any record.
@@ -160,6 +245,8 @@ impl Read for Io {
 
 impl hyper::rt::Write for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.unflushed.set(true);
+        ready!(self.put_first(cx))?;
         if let Some(done) = self.leave_out(buf, buf.len()) {
             return done;
         }
@@ -168,6 +255,7 @@ impl hyper::rt::Write for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.unflushed.set(false);
         if let Some(j) = &self.0.journal {
             j.flushed();
         }
@@ -187,6 +275,8 @@ impl hyper::rt::Write for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.0.unflushed.set(true);
+        ready!(self.put_first(cx))?;
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
         if let Some(done) = self.leave_out(first, bufs.iter().map(|b| b.len()).sum()) {
             return done;

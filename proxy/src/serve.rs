@@ -5,6 +5,8 @@ use crate::continuity::journal::{Answer, Journal};
 use crate::continuity::retire::Retirement;
 use crate::guard::Guard;
 use crate::rt::{Io, Timer};
+use crate::tunnel::{self, Far};
+use bytes::Bytes;
 use engine::net::Stream;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -83,6 +85,10 @@ where
             End::Closed => return Ok(()),
             End::Idle => crate::trim::parked(),
             End::Retired => break,
+            End::Tunnel(far, early) => {
+                Box::pin(tunnel::run(io, early, *far)).await;
+                return Ok(());
+            }
         }
         let mut draining = pin!(engine::draining());
         let mut retired = pin!(begun(retirement));
@@ -101,7 +107,7 @@ where
         match engine::time::timeout(limits.idle_timeout.saturating_sub(PARK_AFTER), wake).await {
             Ok(End::Idle) => {}
             Ok(End::Retired) => break,
-            Ok(End::Closed) | Err(_) => return Ok(()),
+            Ok(_) | Err(_) => return Ok(()),
         }
     }
     if let (Some(retirement), Some(retired)) = (retirement, io.into_retired()) {
@@ -146,6 +152,8 @@ enum End {
     Idle,
     /// It is between two requests, and to be passed on.
     Retired,
+    /// It isn't HTTP any more; with what hyper had read of what follows.
+    Tunnel(Box<Far>, Bytes),
 }
 
 /// Serves until the connection ends or has been idle for a while.
@@ -168,20 +176,20 @@ where
         .max_buf_size(limits.max_head)
         .max_headers(limits.max_headers)
         .serve_connection(Guard::new(io.clone(), limits.send_timeout), service);
-    let mut conn = pin!(conn);
+    let mut conn = conn;
     let mut draining = pin!(engine::draining());
     let mut retired = pin!(begun(retirement));
     let (mut told, mut retiring) = (false, false);
     // one timer that is set anew when it has fired, not with every request: for idle connections, and for resets of busy ones
     let mut park = pin!(engine::time::sleep(PARK_AFTER));
     let mut idle_since = None;
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         retiring = retiring || (io.journal().is_some() && retired.as_mut().poll(cx).is_ready());
         if !told && !retiring && draining.as_mut().poll(cx).is_ready() {
             told = true;
-            conn.as_mut().graceful_shutdown();
+            Pin::new(&mut conn).graceful_shutdown();
         }
-        if let Poll::Ready(r) = conn.as_mut().poll(cx) {
+        if let Poll::Ready(r) = Pin::new(&mut conn).poll(cx) {
             return Poll::Ready(r.map(|()| End::Closed));
         }
         if retiring && io.journal().is_some_and(Journal::is_between) {
@@ -207,7 +215,14 @@ where
         }
         Poll::Pending
     })
-    .await
+    .await?;
+    let Some(far) = io.take_far() else { return Ok(end) };
+    let parts = conn.into_parts();
+    match end {
+        // what had come before its time was taken for a request, and may have been changed
+        End::Closed if !parts.io.is_poisoned() => Ok(End::Tunnel(far, parts.read_buf)),
+        _ => Ok(End::Closed),
+    }
 }
 
 /// One request with its record.
@@ -230,10 +245,10 @@ where
     let response = if bodiless { response } else { whole(response).await };
     let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
     let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
-    match response.status() {
+    match io.leads_on() {
         // what follows isn't HTTP
-        StatusCode::SWITCHING_PROTOCOLS => journal.lose(),
-        _ => journal.answer(Answer { body_len, validator: validator(response.headers()) }),
+        true => journal.detach(),
+        false => journal.answer(Answer { body_len, validator: validator(response.headers()) }),
     }
     response.map(|body| Tracked { body, io: Some(io.clone()) })
 }

@@ -1,6 +1,7 @@
 //! What became of requests, counted by route: by each thread for itself, summed when somebody asks.
 
 use crate::cache::disk::DiskStats;
+use http::StatusCode;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,13 +23,21 @@ pub enum Outcome {
     Own,
     /// Refused: the client's fault (4xx of ours).
     Refused,
-    /// The origin failed (5xx of ours).
+    /// A connection that is no HTTP any more.
+    Tunnel,
+    /// No origin could be connected to.
+    Unreachable,
+    /// The origin was too slow.
+    TimedOut,
+    /// The origin broke off, or what it said was no HTTP.
+    Broken,
+    /// Another error of ours (5xx).
     Failed,
 }
 
 impl Outcome {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Outcome; 8] = [
+    pub const ALL: [Outcome; 12] = [
         Outcome::Hit,
         Outcome::Miss,
         Outcome::Stale,
@@ -36,12 +45,41 @@ impl Outcome {
         Outcome::Bypass,
         Outcome::Own,
         Outcome::Refused,
+        Outcome::Tunnel,
+        Outcome::Unreachable,
+        Outcome::TimedOut,
+        Outcome::Broken,
         Outcome::Failed,
     ];
 
     /// For labels.
     pub fn name(self) -> &'static str {
-        ["hit", "miss", "stale", "revalidated", "bypass", "own", "refused", "failed"][self as usize]
+        const NAMES: [&str; Outcome::ALL.len()] = [
+            "hit",
+            "miss",
+            "stale",
+            "revalidated",
+            "bypass",
+            "own",
+            "refused",
+            "tunnel",
+            "unreachable",
+            "timeout",
+            "broken",
+            "failed",
+        ];
+        NAMES[self as usize]
+    }
+
+    /// Of a request that is answered with an error of ours, where nothing more is known than its status.
+    pub fn of_failure(status: StatusCode) -> Outcome {
+        match status {
+            StatusCode::BAD_GATEWAY => Outcome::Broken,
+            StatusCode::SERVICE_UNAVAILABLE => Outcome::Unreachable,
+            StatusCode::GATEWAY_TIMEOUT => Outcome::TimedOut,
+            s if s.is_server_error() => Outcome::Failed,
+            _ => Outcome::Refused,
+        }
     }
 }
 
@@ -138,7 +176,7 @@ mod tests {
         threads.into_iter().for_each(|t| t.join().unwrap());
         let sum = c.sum();
         assert_eq!((sum[1][Outcome::Hit as usize], sum[2][Outcome::Refused as usize]), (4000, 4));
-        assert_eq!(sum[0], [0; 8]);
+        assert_eq!(sum[0], [0; Outcome::ALL.len()]);
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! A request on its way through the origins of a route.
 
 use crate::body::{Body, Fate};
-use crate::forward;
+use crate::forward::{self, Way};
 use crate::headers;
 use crate::origins::Origins;
 use crate::route::{HostHeader, OriginConfig, RouteConfig};
+use crate::stats::Outcome;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use std::cell::Cell;
 use std::net::IpAddr;
-use std::rc::Rc;
 
 /// No answer of an origin's.
 #[derive(Debug, Clone)]
@@ -18,11 +17,14 @@ pub struct Failed {
     pub status: StatusCode,
     /// In words.
     pub why: String,
+    /// What it is counted as.
+    pub outcome: Outcome,
 }
 
 impl Failed {
-    fn new(status: StatusCode, why: impl Into<String>) -> Failed {
-        Failed { status, why: why.into() }
+    /// Counted as what the status means where nothing more is known.
+    pub fn new(status: StatusCode, why: impl Into<String>) -> Failed {
+        Failed { status, why: why.into(), outcome: Outcome::of_failure(status) }
     }
 }
 
@@ -67,7 +69,8 @@ impl Upstream {
         route: &RouteConfig,
         list: &[OriginConfig],
         mut request: Request<Body>,
-        fate: &Rc<Cell<Fate>>,
+        upgrade: Option<&HeaderValue>,
+        way: Way<'_>,
         millis: impl Fn() -> u64,
     ) -> Result<Response<Body>, Failed> {
         let uri = request.uri().clone();
@@ -83,13 +86,17 @@ impl Upstream {
                 set_host(&mut request, origin);
             }
             let busy = self.origins.begin(i);
-            match forward::send(self.first_id + i, origin, busy, request, route.timeouts).await {
+            let sent = match upgrade {
+                Some(wanted) => forward::upgrade(origin, busy, request, wanted, way).await,
+                None => forward::send(self.first_id + i, origin, busy, request, way).await,
+            };
+            match sent {
                 Ok(answer) => {
                     self.origins.good(i);
                     return Ok(answer);
                 }
                 Err(e) => {
-                    if let Some(failed) = clients_fault(fate.get()) {
+                    if let Some(failed) = clients_fault(way.upload.fate()) {
                         return Err(failed);
                     }
                     let ejected = self.origins.bad(i, millis());
@@ -100,7 +107,7 @@ impl Upstream {
                         e.status.as_u16(),
                         e.why
                     );
-                    last = Failed::new(e.status, e.why);
+                    last = Failed { status: e.status, why: e.why, outcome: e.outcome };
                     match e.again {
                         Some(back) => request = *back,
                         None => break,
@@ -113,7 +120,7 @@ impl Upstream {
 }
 
 /// What a client is told whose own body was the reason.
-fn clients_fault(fate: Fate) -> Option<Failed> {
+pub(crate) fn clients_fault(fate: Fate) -> Option<Failed> {
     Some(match fate {
         Fate::Good => return None,
         Fate::TooLarge => Failed::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),

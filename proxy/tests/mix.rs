@@ -120,7 +120,7 @@ fn nobody_gets_what_belongs_to_another() {
     threads.into_iter().for_each(|t| t.join().unwrap());
     let stats = s.proxy.stats();
     for o in
-        [Outcome::Hit, Outcome::Miss, Outcome::Revalidated, Outcome::Stale, Outcome::Bypass, Outcome::Failed]
+        [Outcome::Hit, Outcome::Miss, Outcome::Revalidated, Outcome::Stale, Outcome::Bypass, Outcome::Broken]
     {
         assert!(stats.total(o) > 0, "no {}: {stats:?}", o.name());
     }

@@ -2,6 +2,7 @@
 
 mod common;
 use common::*;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -176,4 +177,43 @@ fn all_addresses_of_a_name_are_tried() {
     let proxy::Target::Origins { list, .. } = &mut c.routes[0].target else { panic!() };
     list[0].host = "localhost".into();
     assert_eq!(Suite::new(c).get("/").body, "found");
+}
+
+#[test]
+fn the_whole_has_a_limit_too() {
+    // parts come often enough, and never end
+    let drips = Origin::new(|_| {
+        Do::Own(Box::new(|stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            while stream.write_all(b"1\r\nx\r\n").is_ok() {
+                std::thread::yield_now();
+            }
+        }))
+    });
+    let silent = Origin::new(|_| Do::Stall(vec![]));
+    let with_total = |o: &Origin| {
+        let mut c = config(vec![to(&[o])]);
+        c.routes[0].timeouts.total = Some(Duration::from_millis(100));
+        Suite::new(c)
+    };
+    let r = with_total(&drips).get("/");
+    assert!(r.status == 200 && !r.whole);
+    assert_eq!(with_total(&silent).get("/").status, 504);
+}
+
+#[test]
+fn the_answer_is_awaited_from_the_end_of_the_body_on() {
+    let o = Origin::new(|q| Do::Send(ok("", &q.body.len().to_string())));
+    let mut c = config(vec![to(&[&o])]);
+    c.routes[0].timeouts.first_byte = Duration::from_millis(250);
+    let s = Suite::new(c);
+    let mut c = s.client();
+    c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n");
+    // longer than the limit in all: this is the client's pace, and nothing that could be waited for
+    for _ in 0..8 {
+        std::thread::park_timeout(Duration::from_millis(60));
+        c.send("x");
+    }
+    let r = c.reply();
+    assert_eq!((r.status, r.body.as_str()), (200, "8"));
 }

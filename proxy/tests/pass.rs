@@ -119,35 +119,105 @@ fn trailers_go_through_where_they_are_wanted() {
 }
 
 #[test]
-fn interim_answers_of_the_origin_are_not_the_answer() {
+fn interim_answers_go_ahead_of_the_answer() {
     let o = Origin::new(|_| {
         Do::Send(
             [
-                b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".to_vec(),
+                b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\r\n".to_vec(),
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n".to_vec(),
                 ok("", "real"),
             ]
             .concat(),
         )
     });
     let s = Suite::to(&[&o]);
-    assert_eq!(s.get("/").body, "real");
+    let mut c = s.client();
+    for _ in 0..2 {
+        let hint = c.ask(&get("/", ""));
+        assert_eq!((hint.status, hint.field("link").as_deref()), (103, Some("</x>")));
+        assert_eq!((hint.field("x-hop"), hint.field("via").as_deref()), (None, Some("1.1 proxy-under-test")));
+        assert_eq!(c.reply().status, 102);
+        assert_eq!(c.reply().body, "real");
+    }
+    // who can't know of them doesn't get any
+    assert_eq!(s.ask("GET / HTTP/1.0\r\n\r\n").body, "real");
 }
 
 #[test]
-fn the_body_is_asked_for_when_it_can_be_passed_on() {
-    let o = Origin::new(|q| Do::Send(ok("", &String::from_utf8_lossy(&q.body))));
+fn interim_answers_arrive_while_the_answer_is_awaited() {
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let gone = std::sync::Arc::new(std::sync::Mutex::new(gone));
+    let o = Origin::new(move |_| {
+        let gone = gone.clone();
+        Do::Own(Box::new(move |stream| {
+            stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").unwrap();
+            gone.lock().unwrap().recv().unwrap();
+            stream.write_all(&ok("", "real")).unwrap();
+        }))
+    });
     let s = Suite::to(&[&o]);
     let mut c = s.client();
-    c.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
-    assert_eq!(c.reply().status, 100);
-    c.send("body");
-    assert_eq!(c.reply().body, "body");
-    assert_eq!(o.seen()[0].field("expect"), None);
-    // and not when it can't
+    assert_eq!(c.ask(&get("/", "")).status, 103);
+    go.send(()).unwrap();
+    assert_eq!(c.reply().body, "real");
+}
+
+const EXPECTS: &str = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+
+#[test]
+fn a_body_is_sent_when_the_origin_wants_it() {
+    let o = Origin::new(|_| {
+        Do::Own(Box::new(|stream| {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+            let mut body = [0; 4];
+            stream.read_exact(&mut body).unwrap();
+            stream.write_all(&ok("", &String::from_utf8_lossy(&body))).unwrap();
+        }))
+    });
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    for _ in 0..2 {
+        c.send(EXPECTS);
+        assert_eq!(c.reply().status, 100);
+        c.send("body");
+        assert_eq!(c.reply().body, "body");
+    }
+    assert_eq!(o.seen()[0].field("expect").as_deref(), Some("100-continue"));
+    assert_eq!(o.connections(), 1);
+}
+
+#[test]
+fn a_body_that_is_refused_by_its_head_is_not_sent() {
+    let o = Origin::says(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig".to_vec());
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    c.send(EXPECTS);
+    let r = c.reply();
+    assert_eq!((r.status, r.body.as_str()), (413, "big"), "and no 100 before it");
+    assert_eq!(s.get("/").status, 413);
+    assert_eq!(o.connections(), 2, "that connection has a body to come");
+    // nor when there is nobody to send it to
     let s = Suite::new(config(vec![]));
     let r = s.ask("POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
     assert_eq!(r.status, 404);
     assert_eq!(s.ask(&get("/", "Expect: more\r\n")).status, 417);
+}
+
+#[test]
+fn an_origin_that_knows_no_expectations_gets_the_body_after_a_while() {
+    let o = Origin::new(|_| {
+        Do::Own(Box::new(|stream| {
+            let mut body = [0; 4];
+            stream.read_exact(&mut body).unwrap();
+            stream.write_all(&ok("", &String::from_utf8_lossy(&body))).unwrap();
+        }))
+    });
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    c.send(EXPECTS);
+    assert_eq!(c.reply().status, 100);
+    c.send("late");
+    assert_eq!(c.reply().body, "late");
 }
 
 #[test]

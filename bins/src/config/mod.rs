@@ -2,13 +2,14 @@
 //!
 //! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
 //!
-//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`],
+//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`route_values`],
 //! [`load`](mod@load) (the sources and their faults), [`mod@reference`] (the table as text).
 
 pub mod keys;
 pub mod load;
 pub mod reference;
 pub mod route;
+pub mod route_values;
 pub mod value;
 
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};

@@ -1,5 +1,8 @@
 //! `[[route]]`: host and path prefix to origins.
 
+use super::route_values::{
+    balance, host, host_header, name, origins, pair, prefix, protocol, redirect, redirect_status,
+};
 use super::value::{self, Raw, Wrong};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +42,12 @@ pub struct Route {
     pub first_byte_timeout: Duration,
     /// Between two parts of a body.
     pub read_timeout: Duration,
+    /// From the request to the end of the answer; zero is no limit.
+    pub total_timeout: Duration,
+    /// How long nothing may move in a tunnel.
+    pub tunnel_timeout: Duration,
+    /// Protocols a client may change to, in lower case.
+    pub upgrade: Vec<String>,
     /// Bytes of a request's body.
     pub max_body: u64,
     /// Failures in a row until an origin is left out.
@@ -87,6 +96,9 @@ impl Default for Route {
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
+            total_timeout: Duration::ZERO,
+            tunnel_timeout: Duration::from_secs(600),
+            upgrade: vec!["websocket".into()],
             max_body: 1 << 30,
             max_failures: 3,
             eject_time: Duration::from_secs(5),
@@ -116,6 +128,9 @@ impl Route {
             "connect_timeout" => value::positive(v).map(|d| self.connect_timeout = d),
             "first_byte_timeout" => value::positive(v).map(|d| self.first_byte_timeout = d),
             "read_timeout" => value::positive(v).map(|d| self.read_timeout = d),
+            "total_timeout" => value::duration(v).map(|d| self.total_timeout = d),
+            "tunnel_timeout" => value::positive(v).map(|d| self.tunnel_timeout = d),
+            "upgrade" => value::list(v, protocol).map(|l| self.upgrade = l),
             "max_body" => value::bytes(v).map(|n| self.max_body = n),
             "max_failures" => value::integer(v, 1, 1000).map(|n| self.max_failures = n as u32),
             "eject_time" => value::positive(v).map(|d| self.eject_time = d),
@@ -193,8 +208,19 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     ("max_failures", "3", "Failures in a row after which an origin is left out while there are others."),
     ("eject_time", "\"5s\"", "For how long; doubled up to 16 times while it keeps failing."),
     ("connect_timeout", "\"5s\"", "For the origin's name and all its addresses."),
-    ("first_byte_timeout", "\"60s\"", "From the request to the head of the answer."),
+    (
+        "first_byte_timeout",
+        "\"60s\"",
+        "From the request, or the last part of its body, to the head of the answer.",
+    ),
     ("read_timeout", "\"60s\"", "Between two parts of a body, the client's or the origin's."),
+    ("total_timeout", "\"0\"", "From the request to the end of the answer; \"0\" is no limit."),
+    (
+        "upgrade",
+        "[\"websocket\"]",
+        "Protocols a client may change to (Upgrade), if the origin agrees; [] allows none.",
+    ),
+    ("tunnel_timeout", "\"10m\"", "How long nothing may move on a connection that has changed its protocol."),
     ("max_body", "\"1GiB\"", "Of a request; larger ones are answered 413."),
     ("strip_prefix", "false", "Takes the route's prefix away before the request is passed on."),
     (
@@ -213,129 +239,9 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     ("cache", "true", "Answers may be kept in the cache, as their origin allows."),
 ];
 
-/// Reads `host`.
-pub fn host(v: &Raw) -> Result<String, Wrong> {
-    let h = value::text(v)?.to_ascii_lowercase();
-    let name = h.strip_prefix("*.").unwrap_or(&h);
-    let ok = h == "*"
-        || (!name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._[]:".contains(c)));
-    if ok { Ok(h) } else { Err(format!("{h:?} is not a host name, \"*.suffix\" or \"*\"")) }
-}
-
-/// Reads `prefix`.
-pub fn prefix(v: &Raw) -> Result<String, Wrong> {
-    let p = value::text(v)?;
-    match p.starts_with('/') && p.chars().all(|c| c.is_ascii_graphic() && c != '?' && c != '#') {
-        true => Ok(p),
-        false => Err(format!("{p:?} is not a path prefix: it begins with / and has no spaces, ? or #")),
-    }
-}
-
-/// Reads `origin`.
-pub fn origins(v: &Raw) -> Result<Vec<Origin>, Wrong> {
-    let list = value::list(v, origin)?;
-    if list.is_empty() { Err("needs at least one origin".into()) } else { Ok(list) }
-}
-
-fn balance(v: &Raw) -> Result<Balance, Wrong> {
-    match value::text(v)?.as_str() {
-        "round-robin" => Ok(Balance::RoundRobin),
-        "least-connections" => Ok(Balance::LeastConnections),
-        other => Err(format!("{other:?} is neither \"round-robin\" nor \"least-connections\"")),
-    }
-}
-
-fn redirect(to: String) -> Result<String, Wrong> {
-    let good = ["http://", "https://", "/"].iter().any(|s| to.starts_with(s))
-        && to.bytes().all(|b| b.is_ascii_graphic());
-    if good { Ok(to) } else { Err(format!("{to:?} is not a URL such as \"https://{{host}}{{uri}}\"")) }
-}
-
-fn redirect_status(v: &Raw) -> Result<u16, Wrong> {
-    match value::integer(v, 301, 308)? as u16 {
-        n @ (301 | 302 | 303 | 307 | 308) => Ok(n),
-        n => Err(format!("{n} is not a redirect: 301, 302, 303, 307 or 308")),
-    }
-}
-
-fn host_header(v: &Raw) -> Result<String, Wrong> {
-    let h = value::text(v)?;
-    let ok = !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._[]:".contains(&b));
-    if ok { Ok(h) } else { Err(format!("{h:?} is neither \"keep\", \"origin\" nor a host name")) }
-}
-
-/// About the connection or the message's length: nobody's to change.
-const FIXED: &[&str] =
-    &["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"];
-
-fn header_name(text: &str) -> Result<(), Wrong> {
-    match text.trim().parse::<http::HeaderName>() {
-        Err(_) => Err(format!("{text:?} is not a header name")),
-        Ok(n) if FIXED.contains(&n.as_str()) => Err(format!("{n} is not to be changed")),
-        Ok(_) => Ok(()),
-    }
-}
-
-fn name(v: &Raw) -> Result<String, Wrong> {
-    let text = value::text(v)?;
-    header_name(&text).map(|()| text)
-}
-
-fn pair(v: &Raw) -> Result<String, Wrong> {
-    let text = value::text(v)?;
-    let (name, content) = text.split_once(':').ok_or_else(|| format!("{text:?} is not \"Name: value\""))?;
-    header_name(name)?;
-    match http::HeaderValue::from_str(content.trim()) {
-        Ok(_) => Ok(text),
-        Err(_) => Err(format!("{text:?} has a value that can't be sent")),
-    }
-}
-
-fn origin(v: &Raw) -> Result<Origin, Wrong> {
-    let url = value::text(v)?;
-    let bad = |why: &str| format!("{url:?} is not an origin such as \"http://127.0.0.1:8081\": {why}");
-    if url.starts_with("https://") {
-        return Err(bad("https to origins is not supported yet"));
-    }
-    let rest = url.strip_prefix("http://").ok_or_else(|| bad("it must begin with http://"))?;
-    let uri: http::Uri = url.parse().map_err(|e| bad(&format!("{e}")))?;
-    let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| bad("it names no host"))?;
-    if rest.contains(['?', '#', '@']) {
-        return Err(bad("no query, fragment or user is taken"));
-    }
-    let authority = rest.split('/').next().unwrap_or("");
-    let port = match uri.port_u16() {
-        Some(0) => return Err(bad("port 0")),
-        Some(p) => p,
-        None if authority.len() > host.len() => return Err(bad("the port is not a number up to 65535")),
-        None => 80,
-    };
-    let path_prefix = uri.path().trim_end_matches('/').to_owned();
-    Ok(Origin { host: host.trim_matches(['[', ']']).to_owned(), port, path_prefix })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn origins_by_url() {
-        let o = |s: &str| origin(&Raw::Text(s.into()));
-        assert_eq!(o("http://a").unwrap().to_string(), "http://a:80");
-        assert_eq!(o("http://a:81/x/").unwrap().to_string(), "http://a:81/x");
-        assert_eq!(o("http://[::1]:81").unwrap().host, "::1");
-        for (bad, why) in [
-            ("a:81", "http://"),
-            ("https://a", "not supported"),
-            ("http://", "not an origin"),
-            ("http://a:0", "port 0"),
-            ("http://a:99999", "not an origin"),
-            ("http://a/?x", "no query"),
-            ("http://u@a/", "no query"),
-        ] {
-            assert!(o(bad).unwrap_err().contains(why), "{bad}: {:?}", o(bad));
-        }
-    }
 
     #[test]
     fn every_key_of_the_table_is_taken_and_its_default_is_the_default() {
@@ -348,7 +254,10 @@ mod tests {
                 toml::Value::String(s) => Raw::Text(s),
                 toml::Value::Integer(n) => Raw::Int(n),
                 toml::Value::Boolean(b) => Raw::Bool(b),
-                _ => Raw::List(vec![]),
+                toml::Value::Array(a) => {
+                    Raw::List(a.iter().map(|v| Raw::Text(v.as_str().unwrap().into())).collect())
+                }
+                other => panic!("{key}: {other}"),
             };
             r.set(key, &raw).unwrap().unwrap();
             assert_eq!(r, Route::default(), "{key}");
@@ -377,13 +286,5 @@ mod tests {
         ] {
             assert!(Route::default().set(key, &t(bad)).unwrap().is_err(), "{key} {bad}");
         }
-    }
-
-    #[test]
-    fn hosts_and_prefixes() {
-        let t = |s: &str| Raw::Text(s.into());
-        assert_eq!(host(&t("*.Example.ORG")).unwrap(), "*.example.org");
-        assert!(host(&t("a b")).is_err() && host(&t("")).is_err() && host(&t("a*")).is_err());
-        assert!(prefix(&t("x")).is_err() && prefix(&t("/a b")).is_err() && prefix(&t("/a?b")).is_err());
     }
 }

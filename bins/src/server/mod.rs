@@ -247,9 +247,12 @@ fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {
             connect: r.connect_timeout,
             first_byte: r.first_byte_timeout,
             between: r.read_timeout,
+            total: (!r.total_timeout.is_zero()).then_some(r.total_timeout),
+            tunnel: r.tunnel_timeout,
         },
         max_body: MaxBody(r.max_body),
         health: Health { failures: r.max_failures, eject: r.eject_time },
         cache: if r.cache { Caching::Standard } else { Caching::Off },
+        upgrade: r.upgrade.clone(),
     })
 }

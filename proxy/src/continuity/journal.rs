@@ -332,6 +332,11 @@ impl Journal {
         ForwardMark { table: self.table.clone(), fd: self.fd }
     }
 
+    /// A request is in progress, and nothing of its answer is out: an interim answer may go ahead of it.
+    pub fn may_interject(&self) -> bool {
+        self.stage.get() == IN_PROGRESS && self.rest.get().is_none() && self.answer.get().is_none()
+    }
+
     /// There is an answer: its head is written next.
     pub fn answer(&self, answer: Answer) {
         self.answer.set(Some(answer));
@@ -434,6 +439,19 @@ impl Journal {
     /// From here on only the client can tell where a request begins.
     pub fn lose(&self) {
         self.store(UNTRACKED, self.flags());
+    }
+
+    /// What follows is nobody's request: nothing of it is kept, and nobody can go on with it.
+    pub fn detach(&self) {
+        let old = self.buffer.take();
+        self.kept.set(0);
+        self.start.set(0);
+        self.answer.set(None);
+        self.answer_end.set(None);
+        self.store(UNTRACKED, 0);
+        if let Some(b) = old {
+            self.buffers.give_back(b);
+        }
     }
 
     fn drop_buffer(&self) {

@@ -100,7 +100,7 @@ pub fn to(origins: &[&Origin]) -> RouteConfig {
         host: "*".into(),
         prefix: "/".into(),
         target: Target::Origins { list, balance: Balance::RoundRobin },
-        timeouts: Timeouts { connect: LONG, first_byte: LONG, between: LONG },
+        timeouts: Timeouts { connect: LONG, first_byte: LONG, between: LONG, ..Timeouts::default() },
         ..RouteConfig::default()
     }
 }
@@ -237,6 +237,7 @@ fn serve(mut stream: TcpStream, connection: usize, log: &Log, act: &(dyn Fn(&See
     let mut buf = Vec::new();
     for on_connection in 0.. {
         let Some(head) = read_head(&mut stream, &mut buf) else { return };
+        // one that expects to be asked for it is left to who acts
         let body = if field(&head, "expect").is_some() {
             Some(Vec::new())
         } else {
@@ -413,6 +414,12 @@ impl Client {
         let whole = body.is_some();
         let body = body.unwrap_or_else(|| std::mem::take(&mut self.buf));
         Some(Reply { status, head, body: String::from_utf8_lossy(&body).into_owned(), whole })
+    }
+
+    /// The next bytes, whatever they mean.
+    pub fn exactly(&mut self, n: usize) -> Vec<u8> {
+        fill(&mut self.stream, &mut self.buf, n).expect("the connection was closed");
+        self.buf.drain(..n).collect()
     }
 
     /// True if the other side closes within the deadline, whatever it sends before.
