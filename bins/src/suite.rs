@@ -113,6 +113,18 @@ pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dir.join(name))
 }
 
+/// Where a command's program is: as it stands if it has a slash, else the first of that name in PATH that can be run. One
+/// that isn't found stays as it is, and the attempt to run it says so.
+pub fn find_program(name: &str) -> PathBuf {
+    if name.contains('/') {
+        return name.into();
+    }
+    let path = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let can_run = |p: &PathBuf| rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file();
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(can_run).unwrap_or_else(|| name.into())
+}
+
 /// The environment for a child program: ours, less what was meant for us alone, plus `extra`.
 pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     let ours = |k: &OsString| {
@@ -198,6 +210,13 @@ mod tests {
         assert_eq!(heartbeat_pid(b"traffic-heartbeat pid=42 nonce=n0\n", "n1"), None);
         assert_eq!(heartbeat_pid(b"<html>hello</html>", "n1"), None);
         assert_eq!(heartbeat_pid(b"\xff", "n1"), None);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_in_path_and_only_without_a_slash() {
+        assert!(find_program("sh").is_absolute());
+        assert_eq!(find_program("./sh"), Path::new("./sh"));
+        assert_eq!(find_program("no such program"), Path::new("no such program"));
     }
 
     #[test]

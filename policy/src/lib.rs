@@ -12,7 +12,8 @@
 //! 4. [`child`]: one supervised process, from "wanted" to "gave up";
 //! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`;
 //! 6. [`pulse`]: what a server's threads are doing, and when one has stalled;
-//! 7. [`handover`]: what the next server does with a connection of a killed one.
+//! 7. [`watchdog`]: a process that has to say that it lives;
+//! 8. [`handover`]: what the next server does with a connection of a killed one.
 
 pub mod backoff;
 pub mod check;
@@ -21,6 +22,7 @@ pub mod handover;
 pub mod heartbeat;
 pub mod ladder;
 pub mod pulse;
+pub mod watchdog;
 
 /// A point of monotonic time: the duration since any fixed origin (of `CLOCK_MONOTONIC` in the programs).
 pub type Time = std::time::Duration;

@@ -25,6 +25,7 @@ pub mod keeper;
 pub mod listen_fds;
 pub mod notify;
 pub mod pidfd;
+pub mod port;
 pub mod probe;
 pub mod pulse;
 pub mod reaper;

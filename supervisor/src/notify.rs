@@ -239,6 +239,13 @@ pub struct Notifier {
     target: Option<(OwnedFd, SocketAddrUnix)>,
 }
 
+/// How often `WATCHDOG=1` is to be said, by the environment (`WATCHDOG_USEC`, `WATCHDOG_PID`): half of what is allowed.
+pub fn watchdog_interval() -> Option<Duration> {
+    let usec: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    let for_us = std::env::var("WATCHDOG_PID").map_or(true, |p| p == std::process::id().to_string());
+    (for_us && usec > 1).then(|| Duration::from_micros(usec / 2))
+}
+
 impl Notifier {
     /// Reads `NOTIFY_SOCKET`. Without one, sending is a silent success, as with sd_notify(3).
     ///

@@ -1,7 +1,7 @@
 //! The table of keys. A key that isn't here doesn't exist; its default is read by the same function as an operator's value.
 
 use super::value::{self, Raw, Wrong};
-use super::{Config, OnManagerDeath};
+use super::{Config, OnManagerDeath, Preset};
 
 /// One key.
 pub struct Key {
@@ -58,6 +58,8 @@ pub static KEYS: &[Key] = &[
         |c, v| c.suite.log_file => value::path(v).map(Some)),
     key!("suite.snapshots", "integer", "8", "Pictures of hung processes (state and stacks from /proc) that are kept under snapshots in the state directory; 0 takes none.",
         |c, v| c.suite.snapshots => value::integer(v, 0, 10_000).map(|n| n as usize)),
+    key!("cop.preset", "\"prompt\" or \"classic\"", "\"prompt\"", "classic: heartbeats as Traffic Server's traffic_cop has them, every 10 s with 180 s to answer, 60 s for a kill. Keys that are set themselves count before it.",
+        |c, v| c.cop.preset => preset(v)),
     key!("cop.interval", "duration", "\"1500ms\"", "Between checks of the locks, and between good heartbeats.",
         |c, v| c.cop.interval => value::positive(v)),
     key!("cop.timeout", "duration", "\"900ms\"",
@@ -98,10 +100,14 @@ pub static KEYS: &[Key] = &[
         |c, v| c.manager.respawn.jitter => value::number(v, 0.0, 1.0)),
     key!("manager.respawn.stable_after", "duration", "\"10s\"", "A server that was ready for so long is forgiven its earlier crashes.",
         |c, v| c.manager.respawn.stable_after => value::positive(v)),
-    key!("manager.respawn.give_up_after", "integer", "0", "Crashes in a row after which nothing more is tried; 0 is never.",
+    key!("manager.respawn.give_up_after", "integer", "0", "So many crashes in a row are answered with a respawn; after one more, clients are told 503 and nothing is tried until somebody asks (traffic_manager restart). 0: it never gives up.",
         |c, v| c.manager.respawn.give_up_after => value::integer(v, 0, 1_000_000).map(|n| n as u32)),
-    key!("server.command", "array of text", "[]", "Another program in the place of traffic_server; it gets the listeners as LISTEN_FDS and says READY=1 on NOTIFY_SOCKET.",
+    key!("manager.respawn.on_give_up", "array of text", "[]", "A command to run then (at most 60 s), with TRAFFIC_EVENT=gave-up, TRAFFIC_CRASHES and TRAFFIC_LAST_EXIT in its environment.",
+        |c, v| c.manager.respawn.on_give_up => value::list(v, value::text)),
+    key!("server.command", "array of text", "[]", "Another program in the place of traffic_server; it gets the listeners as LISTEN_FDS and says READY=1 on NOTIFY_SOCKET. Without a slash it is looked for in PATH.",
         |c, v| c.server.command => value::list(v, value::text)),
+    key!("server.watchdog", "duration", "\"0s\"", "For another program: it gets WATCHDOG_USEC, says WATCHDOG=1 at least so often, and is replaced when it doesn't. \"0s\": nothing is asked of it.",
+        |c, v| c.server.watchdog => value::duration(v)),
     key!("server.listen", "array of addresses", "[\"127.0.0.1:8080\"]", "host:port, :port (all IPv4 addresses), unix:/path; port 0 takes a free one (see the file `ports` in the runtime directory).",
         |c, v| c.server.listen => value::list(v, value::listen)),
     key!("server.threads", "integer", "0", "Event threads; 0 is one a core.",
@@ -124,6 +130,24 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.cache_path => value::path(v).map(Some)),
     key!("server.cache.purge", "array of addresses", "[]", "Clients that may have an answer forgotten: PURGE /path with its Host. Without any, PURGE is the origin's.",
         |c, v| c.server.cache_purge => value::list(v, value::ip)),
+];
+
+fn preset(v: &Raw) -> Result<Preset, Wrong> {
+    match value::text(v)?.as_str() {
+        "prompt" => Ok(Preset::Prompt),
+        "classic" => Ok(Preset::Classic),
+        other => Err(format!("{other:?} is neither \"prompt\" nor \"classic\"")),
+    }
+}
+
+/// The values of [`Preset::Classic`], as an operator would write them.
+pub static CLASSIC: &[(&str, &str)] = &[
+    ("cop.interval", "\"10s\""),
+    ("cop.timeout", "\"180s\""),
+    ("cop.kill_timeout", "\"60s\""),
+    ("manager.interval", "\"10s\""),
+    ("manager.timeout", "\"180s\""),
+    ("manager.stall", "\"180s\""),
 ];
 
 fn on_manager_death(v: &Raw) -> Result<OnManagerDeath, Wrong> {

@@ -39,6 +39,8 @@ pub enum Source {
     Env(String),
     /// `--set`.
     Cli,
+    /// The preset.
+    Preset,
 }
 
 impl fmt::Display for Source {
@@ -48,6 +50,7 @@ impl fmt::Display for Source {
             Source::File(line) => write!(f, "file, line {line}"),
             Source::Env(name) => write!(f, "environment {name}"),
             Source::Cli => f.write_str("command line"),
+            Source::Preset => f.write_str("preset"),
         }
     }
 }
@@ -118,6 +121,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
     }
     l.env(&found);
     l.cli(sources.set);
+    l.preset();
     l.whole(file.as_deref());
     if l.faults.is_empty() {
         Ok(Loaded { config: l.config, file, effective: l.effective })
@@ -187,6 +191,19 @@ impl Loader {
                     self.set(key, &raw, || format!("--set {name}"), Source::Cli);
                 }
                 None => self.fault(format!("--set {name}"), unknown(name)),
+            }
+        }
+    }
+
+    /// A preset counts where nothing was said.
+    fn preset(&mut self) {
+        if self.config.cop.preset != super::Preset::Classic {
+            return;
+        }
+        for (path, text) in keys::CLASSIC {
+            let silent = matches!(self.effective.get(path), Some((_, Source::Default)));
+            if let (true, Some(key), Ok(value)) = (silent, keys::find(path), parse_text(text)) {
+                self.set(key, &value, || "cop.preset".into(), Source::Preset);
             }
         }
     }

@@ -18,6 +18,29 @@ fn with_file(text: &str) -> Result<Loaded, String> {
 }
 
 #[test]
+fn a_preset_counts_where_nothing_was_said() {
+    let set = ["cop.preset=classic".to_owned(), "cop.timeout=5s".to_owned()];
+    let sources = Sources { set: &set, ..Sources::default() };
+    let l = load(&sources).unwrap();
+    let cop = &l.config.cop;
+    assert_eq!([cop.interval, cop.timeout, cop.kill_timeout].map(|d| d.as_secs()), [10, 5, 60]);
+    assert_eq!(l.effective["cop.interval"].1, Source::Preset);
+    assert!(l.describe().contains("# preset"));
+    let set = ["cop.preset=vintage".to_owned()];
+    let e = load(&Sources { set: &set, ..Sources::default() }).unwrap_err().to_string();
+    assert!(e.contains("vintage") && e.contains("classic"), "{e}");
+}
+
+#[test]
+fn every_value_of_the_preset_is_one() {
+    for (path, text) in keys::CLASSIC {
+        let mut c = Config::default();
+        let value = parse_text(text).unwrap();
+        (keys::find(path).unwrap_or_else(|| panic!("{path}")).set)(&mut c, &value).unwrap();
+    }
+}
+
+#[test]
 fn nothing_at_all_is_a_working_configuration() {
     let l = with_file("").unwrap();
     assert_eq!(l.config.server.listen, [Listen::Tcp("127.0.0.1:8080".parse().unwrap())]);

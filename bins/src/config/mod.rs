@@ -59,9 +59,21 @@ pub enum OnManagerDeath {
     Kill,
 }
 
+/// Sets of defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preset {
+    /// Ours.
+    #[default]
+    Prompt,
+    /// Those of Traffic Server's traffic_cop.
+    Classic,
+}
+
 /// The watcher.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Cop {
+    /// Where the defaults of the heartbeats come from.
+    pub preset: Preset,
     /// Between checks, and between good heartbeats.
     pub interval: Duration,
     /// How long a heartbeat may take.
@@ -121,6 +133,8 @@ pub struct Respawn {
     pub stable_after: Duration,
     /// Crashes in a row; 0 is never.
     pub give_up_after: u32,
+    /// Run then.
+    pub on_give_up: Vec<String>,
 }
 
 /// The server.
@@ -128,6 +142,8 @@ pub struct Respawn {
 pub struct Server {
     /// Any program; empty is our traffic_server.
     pub command: Vec<String>,
+    /// Another program says `WATCHDOG=1` at least so often; zero: it doesn't.
+    pub watchdog: Duration,
     /// Addresses.
     pub listen: Vec<Listen>,
     /// Event threads; 0 is one a core.

@@ -167,7 +167,8 @@ fn read(path: &std::path::Path) -> io::Result<Status> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than any of ours"));
     }
     // serde would take a list for a record without names
-    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).map_err(invalid)?;
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).map_err(invalid)?;
     serde_json::from_value(fields.into()).map_err(invalid)
 }
 

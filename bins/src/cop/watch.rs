@@ -468,7 +468,5 @@ impl Said {
 
 /// systemd's watchdog, if it has one for us: how often to answer, and when next.
 fn watchdog(now: Time) -> Option<(Duration, Time)> {
-    let usec: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
-    let for_us = std::env::var("WATCHDOG_PID").map_or(true, |p| p == std::process::id().to_string());
-    (for_us && usec > 0).then(|| (Duration::from_micros(usec / 2), now))
+    supervisor::notify::watchdog_interval().map(|every| (every, now))
 }

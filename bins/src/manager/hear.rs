@@ -72,6 +72,7 @@ impl Keep {
                         (s.ever_ready, s.since) = (true, clock::now());
                     }
                     self.feed(Event::Ready(generation));
+                    self.begin_watchdog();
                     self.announce_ready();
                     self.serves_again();
                     self.incident_over();
@@ -82,6 +83,7 @@ impl Keep {
                 Field::Retiring => self.server_retires(),
                 Field::Status(text) => self.server.borrow_mut().said = text,
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
+                Field::Watchdog => self.fed(),
                 Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
                 _ => {}
             }

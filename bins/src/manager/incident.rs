@@ -120,6 +120,8 @@ impl Keep {
             let restarts = s.machine.restarts() as f64;
             put("traffic_server_restarts_total", "counter", "Servers that replaced one.", "", restarts);
         }
+        let gave_up = f64::from(u8::from(self.has_given_up()));
+        put("traffic_server_gave_up", "gauge", "1 when a crash loop has used up give_up_after.", "", gave_up);
         let standby = f64::from(u8::from(self.has_standby()));
         put("traffic_standby_ready", "gauge", "1 while a standby waits to take over.", "", standby);
         let q = self.queue.borrow().status(clock::now());

@@ -61,6 +61,8 @@ pub struct Keep {
     pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) watch: RefCell<Watch>,
+    /// Commands that run for us and aren't servers.
+    pub(super) hooks: RefCell<Vec<i32>>,
     pub(super) estates: RefCell<Estates>,
     pub(super) cop: RefCell<String>,
     pub(super) started: Time,
@@ -136,6 +138,7 @@ impl Keep {
         let standby = Standby::new(limits(&config));
         Rc::new(Keep {
             watch: RefCell::new(Watch::new(&config, pages, now)),
+            hooks: RefCell::default(),
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
             legacy: RefCell::new(Some(legacy)),
@@ -169,6 +172,11 @@ impl Keep {
     /// The server's pid, if one lives.
     pub fn server_pid(&self) -> Option<i32> {
         self.server.borrow().ward.as_ref().map(|w| w.pid)
+    }
+
+    /// Is nothing more tried?
+    pub fn has_given_up(&self) -> bool {
+        matches!(self.server.borrow().machine.state(), State::GaveUp)
     }
 
     /// Does a server serve?
@@ -249,6 +257,7 @@ impl Keep {
         self.forget_pages_but(ward.pid);
         self.hold(ward);
         self.feed(Event::Adopted { ready: true });
+        self.begin_watchdog();
         self.announce_ready();
         // whatever the last manager had told it
         if let Some(channel) = &self.server.borrow().channel {
@@ -318,10 +327,7 @@ impl Keep {
                     w.send(rung, core);
                 }
             }
-            Action::AnnounceGaveUp => {
-                log::error!("event=gave-up of=server: no more is tried until somebody asks for it");
-                let _ = self.upstream.send("STATUS=gave up on the server after a crash loop");
-            }
+            Action::AnnounceGaveUp => self.gave_up(),
         }
         self.arm();
     }
@@ -399,7 +405,7 @@ impl Keep {
         let (program, argv, channel) = match config.server.command.split_first() {
             Some((program, _)) => {
                 let argv = config.server.command.iter().map(OsString::from).collect::<Vec<_>>();
-                (program.into(), argv, None)
+                (suite::find_program(program), argv, None)
             }
             None => {
                 let mut argv = vec![OsString::from("traffic_server"), "run".into()];
@@ -412,13 +418,17 @@ impl Keep {
         if let Some((_, theirs)) = &channel {
             fds.push((CHANNEL.to_owned(), theirs.as_fd()));
         }
+        let mut env = vec![
+            ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
+            ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
+        ];
+        if let Some(limit) = self.watchdog_limit(&config) {
+            env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));
+        }
         let spawned = spawn(&Spec {
             program,
             argv,
-            env: suite::child_env(&[
-                ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
-                ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
-            ]),
+            env: suite::child_env(&env),
             fds,
             stdio: [None; 3],
             cwd: None,

@@ -11,8 +11,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use supervisor::dirs;
 use supervisor::listen_fds::{Inherited, name_for};
+use supervisor::{dirs, port};
 
 /// Connections the kernel holds for us while nobody accepts; cut to net.core.somaxconn by the kernel.
 const BACKLOG: i32 = 65_535;
@@ -65,7 +65,16 @@ pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow:
 }
 
 fn refused(w: &Listen, e: &io::Error) -> Fatal {
-    Fatal::new(Exit::Os, format!("cannot listen on {w}: {e}"))
+    let taken = match w {
+        Listen::Tcp(addr) if e.kind() == io::ErrorKind::AddrInUse => port::listener_on(*addr),
+        _ => None,
+    };
+    match taken {
+        Some((pid, name)) => {
+            Fatal::new(Exit::Os, format!("cannot listen on {w}: {e}: pid {pid} ({name}) has it"))
+        }
+        None => Fatal::new(Exit::Os, format!("cannot listen on {w}: {e}")),
+    }
 }
 
 fn open(w: &Listen) -> io::Result<OwnedFd> {
@@ -173,7 +182,8 @@ mod tests {
         let first = take_or_bind(&[tcp()], Vec::new()).unwrap().remove(0);
         let taken = Listen::Tcp(first.bound.parse().unwrap());
         let e = take_or_bind(&[taken], Vec::new()).unwrap_err().to_string();
-        assert!(e.contains(&first.bound) && e.contains("in use"), "{e}");
+        let me = format!("pid {} (", std::process::id());
+        assert!(e.contains(&first.bound) && e.contains("in use") && e.contains(&me), "{e}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod ask;
 pub mod control;
 pub mod estate;
 mod hear;
+mod hook;
 pub mod incident;
 pub mod keep;
 pub mod listeners;

@@ -92,7 +92,8 @@ impl Keep {
 
     /// Accepts for a server that is to come. One that isn't ours couldn't be given what was accepted.
     pub(super) fn begin_queueing(self: &Rc<Self>) {
-        if !self.config.borrow().server.command.is_empty() || self.is_stopping() {
+        let foreign = !self.config.borrow().server.command.is_empty();
+        if (foreign && !self.has_given_up()) || self.is_stopping() {
             return;
         }
         let epoch = {
@@ -234,6 +235,9 @@ impl Keep {
     }
 
     fn max_wait(&self) -> Duration {
+        if self.has_given_up() {
+            return Duration::ZERO;
+        }
         let configured = self.config.borrow().manager.queue.max_wait;
         self.queue.borrow().paused.flatten().unwrap_or(configured)
     }

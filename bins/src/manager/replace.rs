@@ -169,10 +169,11 @@ impl Keep {
         }
     }
 
-    /// All servers in our care.
+    /// All processes in our care.
     pub fn pids(&self) -> Vec<i32> {
         let standby = self.standby.borrow().ward.as_ref().map(|w| w.pid);
-        self.retiring_pids().into_iter().chain(self.server_pid()).chain(standby).collect()
+        let hooks = self.hooks.borrow().clone();
+        self.retiring_pids().into_iter().chain(self.server_pid()).chain(standby).chain(hooks).collect()
     }
 
     /// Servers that still live and have let go.

@@ -13,6 +13,7 @@ use engine::time::sleep;
 use policy::Time;
 use policy::child::{Event, State};
 use policy::heartbeat::{Action, Heartbeat, Limits};
+use policy::watchdog::Watchdog;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct Watch {
     answered_cop: Option<Time>,
     server: Ping,
     standby: Ping,
+    /// That of a server which isn't ours.
+    watchdog: Option<Watchdog>,
 }
 
 /// A heartbeat over a channel.
@@ -81,6 +84,7 @@ impl Watch {
             answered_cop: None,
             server: Ping { machine: Heartbeat::new(limits), pid: 0, sent: 0 },
             standby: Ping { machine: Heartbeat::new(rarely), pid: 0, sent: 0 },
+            watchdog: None,
         }
     }
 }
@@ -100,7 +104,8 @@ impl Keep {
     pub(super) fn renew_watch(&self) {
         let pages = std::mem::take(&mut self.watch.borrow_mut().pages);
         let cop_asked = self.watch.borrow().cop_asked;
-        let new = Watch { cop_asked, ..Watch::new(&self.config.borrow(), pages, clock::now()) };
+        let watchdog = self.watch.borrow_mut().watchdog.take();
+        let new = Watch { cop_asked, watchdog, ..Watch::new(&self.config.borrow(), pages, clock::now()) };
         *self.watch.borrow_mut() = new;
     }
 
@@ -224,6 +229,47 @@ impl Keep {
             let generation = self.standby.borrow().machine.generation();
             self.picture(standby, "standby", &format!("it didn't answer {misses} pings in a row"));
             self.feed_standby(Event::Unhealthy(generation));
+        }
+    }
+
+    /// How often a server that isn't ours has to say that it lives, if it has to.
+    pub(super) fn watchdog_limit(&self, config: &Config) -> Option<Duration> {
+        Some(config.server.watchdog).filter(|limit| !limit.is_zero() && !config.server.command.is_empty())
+    }
+
+    /// A server that isn't ours serves: from here on it has to say that it lives.
+    pub(super) fn begin_watchdog(self: &Rc<Self>) {
+        let limit = self.watchdog_limit(&self.config.borrow());
+        let generation = self.server.borrow().machine.generation();
+        self.watch.borrow_mut().watchdog = limit.map(|limit| Watchdog::new(limit, clock::now()));
+        let (Some(limit), keep) = (limit, self.clone()) else { return };
+        drop(engine::spawn(async move {
+            loop {
+                let next = match &keep.watch.borrow().watchdog {
+                    Some(w) => w.deadline(),
+                    None => return,
+                };
+                sleep(next.saturating_sub(clock::now())).await;
+                // what it said may lie in the socket
+                keep.listen();
+                if keep.server.borrow().machine.generation() != generation || !keep.is_ready() {
+                    return;
+                }
+                let starved = {
+                    let mut w = keep.watch.borrow_mut();
+                    w.watchdog.as_mut().is_some_and(|w| w.is_starved(clock::now()))
+                };
+                if starved {
+                    return keep.server_hangs(&format!("it hasn't said WATCHDOG=1 for {limit:?}"));
+                }
+            }
+        }));
+    }
+
+    /// The server has said that it lives.
+    pub(super) fn fed(&self) {
+        if let Some(w) = &mut self.watch.borrow_mut().watchdog {
+            w.feed(clock::now());
         }
     }
 

@@ -11,16 +11,17 @@ use crate::orders::Order;
 use engine::Engine;
 use engine::acceptor::Acceptor;
 use lockfile::Lockfile;
+use policy::Time;
 use proxy::continuity::retire::{self, Retired};
 use proxy::continuity::{Continuity, Resume};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use supervisor::fd_pass;
 use supervisor::notify::Notifier;
 use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
+use supervisor::{clock, fd_pass};
 
 /// Everything that a serving server consists of.
 pub struct Duty<'a> {
@@ -32,6 +33,8 @@ pub struct Duty<'a> {
     pub(super) lock: Lockfile,
     pub(super) notify: &'a Notifier,
     pub(super) drain: Duration,
+    /// How often our supervisor wants to hear that we live, if it does, and when next.
+    pub(super) watchdog: Option<(Duration, Time)>,
 }
 
 /// What ends the duty.
@@ -72,7 +75,8 @@ impl Duty<'_> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(sources.iter().map(|s| PollFd::new(s, PollFlags::IN)));
         fds.extend(self.channel.iter().map(|c| PollFd::new(c, PollFlags::IN)));
-        match poll(&mut fds, None) {
+        let left = self.watchdog.map(|(_, next)| timespec(next.saturating_sub(clock::now())));
+        match poll(&mut fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => return None,
             Err(e) => {
                 log::error!("event=poll-failed: {e}");
@@ -82,6 +86,12 @@ impl Duty<'_> {
         }
         let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
         drop(fds);
+        if let Some((every, next)) = &mut self.watchdog
+            && clock::now() >= *next
+        {
+            *next = clock::now() + *every;
+            let _ = self.notify.send("WATCHDOG=1");
+        }
         for signal in self.signals.pending() {
             match signal {
                 SIGTERM | SIGINT | SIGQUIT => {
@@ -228,6 +238,10 @@ impl Duty<'_> {
         }
         Ok(Exit::Done)
     }
+}
+
+fn timespec(d: Duration) -> Timespec {
+    Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) }
 }
 
 /// Answers a ping.

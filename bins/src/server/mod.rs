@@ -23,6 +23,7 @@ use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
 use http::StatusCode;
 use lockfile::Lockfile;
+use policy::Time;
 use proxy::continuity::{Continuity, Resume};
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
@@ -33,7 +34,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use supervisor::notify::Notifier;
+use supervisor::notify::{Notifier, watchdog_interval};
 use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{dirs, listen_fds};
 
@@ -144,8 +145,9 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
-    Duty { signals, channel, acceptor, engine, legacy, lock, notify, drain: config.server.drain_timeout }
-        .run()
+    let drain = config.server.drain_timeout;
+    let watchdog = watchdog_interval().map(|every| (every, Time::ZERO));
+    Duty { signals, channel, acceptor, engine, legacy, lock, notify, drain, watchdog }.run()
 }
 
 fn accept(

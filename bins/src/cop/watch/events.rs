@@ -61,13 +61,25 @@ impl Cop {
             match field {
                 Field::Ready => self.manager_ready(now),
                 Field::Status(s) => self.said.status = s,
-                Field::Exit(n) => self.said.exit = Some(n),
+                Field::Exit(n) => {
+                    self.said.exit = Some(n);
+                    self.gave_up_at_start(now);
+                }
                 Field::Server(pid) => self.server_is(pid, now),
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(self.manager.generation(), more), now),
                 Field::FdStore => self.keep(name.as_deref().unwrap_or("unknown"), std::mem::take(&mut fds)),
                 Field::FdStoreRemove => self.store.remove(name.as_deref().unwrap_or("unknown")),
                 _ => {}
             }
+        }
+    }
+
+    /// A suite whose server gives up before it ever served doesn't start.
+    fn gave_up_at_start(&mut self, now: Time) {
+        let gave_up = self.said.exit == Some(i32::from(Exit::GaveUp.code()));
+        if let (Phase::Starting { .. }, false, true) = (&self.phase, self.found_running, gave_up) {
+            let why = format!("traffic_manager: {}", self.said.or("gave up on the server"));
+            self.begin_stop(Some(Fatal::new(Exit::GaveUp, why)), now);
         }
     }
 

@@ -1,0 +1,79 @@
+//! Crash loops, and servers that aren't ours: how they are braked, when no more is tried, and who is told.
+
+mod common;
+
+use common::*;
+use std::time::Duration;
+
+const SOON: &str = "[manager.respawn]\ninitial = \"10ms\"\nmax = \"50ms\"\njitter = 0.0\ngive_up_after = 3\n";
+
+fn foreign(command: &str, more: &str) -> String {
+    format!("[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"1s\"\ncommand = {command}\n{more}")
+}
+
+#[test]
+fn a_server_that_never_serves_is_given_up_at_the_start_with_its_reason() {
+    let s = Suite::new("");
+    s.write_config(&foreign("[\"sh\", \"-c\", \"exit 3\"]", SOON));
+    let text = expect_code(&s.run(COP, &["start"]), 69);
+    assert!(text.contains("gave up on the server after") && text.contains("exit"), "{text}");
+    s.assert_clean();
+}
+
+#[test]
+fn after_giving_up_clients_are_told_a_command_is_run_and_a_restart_serves_again() {
+    let told = tempfile::NamedTempFile::new().unwrap();
+    let hook = format!(
+        "on_give_up = [\"sh\", \"-c\", \"echo $TRAFFIC_EVENT $TRAFFIC_CRASHES $TRAFFIC_LAST_EXIT > {}.new; mv {0}.new {0}\"]\n",
+        told.path().display()
+    );
+    let admin = "[manager]\nadmin = \"127.0.0.1:0\"\n";
+    let mut s = Suite::serving(&format!("standby = false\n{admin}{SOON}{hook}"));
+    let mark = s.mark();
+    while s.log.try_wait(mark, &["event=gave-up"], Duration::ZERO).is_none() {
+        let before = s.mark();
+        let dead = s.kill("server", SIGKILL);
+        s.wait(before, &["event=exit of=server", &format!("pid={dead}:")]);
+        // either the next one serves, or there is none
+        s.wait(before, &["event=state of=server", "to="]);
+        let next = s.log.try_wait(before, &["event=state of=server", "to=ready"], Duration::from_millis(800));
+        if next.is_none() {
+            s.wait(before, &["event=gave-up"]);
+        }
+    }
+    s.wait(mark, &["event=hook-ended"]);
+    let words = std::fs::read_to_string(told.path()).unwrap();
+    assert!(words.starts_with("gave-up 4 ") && words.contains("SIGKILL"), "{words}");
+    let answer = s.get("/");
+    assert_eq!(answer.code, 503, "{}", answer.head);
+    let text = expect_code(&s.run(COP, &["status"]), 4);
+    assert!(text.contains("gave-up"), "{text}");
+    expect_code(&s.run(MANAGER, &["restart"]), 0);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
+fn a_server_that_is_not_ours_has_to_feed_its_watchdog() {
+    let mut s = Suite::new("");
+    let other = s.path("other");
+    let command = format!(
+        "[{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]"
+    );
+    let more = "watchdog = \"1s\"\n[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n";
+    s.write_config(&foreign(&command, more));
+    s.start();
+    let mark = s.mark();
+    let pid = |line: String| -> i32 {
+        line.split("pid=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let server = pid(s.wait(0, &["event=spawn of=server"]));
+    // it is fed for several times its limit
+    assert_eq!(s.log.try_wait(mark, &["event=hang"], Duration::from_secs(3)), None, "{}", s.log.text());
+    supervisor::pidfd::PidFd::open(server).unwrap().signal(SIGSTOP).unwrap();
+    s.wait(mark, &["event=hang of=server", "WATCHDOG=1"]);
+    let next = pid(s.wait(mark, &["event=spawn of=server"]));
+    assert_ne!(next, server);
+    s.wait(mark, &["event=state of=server", "to=ready"]);
+    s.stop();
+}
