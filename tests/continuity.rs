@@ -475,13 +475,20 @@ fn metrics_are_what_prometheus_reads_and_survive_the_manager() {
         assert_eq!(post.read().unwrap().code, 405, "read-only");
         get("/metrics").text()
     };
+    assert_eq!(Client::connect(s.addr()).unwrap().get("/page").unwrap().code, 200);
     let text = metrics(&s, 0);
+    assert!(text.contains("traffic_server_told 1\n"), "{text}");
+    assert!(text.contains("traffic_requests_total{route=\"*/\",outcome=\"miss\"} 1\n"), "{text}");
     let mut typed = std::collections::HashSet::new();
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(["gauge", "counter"].contains(&kind) && typed.insert(name.to_owned()), "{line}");
+            let known = ["gauge", "counter", "histogram"].contains(&kind);
+            assert!(known && typed.insert(name.to_owned()), "{line}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            if kind == "histogram" {
+                typed.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}")));
+            }
         } else if !line.starts_with("# HELP ") {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");

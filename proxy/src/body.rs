@@ -3,6 +3,7 @@
 //! Every stream has its limit in time, and a request's also in size. A body that breaks ends in an error, never in an
 //! end: the receiver must see that it is cut short.
 
+use crate::account::Told;
 use crate::interim::Interim;
 use crate::pool::Lease;
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub enum Body {
     Origin(Box<FromOrigin>),
     /// From elsewhere.
     Stream(Stream),
+    /// Any of them, with an account of its request.
+    Told(Box<Told>),
 }
 
 impl std::fmt::Debug for Body {
@@ -44,6 +47,7 @@ impl std::fmt::Debug for Body {
             Body::Client(_) => "Client",
             Body::Origin(_) => "Origin",
             Body::Stream(_) => "Stream",
+            Body::Told(_) => "Told",
         })
     }
 }
@@ -226,6 +230,15 @@ impl FromOrigin {
 }
 
 impl Body {
+    /// All of it is there.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Body::Empty | Body::Full(_) => true,
+            Body::Told(t) => t.inner().is_whole(),
+            _ => false,
+        }
+    }
+
     /// Of text or bytes.
     pub fn of(bytes: impl Into<Bytes>) -> Body {
         Body::Full(bytes.into())
@@ -276,6 +289,7 @@ impl HttpBody for Body {
             Body::Client(body) => body.poll(cx),
             Body::Origin(body) => body.poll(cx),
             Body::Stream(body) => body.as_mut().poll_frame(cx),
+            Body::Told(body) => body.poll(cx),
         }
     }
 
@@ -286,6 +300,7 @@ impl HttpBody for Body {
             Body::Client(b) => b.body.is_end_stream(),
             Body::Origin(b) => b.body.is_end_stream(),
             Body::Stream(body) => body.is_end_stream(),
+            Body::Told(body) => body.is_over(),
         }
     }
 
@@ -296,6 +311,7 @@ impl HttpBody for Body {
             Body::Client(b) => b.body.size_hint(),
             Body::Origin(b) => b.body.size_hint(),
             Body::Stream(body) => body.size_hint(),
+            Body::Told(body) => body.hint(),
         }
     }
 }

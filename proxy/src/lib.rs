@@ -13,10 +13,14 @@
 //! 5. [`forward`], [`upstream`]: one request's way to an origin and back; [`interim`]: what comes before the answer;
 //!    [`tunnel`]: what comes after the last one;
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
-//! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`]: what became of them;
+//! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`], [`metrics`]: what became of
+//!    them; [`account`], [`access`], [`access_line`]: the same, one by one;
 //! 8. [`continuity`]: connections that outlive a process;
 //! 9. [`proxy`](mod@proxy): all of it together.
 
+pub mod access;
+pub mod access_line;
+pub mod account;
 pub mod body;
 pub mod cache;
 pub mod cached;
@@ -29,6 +33,7 @@ pub mod forward;
 pub mod guard;
 pub mod headers;
 pub mod interim;
+pub mod metrics;
 pub mod origins;
 pub mod pages;
 pub mod pool;
@@ -45,6 +50,7 @@ mod trim;
 pub mod tunnel;
 pub mod upstream;
 
+pub use access::AccessConfig;
 pub use body::Body;
 pub use cache::CacheConfig;
 pub use proxy::{Proxy, ProxyConfig};

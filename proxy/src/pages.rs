@@ -8,6 +8,8 @@ use http::{Response, StatusCode};
 
 /// The path at which heartbeats are answered.
 pub const HEARTBEAT_PATH: &str = "/.traffic/heartbeat";
+/// The path at which the server's numbers are told.
+pub const METRICS_PATH: &str = "/.traffic/metrics";
 /// Carries the suite's token.
 const HEARTBEAT: &str = "traffic-heartbeat";
 /// Names the request on error pages and in the log.
@@ -101,14 +103,24 @@ pub fn welcome(asker: Asker) -> Response<Body> {
 
 /// The answer to a heartbeat, if the request is one that shows the suite's token.
 pub fn heartbeat(headers: &HeaderMap, token: &str) -> Option<Response<Body>> {
-    let shown = headers.get(HEARTBEAT)?.as_bytes();
-    if token.is_empty() || !same(shown, token.as_bytes()) {
+    if !shows(headers, token) {
         return None;
     }
     let nonce = headers.get(NONCE).and_then(|v| v.to_str().ok()).unwrap_or("");
     let nonce: String = nonce.chars().filter(char::is_ascii_graphic).take(64).collect();
     let text = format!("traffic-heartbeat pid={} nonce={nonce}\n", std::process::id());
     Some(page(StatusCode::OK, "text/plain", text))
+}
+
+/// True if a request shows the suite's token.
+pub fn shows(headers: &HeaderMap, token: &str) -> bool {
+    let shown = headers.get(HEARTBEAT).is_some_and(|v| same(v.as_bytes(), token.as_bytes()));
+    shown && !token.is_empty()
+}
+
+/// The server's numbers.
+pub fn metrics(text: String) -> Response<Body> {
+    page(StatusCode::OK, "text/plain; version=0.0.4", text)
 }
 
 fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Body> {

@@ -1,5 +1,7 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
+use crate::access::{AccessConfig, AccessLog};
+use crate::account::Account;
 use crate::body::{Body, Upload};
 use crate::cache::{self, Cache, CacheConfig};
 use crate::cached::Counted;
@@ -8,6 +10,7 @@ use crate::continuity::{Continuity, What};
 use crate::files;
 use crate::forward::{self, Way};
 use crate::headers;
+use crate::metrics;
 use crate::origins::Origins;
 use crate::pages::{self, Asker};
 use crate::route::{Caching, RouteConfig, Target};
@@ -25,7 +28,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a proxy is made of.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +45,10 @@ pub struct ProxyConfig {
     pub cache: CacheConfig,
     /// Who may have kept answers forgotten, by the method PURGE.
     pub purge_from: Vec<IpAddr>,
+    /// Where requests are logged.
+    pub access: Option<AccessConfig>,
+    /// Requests that take so long are logged apart.
+    pub slow: Option<Duration>,
 }
 
 /// The proxy, shared by all event threads.
@@ -50,6 +57,7 @@ pub struct Proxy {
     pub(crate) config: ProxyConfig,
     cache: Option<Arc<Cache>>,
     counters: Counters,
+    pub(crate) access: Option<AccessLog>,
     /// Of each route.
     upstreams: Vec<Upstream>,
     started: Instant,
@@ -91,14 +99,29 @@ impl Proxy {
         let upstreams = config.routes.iter().map(upstream).collect();
         let cache = Cache::new(config.cache.clone());
         let counters = Counters::new(config.routes.len());
-        Arc::new(Proxy { config, cache, counters, upstreams, started: Instant::now() })
+        let access = config.access.clone().and_then(|a| match AccessLog::start(a) {
+            Ok(log) => Some(log),
+            Err(e) => {
+                log::error!("event=access-log-failed: {e}");
+                None
+            }
+        });
+        Arc::new(Proxy { config, cache, counters, access, upstreams, started: Instant::now() })
+    }
+
+    /// Writes what the access log still holds; nothing is logged after it.
+    pub fn close(&self) {
+        if let Some(log) = &self.access {
+            log.close();
+        }
     }
 
     /// What became of requests, and what the cache holds.
     pub fn stats(&self) -> Stats {
         let (cache_bytes, cache_objects) = self.cache.as_ref().map_or((0, 0), |c| c.store.used());
         let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
-        Stats { requests: self.counters.sum(), cache_bytes, cache_objects, disk }
+        let log_dropped = self.access.as_ref().map_or(0, AccessLog::dropped);
+        Stats { requests: self.counters.sum(), cache_bytes, cache_objects, disk, log_dropped }
     }
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
@@ -132,6 +155,11 @@ impl Proxy {
     }
 
     async fn request(self: &Arc<Self>, request: Request<Incoming>, client: &Client) -> Response<Body> {
+        if request.uri().path() == pages::METRICS_PATH
+            && pages::shows(request.headers(), &self.config.heartbeat_token)
+        {
+            return pages::metrics(metrics::text(&self.stats(), &self.config.routes));
+        }
         if request.uri().path() == pages::HEARTBEAT_PATH
             && let Some(answer) = pages::heartbeat(request.headers(), &self.config.heartbeat_token)
         {
@@ -142,18 +170,23 @@ impl Proxy {
             }
             return answer;
         }
+        let begun = Instant::now();
         let asker = Asker::of(request.headers());
+        let told = self.access.is_some() || self.config.slow.is_some();
+        let account = told.then(|| Account::open(self, &request, client.addr, asker, begun));
         let mut route = None;
-        match self.routed(request, client, asker, &mut route).await {
-            Ok((answer, outcome)) => {
-                self.counters.count(route, outcome);
-                answer
-            }
+        let (answer, outcome) = match self.routed(request, client, asker, &mut route).await {
+            Ok(counted) => counted,
             Err(Failed { status, why, outcome }) => {
                 log::debug!("event=refused request={:016x} status={}: {why}", asker.id, status.as_u16());
-                self.counters.count(route, outcome);
-                pages::error(status, &why, asker)
+                (pages::error(status, &why, asker), outcome)
             }
+        };
+        let took = begun.elapsed();
+        self.counters.count(route, outcome, took);
+        match account {
+            Some(account) => account.close_with(answer, route, outcome, took),
+            None => answer,
         }
     }
 

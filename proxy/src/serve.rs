@@ -257,7 +257,7 @@ where
 /// unsent or sent. (What is half out, and can't be made again the same, can only be cut.)
 async fn whole(response: Response<Body>) -> Response<Body> {
     let small = response.body().size_hint().exact().is_some_and(|n| n > 0 && n <= WHOLE);
-    if !small || response.body().is_end_stream() || matches!(response.body(), Body::Full(_)) {
+    if !small || response.body().is_end_stream() || response.body().is_whole() {
         return response;
     }
     let (head, body) = response.into_parts();

@@ -5,6 +5,7 @@ use http::StatusCode;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,8 +84,40 @@ impl Outcome {
     }
 }
 
+/// Upper bounds of the latency histogram's buckets, in microseconds; one more bucket takes the rest.
+pub const BOUNDS: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// Requests of one outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Histogram {
+    /// By the time from the request's head to the answer's: see [`BOUNDS`].
+    pub buckets: [u64; BOUNDS.len() + 1],
+    /// All these times together, in microseconds.
+    pub sum: u64,
+}
+
+impl Histogram {
+    /// All requests.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// One outcome, of one thread.
+#[derive(Debug, Default)]
+struct Cell {
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum: AtomicU64,
+}
+
 /// The counters of one thread: one row a route, and one for requests without any.
-type Row = [AtomicU64; Outcome::ALL.len()];
+type Row = [Cell; Outcome::ALL.len()];
+
+/// The sums of one route.
+pub type Sums = [Histogram; Outcome::ALL.len()];
 
 /// All counters of a proxy.
 #[derive(Debug)]
@@ -106,9 +139,11 @@ impl Counters {
         Counters { routes, threads: Mutex::default(), id: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Counts one request.
-    pub fn count(&self, route: Option<usize>, outcome: Outcome) {
+    /// Counts one request, which was answered after `took`.
+    pub fn count(&self, route: Option<usize>, outcome: Outcome, took: Duration) {
         let row = route.unwrap_or(self.routes).min(self.routes);
+        let micros = took.as_micros() as u64;
+        let bucket = BOUNDS.iter().position(|b| micros <= *b).unwrap_or(BOUNDS.len());
         MINE.with_borrow_mut(|mine| {
             let known = mine.iter().position(|(id, _)| *id == self.id);
             let i = known.unwrap_or_else(|| {
@@ -117,20 +152,23 @@ impl Counters {
                 mine.push((self.id, rows));
                 mine.len() - 1
             });
-            let counter = &mine[i].1[row][outcome as usize];
-            // this thread alone writes it
-            counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            let cell = &mine[i].1[row][outcome as usize];
+            // this thread alone writes them
+            let add = |to: &AtomicU64, n| to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+            add(&cell.buckets[bucket], 1);
+            add(&cell.sum, micros);
         });
     }
 
     /// Sums, by route; the last row is of requests without a route.
-    pub fn sum(&self) -> Vec<[u64; Outcome::ALL.len()]> {
-        let mut sums = vec![[0; Outcome::ALL.len()]; self.routes + 1];
+    pub fn sum(&self) -> Vec<Sums> {
+        let mut sums = vec![Sums::default(); self.routes + 1];
         for rows in self.threads.lock().expect("never poisoned").iter() {
-            for (sum, row) in sums.iter_mut().zip(rows.iter()) {
-                for (n, c) in sum.iter_mut().zip(row) {
+            for (sum, cell) in sums.iter_mut().flatten().zip(rows.iter().flatten()) {
+                for (n, c) in sum.buckets.iter_mut().zip(&cell.buckets) {
                     *n += c.load(Ordering::Relaxed);
                 }
+                sum.sum += cell.sum.load(Ordering::Relaxed);
             }
         }
         sums
@@ -141,19 +179,21 @@ impl Counters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// By route, then by [`Outcome`] as number; the last row is of requests without a route.
-    pub requests: Vec<[u64; Outcome::ALL.len()]>,
+    pub requests: Vec<Sums>,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Objects in the cache, variants and notes included.
     pub cache_objects: usize,
     /// The cache's tier on disk.
     pub disk: DiskStats,
+    /// Lines of the access log that couldn't be written.
+    pub log_dropped: u64,
 }
 
 impl Stats {
     /// All requests of an outcome.
     pub fn total(&self, outcome: Outcome) -> u64 {
-        self.requests.iter().map(|r| r[outcome as usize]).sum()
+        self.requests.iter().map(|r| r[outcome as usize].count()).sum()
     }
 }
 
@@ -168,15 +208,17 @@ mod tests {
             .map(|_| {
                 let c = c.clone();
                 std::thread::spawn(move || {
-                    (0..1000).for_each(|_| c.count(Some(1), Outcome::Hit));
-                    c.count(None, Outcome::Refused);
+                    (0..1000).for_each(|_| c.count(Some(1), Outcome::Hit, Duration::from_micros(250)));
+                    c.count(None, Outcome::Refused, Duration::from_secs(11));
                 })
             })
             .collect();
         threads.into_iter().for_each(|t| t.join().unwrap());
         let sum = c.sum();
-        assert_eq!((sum[1][Outcome::Hit as usize], sum[2][Outcome::Refused as usize]), (4000, 4));
-        assert_eq!(sum[0], [0; Outcome::ALL.len()]);
+        let (hits, refused) = (sum[1][Outcome::Hit as usize], sum[2][Outcome::Refused as usize]);
+        assert_eq!((hits.count(), hits.buckets[1], hits.sum), (4000, 4000, 1_000_000));
+        assert_eq!((refused.count(), refused.buckets[BOUNDS.len()]), (4, 4));
+        assert_eq!(sum[0], Sums::default());
     }
 
     #[test]

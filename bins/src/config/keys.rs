@@ -1,7 +1,7 @@
 //! The table of keys. A key that isn't here doesn't exist; its default is read by the same function as an operator's value.
 
 use super::value::{self, Raw, Wrong};
-use super::{Config, OnManagerDeath, Preset};
+use super::{AccessLog, Config, OnManagerDeath, Preset};
 
 /// One key.
 pub struct Key {
@@ -76,7 +76,7 @@ pub static KEYS: &[Key] = &[
     key!("cop.on_manager_death", "\"adopt\" or \"kill\"", "\"adopt\"",
         "adopt: the server goes on and the next manager adopts it; kill: the server goes with its manager, as in Traffic Server.",
         |c, v| c.cop.on_manager_death => on_manager_death(v)),
-    key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: /status, /healthz.",
+    key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: /status, /metrics, /healthz.",
         |c, v| c.manager.admin => value::address_or_none(v)),
     key!("manager.interval", "duration", "\"1500ms\"", "Between looks at the server: at its event threads, and, while no cop watches it, by a ping.",
         |c, v| c.manager.interval => value::positive(v)),
@@ -122,6 +122,12 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.drain_timeout => value::duration(v)),
     key!("server.idle_timeout", "duration", "\"60s\"", "How long a keep-alive connection may be without a request.",
         |c, v| c.server.idle_timeout => value::positive(v)),
+    key!("server.access_log", "\"off\", \"common\", \"combined\" or \"json\"", "\"off\"", "A line for each request, in this format.",
+        |c, v| c.server.access_log => access_log(v)),
+    key!("server.access_log_file", "path", "", "Where. Default: access.log in the state directory. It may be renamed at any time: within a second of the next request there is a new one.",
+        |c, v| c.server.access_log_file => value::path(v).map(Some)),
+    key!("server.slow_log", "duration", "\"0\"", "Requests whose answer has not ended after so long are logged (event=slow, at most ten a second); \"0\" logs none.",
+        |c, v| c.server.slow_log => value::duration(v)),
     key!("server.cache.memory", "size", "\"256MiB\"", "Answers kept in memory, with their heads; \"0\" switches the cache off.",
         |c, v| c.server.cache_memory => value::bytes(v)),
     key!("server.cache.disk", "size", "\"0\"", "The same answers on disk, where the next server finds them; \"0\" keeps none there.",
@@ -155,6 +161,16 @@ fn on_manager_death(v: &Raw) -> Result<OnManagerDeath, Wrong> {
         "adopt" => Ok(OnManagerDeath::Adopt),
         "kill" => Ok(OnManagerDeath::Kill),
         other => Err(format!("{other:?} is neither \"adopt\" nor \"kill\"")),
+    }
+}
+
+fn access_log(v: &Raw) -> Result<AccessLog, Wrong> {
+    match value::text(v)?.as_str() {
+        "off" => Ok(AccessLog::Off),
+        "common" => Ok(AccessLog::Common),
+        "combined" => Ok(AccessLog::Combined),
+        "json" => Ok(AccessLog::Json),
+        other => Err(format!("{other:?} is none of \"off\", \"common\", \"combined\" and \"json\"")),
     }
 }
 

@@ -166,6 +166,26 @@ pub struct Server {
     pub cache_path: Option<PathBuf>,
     /// Who may use PURGE.
     pub cache_purge: Vec<IpAddr>,
+    /// A line for each request.
+    pub access_log: AccessLog,
+    /// Where; `state_dir/access.log` if not set.
+    pub access_log_file: Option<PathBuf>,
+    /// Requests that take longer are logged apart; zero is none.
+    pub slow_log: Duration,
+}
+
+/// How a line of the access log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessLog {
+    /// There is none.
+    #[default]
+    Off,
+    /// NCSA common log format.
+    Common,
+    /// The same with referrer and user agent.
+    Combined,
+    /// A JSON object.
+    Json,
 }
 
 /// An address to listen on.

@@ -12,6 +12,7 @@
 //! `manager.admin` answers `GET /status`, `GET /metrics` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
 
 use super::keep::Keep;
+use super::scrape;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
@@ -135,7 +136,7 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
             let (method, path, query) =
                 (request.method(), request.uri().path(), request.uri().query().unwrap_or(""));
             match read_only {
-                true => answer_admin(&keep, method, path),
+                true => answer_admin(&keep, method, path).await,
                 false => answer(&keep, method, path, query, request.headers()).await,
             }
         }
@@ -145,11 +146,11 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
     }
 }
 
-fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<Body> {
+async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<Body> {
     match (method, path) {
         (&Method::GET | &Method::HEAD, "/status") => status(keep),
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            let mut r = text(StatusCode::OK, keep.metrics());
+            let mut r = text(StatusCode::OK, keep.metrics() + &scrape::server(keep).await);
             let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
             r.headers_mut().insert(header::CONTENT_TYPE, kind);
             r

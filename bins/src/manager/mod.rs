@@ -17,6 +17,7 @@ pub mod keep;
 pub mod listeners;
 pub mod queue;
 pub mod replace;
+pub mod scrape;
 pub mod standby;
 mod watch;
 

@@ -12,6 +12,7 @@ use engine::Engine;
 use engine::acceptor::Acceptor;
 use lockfile::Lockfile;
 use policy::Time;
+use proxy::Proxy;
 use proxy::continuity::retire::{self, Retired};
 use proxy::continuity::{Continuity, Resume};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +30,7 @@ pub struct Duty<'a> {
     pub(super) channel: Option<OwnedFd>,
     pub(super) acceptor: Acceptor,
     pub(super) engine: Engine,
+    pub(super) proxy: Arc<Proxy>,
     pub(super) legacy: Option<(Arc<Continuity>, Legacy)>,
     pub(super) lock: Lockfile,
     pub(super) notify: &'a Notifier,
@@ -193,6 +195,7 @@ impl Duty<'_> {
             let _ = self.notify.send("STOPPING=1");
             self.acceptor.stop();
             let report = self.engine.shutdown(self.drain);
+            self.proxy.close();
             log::info!("event=stopped drained={} cancelled={}", report.drained, report.cancelled);
             self.lock.close()?;
             return Ok(Exit::Done);
@@ -222,6 +225,7 @@ impl Duty<'_> {
             .retirement()
             .begin(Box::new(move |r| drop(connections.send(Passing::Connection(Box::new(r))))));
         let report = self.engine.shutdown(self.drain);
+        self.proxy.close();
         continuity.retirement().end();
         let _ = to.send(Passing::NoMore);
         let (passed, parked) = passing.join().unwrap_or_default();

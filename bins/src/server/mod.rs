@@ -3,17 +3,19 @@
 //! The main thread takes the listeners, starts the engine, waits for the word to serve, takes the lock and what dead servers
 //! have left, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
 //!
-//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`duty`] (serving, and the end).
+//! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`proxying`] (the
+//! configuration as the proxy takes it), [`duty`] (serving, and the end).
 
 pub mod duty;
 pub mod legacy;
+pub mod proxying;
 pub mod succession;
 
 use self::duty::Duty;
 use self::legacy::Legacy;
 use self::succession::Start;
 use crate::cli::Common;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
@@ -21,16 +23,11 @@ use crate::suite::{self, Runtime};
 use anyhow::Context;
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
 use engine::{Engine, GroupConfig};
-use http::StatusCode;
 use lockfile::Lockfile;
 use policy::Time;
+use proxy::Proxy;
 use proxy::continuity::{Continuity, Resume};
-use proxy::edit::Edits;
-use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
-use proxy::serve::Limits;
-use proxy::{CacheConfig, OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
 use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +102,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .group("task", GroupConfig { threads: 2, ..GroupConfig::default() })
         .start()
         .context("starting the event threads")?;
-    let proxy = Proxy::new(proxy_config(&config, token)?);
+    let proxy = Proxy::new(proxying::proxy_config(&config, token)?);
     let mut start = match &channel {
         None => Start::default(),
         Some(channel) => {
@@ -141,13 +138,13 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
     let continuity = legacy.as_ref().map(|(c, _)| c.clone());
-    let acceptor = accept(&engine, &config, listeners, proxy, continuity, start.held)?;
+    let acceptor = accept(&engine, &config, listeners, proxy.clone(), continuity, start.held)?;
     taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
     let drain = config.server.drain_timeout;
     let watchdog = watchdog_interval().map(|every| (every, Time::ZERO));
-    Duty { signals, channel, acceptor, engine, legacy, lock, notify, drain, watchdog }.run()
+    Duty { signals, channel, acceptor, engine, proxy, legacy, lock, notify, drain, watchdog }.run()
 }
 
 fn accept(
@@ -192,69 +189,4 @@ fn threads(wanted: usize) -> usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     }
-}
-
-fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfig> {
-    // differs from suite to suite, and tells nothing about the token
-    let mut hash = DefaultHasher::new();
-    token.hash(&mut hash);
-    let routes = config.routes.iter().map(route_config).collect::<anyhow::Result<_>>()?;
-    let server = &config.server;
-    let path = || server.cache_path.clone().unwrap_or_else(|| config.suite.state_dir.join("cache"));
-    let disk = (server.cache_disk > 0).then(|| (path(), server.cache_disk));
-    Ok(ProxyConfig {
-        name: format!("traffic-{:08x}", hash.finish() as u32),
-        routes,
-        heartbeat_token: token,
-        limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
-        cache: CacheConfig { memory: server.cache_memory, disk, ..CacheConfig::default() },
-        purge_from: server.cache_purge.clone(),
-    })
-}
-
-fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {
-    let origin = |o: &config::Origin| OriginConfig {
-        host: o.host.clone(),
-        port: o.port,
-        path_prefix: o.path_prefix.clone(),
-    };
-    let status = |n: u16| StatusCode::from_u16(n).context("a status");
-    let target = if let Some(root) = &r.files {
-        Target::Files(root.clone())
-    } else if let Some(n) = r.respond {
-        Target::Fixed { status: status(n)?, body: r.respond_body.clone().into() }
-    } else if let Some(to) = &r.redirect {
-        Target::Redirect { status: status(r.redirect_status)?, to: to.clone() }
-    } else {
-        let balance = match r.balance {
-            config::Balance::RoundRobin => Balance::RoundRobin,
-            config::Balance::LeastConnections => Balance::LeastConnections,
-        };
-        Target::Origins { list: r.origins.iter().map(origin).collect(), balance }
-    };
-    let edits = |c: &config::Changes| Edits::new(&c.remove, &c.set).map_err(|e| Fatal::new(Exit::Config, e));
-    Ok(RouteConfig {
-        host: r.host.clone(),
-        prefix: r.prefix.clone(),
-        target,
-        strip_prefix: r.strip_prefix,
-        host_header: match r.host_header.as_str() {
-            "keep" => HostHeader::Keep,
-            "origin" => HostHeader::Origin,
-            name => HostHeader::Fixed(name.parse().context("route.host_header")?),
-        },
-        request_headers: edits(&r.request_headers)?,
-        response_headers: edits(&r.response_headers)?,
-        timeouts: Timeouts {
-            connect: r.connect_timeout,
-            first_byte: r.first_byte_timeout,
-            between: r.read_timeout,
-            total: (!r.total_timeout.is_zero()).then_some(r.total_timeout),
-            tunnel: r.tunnel_timeout,
-        },
-        max_body: MaxBody(r.max_body),
-        health: Health { failures: r.max_failures, eject: r.eject_time },
-        cache: if r.cache { Caching::Standard } else { Caching::Off },
-        upgrade: r.upgrade.clone(),
-    })
 }

@@ -1,0 +1,181 @@
+//! What became of a request, told when its answer is over: a line of the access log, and of the log if it was slow.
+
+use crate::access_line::Entry;
+use crate::body::{Body, BodyError};
+use crate::pages::Asker;
+use crate::proxy::Proxy;
+use crate::stats::Outcome;
+use bytes::Bytes;
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Slow requests that are logged in a second; more are only counted.
+const SLOW_A_SECOND: u64 = 10;
+
+/// A request in progress, as far as it is to be told of.
+pub(crate) struct Account {
+    proxy: Arc<Proxy>,
+    at: SystemTime,
+    begun: Instant,
+    id: u64,
+    client: Option<IpAddr>,
+    method: Method,
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+    agent: Option<HeaderValue>,
+}
+
+impl Account {
+    /// Of a request that came at `begun`.
+    pub fn open<B>(
+        proxy: &Arc<Proxy>,
+        request: &Request<B>,
+        client: Option<IpAddr>,
+        asker: Asker,
+        begun: Instant,
+    ) -> Account {
+        let field = |h: &HeaderMap, name: HeaderName| h.get(name).cloned();
+        let h = request.headers();
+        Account {
+            proxy: proxy.clone(),
+            at: SystemTime::now(),
+            begun,
+            id: asker.id,
+            client,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            host: field(h, HOST),
+            referer: field(h, REFERER),
+            agent: field(h, USER_AGENT),
+        }
+    }
+
+    /// Tells of it when this answer, which is there after `head`, is over.
+    pub fn close_with(
+        self,
+        answer: Response<Body>,
+        route: Option<usize>,
+        outcome: Outcome,
+        head: Duration,
+    ) -> Response<Body> {
+        let status = answer.status();
+        answer.map(|body| {
+            let told = Told { account: self, body, status, route, outcome, head, bytes: 0, ended: false };
+            Body::Told(Box::new(told))
+        })
+    }
+}
+
+/// An answer's body that tells of its request when it is dropped.
+pub struct Told {
+    account: Account,
+    body: Body,
+    status: StatusCode,
+    route: Option<usize>,
+    outcome: Outcome,
+    head: Duration,
+    bytes: u64,
+    ended: bool,
+}
+
+impl Told {
+    /// Without the account.
+    pub fn inner(&self) -> &Body {
+        &self.body
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(f))) => self.bytes += f.data_ref().map_or(0, |d| d.len() as u64),
+            Poll::Ready(None) => self.ended = true,
+            _ => {}
+        }
+        polled
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(crate) fn hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let a = &self.account;
+        let took = a.begun.elapsed();
+        let slow = a.proxy.config.slow.is_some_and(|limit| took >= limit);
+        if !slow && a.proxy.access.is_none() {
+            return;
+        }
+        let route = self.route.and_then(|i| a.proxy.config.routes.get(i));
+        let entry = Entry {
+            at: a.at,
+            id: a.id,
+            client: a.client,
+            method: &a.method,
+            uri: &a.uri,
+            version: a.version,
+            host: a.host.as_ref(),
+            referer: a.referer.as_ref(),
+            agent: a.agent.as_ref(),
+            status: self.status.as_u16(),
+            bytes: self.bytes,
+            cut: !self.ended && !self.body.is_end_stream(),
+            head: self.head,
+            took,
+            outcome: self.outcome,
+            route: route.map(|r| (r.host.as_str(), r.prefix.as_str())),
+        };
+        if let Some(log) = &a.proxy.access {
+            log.put(&entry);
+        }
+        if slow {
+            tell_slow(&entry);
+        }
+    }
+}
+
+/// At most so many a second: a slow origin makes everything slow.
+fn tell_slow(e: &Entry<'_>) {
+    static SECOND: AtomicU64 = AtomicU64::new(0);
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    let now = e.at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    if SECOND.swap(now, Ordering::Relaxed) != now {
+        let more = TOLD.swap(0, Ordering::Relaxed).saturating_sub(SLOW_A_SECOND);
+        if more > 0 {
+            log::warn!("event=slow-requests-untold count={more}");
+        }
+    }
+    if TOLD.fetch_add(1, Ordering::Relaxed) >= SLOW_A_SECOND {
+        return;
+    }
+    let (host, prefix) = e.route.unwrap_or(("-", ""));
+    log::warn!(
+        "event=slow request={:016x} head={:?} took={:?} outcome={} status={} bytes={} cut={} route={host}{prefix} \
+         client={} {} {:?}",
+        e.id,
+        e.head,
+        e.took,
+        e.outcome.name(),
+        e.status,
+        e.bytes,
+        e.cut,
+        e.client.map_or("-".to_owned(), |c| c.to_string()),
+        e.method,
+        e.uri.path(),
+    );
+}

@@ -1,0 +1,74 @@
+//! What is told of requests: the access log, and the numbers.
+
+mod common;
+use common::*;
+use proxy::AccessConfig;
+use proxy::access::Format;
+use proxy::stats::Outcome;
+use std::path::Path;
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn every_request_has_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let o = Origin::new(|q| match q.path() {
+        "/cut" => Do::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nabc".to_vec()),
+        "/reset" => Do::Reset,
+        _ => Do::Send(ok("Cache-Control: max-age=60\r\n", "hello")),
+    });
+    let mut c = config(vec![to(&[&o])]);
+    c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
+    let s = Suite::new(c);
+    s.ask(&get("/a?b=1", "User-Agent: me\r\nReferer: http://x/\r\n"));
+    s.get("/a?b=1");
+    s.ask("HEAD /a?b=1 HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    let mut client = s.client();
+    client.send(get("/cut", ""));
+    assert!(!client.reply().whole);
+    assert_eq!(s.get("/reset").status, 502);
+    let refused = s.ask("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n");
+    until("six lines", || lines(&path).len() == 6);
+    let all = lines(&path);
+    let of = |i: usize, name: &str| all[i][name].clone();
+    for (i, (method, target, status, bytes, cut, outcome)) in [
+        ("GET", "/a?b=1", 200, 5, false, "miss"),
+        ("GET", "/a?b=1", 200, 5, false, "hit"),
+        ("HEAD", "/a?b=1", 200, 0, false, "hit"),
+        ("GET", "/cut", 200, 3, true, "miss"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let got = (of(i, "method"), of(i, "target"), of(i, "status"), of(i, "bytes"), of(i, "cut"));
+        assert_eq!(got, (method.into(), target.into(), status.into(), bytes.into(), cut.into()), "{i}");
+        assert_eq!(of(i, "outcome"), outcome, "{i}");
+    }
+    assert_eq!((of(0, "agent"), of(0, "referer")), ("me".into(), "http://x/".into()));
+    assert_eq!((of(0, "client"), of(0, "host")), ("127.0.0.1".into(), "example.org".into()));
+    assert_eq!((of(4, "outcome"), of(5, "outcome")), ("broken".into(), "refused".into()));
+    assert_eq!((of(5, "route"), of(4, "route")), (serde_json::Value::Null, "*/".into()));
+    assert_eq!(of(5, "id"), refused.field("x-request-id").unwrap(), "as on the error page");
+    assert!(of(0, "took_ms").as_f64() >= of(0, "head_ms").as_f64());
+    let stats = s.proxy.stats();
+    assert_eq!((stats.total(Outcome::Hit), stats.log_dropped), (2, 0));
+    s.get("/last");
+    s.proxy.close();
+    assert_eq!(lines(&path).len(), 7, "what was left is written at the end");
+}
+
+#[test]
+fn numbers_are_for_who_shows_the_token() {
+    let o = Origin::says(ok("", "the origin's"));
+    let mut c = config(vec![to(&[&o])]);
+    c.heartbeat_token = "secret".into();
+    let s = Suite::new(c);
+    assert_eq!(s.get("/.traffic/metrics").body, "the origin's");
+    let r = s.ask(&get("/.traffic/metrics", "Traffic-Heartbeat: secret\r\n"));
+    let line = "traffic_requests_total{route=\"*/\",outcome=\"miss\"} 1";
+    assert!(r.body.lines().any(|l| l == line), "{}", r.body);
+}
