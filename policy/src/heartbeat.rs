@@ -121,6 +121,14 @@ impl Heartbeat {
         }
     }
 
+    /// As [`Heartbeat::deadline`], with a next probe put off by `slack`: whoever wakes for several things wakes once.
+    pub fn deadline_with(&self, slack: Duration) -> Option<Time> {
+        match self.state {
+            State::Resting { until } => Some(until + slack),
+            _ => self.deadline(),
+        }
+    }
+
     /// The time has moved on.
     pub fn tick(&mut self, now: Time) -> Action {
         let late = self.late(now);

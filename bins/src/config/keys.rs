@@ -63,7 +63,7 @@ pub static KEYS: &[Key] = &[
     key!("cop.interval", "duration", "\"1500ms\"", "Between checks of the locks, and between good heartbeats.",
         |c, v| c.cop.interval => value::positive(v)),
     key!("cop.timeout", "duration", "\"900ms\"",
-        "How long a heartbeat may take. After a miss the next one follows in a quarter of the interval: with the defaults a hang is a verdict after 3.7 s at the latest.",
+        "How long a heartbeat may take. After a miss the next one follows in a quarter of the interval: with the defaults a hang is a verdict after 3.8 s at the latest.",
         |c, v| c.cop.timeout => value::positive(v)),
     key!("cop.failures", "integer", "2", "Failed heartbeats in a row until the process is replaced.",
         |c, v| c.cop.failures => value::integer(v, 1, 1000).map(|n| n as u32)),

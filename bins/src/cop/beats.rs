@@ -6,6 +6,7 @@ use policy::heartbeat::{Action, Heartbeat, Limits};
 use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 use supervisor::probe::{Answer, Probe, Target};
 
 /// What a finished fetch proves.
@@ -59,7 +60,7 @@ impl Beat {
     }
 
     /// For how long it hasn't answered; `None`: it never has.
-    pub fn silent_for(&self, now: Time) -> Option<std::time::Duration> {
+    pub fn silent_for(&self, now: Time) -> Option<Duration> {
         self.machine.last_good().map(|at| now.saturating_sub(at))
     }
 
@@ -73,9 +74,9 @@ impl Beat {
         self.failed
     }
 
-    /// When [`Beat::tick`] is due.
-    pub fn deadline(&self) -> Option<Time> {
-        self.machine.deadline()
+    /// When [`Beat::tick`] is due; a next probe may come later by `slack`.
+    pub fn deadline(&self, slack: Duration) -> Option<Time> {
+        self.machine.deadline_with(slack)
     }
 
     /// The fd of the fetch under way, with what to poll it for.

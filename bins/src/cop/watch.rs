@@ -236,14 +236,16 @@ impl Cop {
             Phase::Stopping { server, .. } => server.as_ref().and_then(|(_, l)| l.deadline()),
         };
         let sweep = self.sweep.as_ref().map(Sweep::deadline);
+        // what is due at nearly the same time is done in one wake-up
+        let slack = self.config.cop.interval / 16;
         let all = [
             phase,
             sweep,
             self.sweep_at,
-            (!self.is_stopping()).then_some(self.next_check),
+            (!self.is_stopping()).then_some(self.next_check + slack),
             self.manager.deadline(),
-            self.manager_beat.deadline(),
-            self.server_beat.deadline(),
+            self.manager_beat.deadline(slack),
+            self.server_beat.deadline(slack),
             self.watchdog.map(|(_, next)| next),
         ];
         all.into_iter().flatten().min()
