@@ -7,7 +7,7 @@ use crate::cache::flight::{Leader, Outcome as Landing, Part};
 use crate::cache::object::{Head, Object};
 use crate::cache::policy::{self, Decision, Refusal};
 use crate::cache::store::{Found, Key};
-use crate::cache::{self, Cache, object, serve};
+use crate::cache::{self, Cache, object, serve, target};
 use crate::forward::CloseDelimited;
 use crate::proxy::{Asked, Proxy};
 use crate::stats::Outcome;
@@ -57,14 +57,15 @@ impl Proxy {
             return self.around(cache, request, asked, host).await;
         }
         let arrived = engine::time::now();
+        let target = target::normal(uri, &self.config.routes[asked.route].query);
         // the usual case copies neither key nor fields
-        if let Some(o) = cache::with_key(host, uri, |key| cache.store.get(key, fields))
+        if let Some(o) = cache::with_key(host, &target, |key| cache.store.get(key, fields))
             && policy::decide(&directives, &o.head.freshness, o.head.age(arrived)) == Decision::Use
         {
             let hit = serve::kept(&o, &method, fields, &self.config.name, "hit", arrived);
             return Ok((hit, Outcome::Hit));
         }
-        let key = cache::key(host, uri);
+        let key = cache::key(host, &target);
         let fields = fields.clone();
         let (request, upload) = self.prepared(request, asked)?;
         let ours = Ours { request, upload, fields, key, directives, arrived };
@@ -86,10 +87,16 @@ impl Proxy {
         host: &str,
     ) -> Result<Counted, Failed> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
+        let fields = (method == Method::POST).then(|| request.headers().clone());
         let (request, upload) = self.prepared(request, asked)?;
-        let (mut answer, _) = self.fetch(asked, request, &upload).await?;
+        let (mut answer, delay) = self.fetch(asked, request, &upload).await?;
+        let query = &self.config.routes[asked.route].query;
         if policy::invalidates(&method, answer.status()) {
-            cache.invalidate(host, &uri, answer.headers()).await;
+            cache.invalidate(host, &target::normal(&uri, query), answer.headers()).await;
+        }
+        if let Some(fields) = fields.filter(|_| policy::stands_for_get(host, &uri, &answer)) {
+            let key = cache::key(host, &target::normal(&uri, query));
+            answer = self.keep(cache, asked, &key, &fields, &Method::GET, answer, delay, None).0;
         }
         let why = if method == Method::GET || method == Method::HEAD { "bypass" } else { "method" };
         serve::say(answer.headers_mut(), &self.config.name, &format!("fwd={why}"));
@@ -231,12 +238,21 @@ impl Proxy {
         if let Some(o) = kept {
             let age = o.head.age(engine::time::now());
             if status == StatusCode::NOT_MODIFIED && !is_for_client(&ours.fields, &o, answer.headers()) {
-                let o = self.freshen(cache, &ours.key, &ours.fields, &o, answer.headers(), delay);
+                let o = self.freshen(cache, asked, &ours.key, &ours.fields, &o, answer.headers(), delay);
                 if let Some(leader) = leader {
                     leader.done(Landing::Stored);
                 }
                 let said = format!("hit; fwd={why}; fwd-status=304{collapsed}");
                 return Ok((from_kept(&o, &ours.fields, said), Outcome::Revalidated));
+            }
+            if method == Method::HEAD && status.is_success() {
+                // what it says of the representation is as good as what a 304 says
+                if policy::head_agrees(&o.head.headers, answer.headers()) && o.head.status == status {
+                    let o = self.freshen(cache, asked, &ours.key, &ours.fields, &o, answer.headers(), delay);
+                    *answer.headers_mut() = o.head.headers.clone();
+                } else {
+                    cache.purge(ours.key.clone()).await;
+                }
             }
             if matches!(status.as_u16(), 500 | 502 | 503 | 504)
                 && policy::use_on_error(&ours.directives, &o.head.freshness, age, true)
@@ -248,7 +264,7 @@ impl Proxy {
                 return Ok((from_kept(&o, &ours.fields, said), Outcome::Stale));
             }
         }
-        let stored = self.keep(cache, &ours.key, &ours.fields, &method, answer, delay, leader);
+        let stored = self.keep(cache, asked, &ours.key, &ours.fields, &method, answer, delay, leader);
         answer = stored.0;
         let said = if stored.1 { "; stored" } else { "" };
         let code = status.as_u16();
@@ -275,6 +291,7 @@ impl Proxy {
     fn keep(
         &self,
         cache: &Arc<Cache>,
+        asked: &Asked,
         key: &Key,
         fields: &HeaderMap,
         method: &Method,
@@ -283,10 +300,11 @@ impl Proxy {
         leader: Option<Leader>,
     ) -> (Response<Body>, bool) {
         let now = (engine::time::now(), SystemTime::now());
+        let rules = self.config.routes[asked.route].rules;
         let judged = match answer.extensions().get::<CloseDelimited>() {
             // nobody knows whether that was all of it
             Some(_) => Err(Refusal::Useless),
-            None => policy::judge(method, fields, answer.status(), answer.headers(), now.1),
+            None => policy::judge(method, fields, answer.status(), answer.headers(), now.1, rules),
         };
         let freshness = match judged {
             Ok(f) => f,
@@ -310,9 +328,11 @@ impl Proxy {
     }
 
     /// Puts a 304's news into what is kept.
+    #[allow(clippy::too_many_arguments, reason = "all of them are one fetch")]
     fn freshen(
         &self,
         cache: &Arc<Cache>,
+        asked: &Asked,
         key: &Key,
         fields: &HeaderMap,
         o: &Object,
@@ -321,7 +341,8 @@ impl Proxy {
     ) -> Object {
         let now = (engine::time::now(), SystemTime::now());
         let headers = o.updated(news);
-        let judged = policy::judge(&Method::GET, fields, o.head.status, &headers, now.1);
+        let rules = self.config.routes[asked.route].rules;
+        let judged = policy::judge(&Method::GET, fields, o.head.status, &headers, now.1, rules);
         let freshness =
             judged.unwrap_or(policy::Freshness { lifetime: 0, ask_always: true, ..o.head.freshness });
         let mut head = Head::new(o.head.status, &headers, freshness, delay, now);
@@ -360,14 +381,14 @@ impl Proxy {
             let upload = Rc::default();
             match proxy.fetch(&asked, request, &upload).await {
                 Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
-                    proxy.freshen(&cache, &key, &fields, &o, answer.headers(), delay);
+                    proxy.freshen(&cache, &asked, &key, &fields, &o, answer.headers(), delay);
                     leader.done(Landing::Stored);
                 }
                 // a failure doesn't take the place of what still may be used
                 Ok((answer, _)) if answer.status().is_server_error() => {}
                 Ok((answer, delay)) => {
                     let leader = Some(leader);
-                    let kept = proxy.keep(&cache, &key, &fields, &Method::GET, answer, delay, leader);
+                    let kept = proxy.keep(&cache, &asked, &key, &fields, &Method::GET, answer, delay, leader);
                     if kept.1 {
                         fill::read(kept.0.into_body()).await;
                     }

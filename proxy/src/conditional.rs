@@ -59,7 +59,25 @@ pub fn range_applies(request: &HeaderMap, have: &HeaderMap) -> bool {
 pub fn date(headers: &HeaderMap, name: &http::HeaderName) -> Option<SystemTime> {
     let mut all = headers.get_all(name).iter();
     let (one, more) = (all.next()?, all.next());
-    if more.is_some() { None } else { httpdate::parse_http_date(one.to_str().ok()?).ok() }
+    if more.is_some() { None } else { parse_date(one.to_str().ok()?) }
+}
+
+/// Any of the three forms of RFC 9110, 5.6.7; whether letters are large or small doesn't matter.
+fn parse_date(text: &str) -> Option<SystemTime> {
+    if let Ok(t) = httpdate::parse_http_date(text) {
+        return Some(t);
+    }
+    let word = |w: &str| match w {
+        w if w.eq_ignore_ascii_case("gmt") => "GMT".to_owned(),
+        w if w.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            w[..1].to_uppercase() + &w[1..].to_lowercase()
+        }
+        w => w.to_owned(),
+    };
+    // split at each single space: what else is wrong must stay wrong
+    let words: Vec<String> =
+        text.split(' ').map(|w| w.split('-').map(word).collect::<Vec<_>>().join("-")).collect();
+    httpdate::parse_http_date(&words.join(" ")).ok()
 }
 
 fn strong_equal(a: &[u8], b: &[u8]) -> bool {
@@ -127,6 +145,22 @@ mod tests {
             (vec![("if-unmodified-since", "Fri, 28 Oct 1994 19:43:31 GMT")], Failed),
         ] {
             assert_eq!(evaluate(&map(&request), &have), want, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn dates_in_all_forms() {
+        for good in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "SUN, 06 nov 1994 08:49:37 gMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert!(parse_date(good).is_some(), "{good}");
+        }
+        for bad in ["Sun, 06 Nov 1994 08:49:37 UTC", "Sun,  06 Nov 1994 08:49:37 GMT", "0", "", "-", "é, 06"]
+        {
+            assert_eq!(parse_date(bad), None, "{bad}");
         }
     }
 

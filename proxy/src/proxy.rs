@@ -3,7 +3,7 @@
 use crate::access::{AccessConfig, AccessLog};
 use crate::account::Account;
 use crate::body::{Body, Upload};
-use crate::cache::{self, Cache, CacheConfig};
+use crate::cache::{self, Cache, CacheConfig, target};
 use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
@@ -217,7 +217,8 @@ impl Proxy {
         };
         *found = Some(route);
         if request.method().as_str() == "PURGE" && !self.config.purge_from.is_empty() {
-            return self.purge(client.addr, host.as_ref(), request.uri(), asker).await;
+            let target = target::normal(request.uri(), &self.config.routes[route].query);
+            return self.purge(client.addr, host.as_ref(), &target, asker).await;
         }
         let config = &self.config.routes[route];
         let newer = request.version() == Version::HTTP_11;

@@ -1,5 +1,7 @@
 //! What a route is made of.
 
+use crate::cache::policy::Rules;
+use crate::cache::target::Query;
 use crate::edit::Edits;
 use bytes::Bytes;
 use http::StatusCode;
@@ -32,6 +34,10 @@ pub struct RouteConfig {
     pub health: Health,
     /// Answers may be kept in the cache.
     pub cache: Caching,
+    /// For how long, where that differs from what origins say.
+    pub rules: Rules,
+    /// Which parameters tell answers apart.
+    pub query: Query,
     /// Protocols that a client may change to, in lower case.
     pub upgrade: Vec<String>,
 }

@@ -1,7 +1,8 @@
 //! `[[route]]`: host and path prefix to origins.
 
 use super::route_values::{
-    balance, host, host_header, name, origins, pair, prefix, protocol, redirect, redirect_status,
+    balance, host, host_header, name, origins, pair, parameter, prefix, protocol, redirect, redirect_status,
+    whole_query,
 };
 use super::value::{self, Raw, Wrong};
 use std::path::PathBuf;
@@ -56,6 +57,16 @@ pub struct Route {
     pub eject_time: Duration,
     /// Answers may be kept in the cache.
     pub cache: bool,
+    /// Lifetimes instead of what origins say; zero is what they say.
+    pub cache_ttl: Duration,
+    /// Lifetime of what says nothing about it; zero is by heuristics.
+    pub cache_default_ttl: Duration,
+    /// Lifetime of failures that say nothing about it; zero keeps none.
+    pub cache_negative_ttl: Duration,
+    /// The parameters of a query that tell answers apart; none: all of them.
+    pub cache_query: Option<Vec<String>>,
+    /// Those that don't.
+    pub cache_ignore_query: Vec<String>,
 }
 
 /// Header fields to remove and to set.
@@ -103,6 +114,11 @@ impl Default for Route {
             max_failures: 3,
             eject_time: Duration::from_secs(5),
             cache: true,
+            cache_ttl: Duration::ZERO,
+            cache_default_ttl: Duration::ZERO,
+            cache_negative_ttl: Duration::ZERO,
+            cache_query: None,
+            cache_ignore_query: Vec::new(),
         }
     }
 }
@@ -135,6 +151,11 @@ impl Route {
             "max_failures" => value::integer(v, 1, 1000).map(|n| self.max_failures = n as u32),
             "eject_time" => value::positive(v).map(|d| self.eject_time = d),
             "cache" => value::boolean(v).map(|b| self.cache = b),
+            "cache_ttl" => value::duration(v).map(|d| self.cache_ttl = d),
+            "cache_default_ttl" => value::duration(v).map(|d| self.cache_default_ttl = d),
+            "cache_negative_ttl" => value::duration(v).map(|d| self.cache_negative_ttl = d),
+            "cache_query" => value::list(v, parameter).map(|l| self.cache_query = whole_query(l)),
+            "cache_ignore_query" => value::list(v, parameter).map(|l| self.cache_ignore_query = l),
             _ => return None,
         };
         Some(done)
@@ -237,6 +258,27 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     ("redirect", "no", "A URL to send clients to; {host} and {uri} stand for the request's."),
     ("redirect_status", "302", "301, 302, 303, 307 or 308."),
     ("cache", "true", "Answers may be kept in the cache, as their origin allows."),
+    (
+        "cache_ttl",
+        "\"0\"",
+        "How long answers that may be kept are fresh, whatever their origin says of it (no-store, private and no-cache still count; failures excepted); \"0\" goes by what it says.",
+    ),
+    (
+        "cache_default_ttl",
+        "\"0\"",
+        "How long answers are fresh that say nothing of it; \"0\" is a tenth of the time since Last-Modified, a day at most.",
+    ),
+    (
+        "cache_negative_ttl",
+        "\"0\"",
+        "How long failures (400, 403, 404, 405, 410, 414, 500 to 504) of the origin are kept that say nothing of it.",
+    ),
+    (
+        "cache_query",
+        "[\"*\"]",
+        "Names of the parameters of a query that tell answers apart; [] ignores the query, [\"*\"] takes it as it is.",
+    ),
+    ("cache_ignore_query", "[]", "Names of parameters that don't, with `cache_query` as it is."),
 ];
 
 #[cfg(test)]

@@ -111,6 +111,18 @@ pub fn origin(v: &Raw) -> Result<Origin, Wrong> {
     Ok(Origin { host: host.trim_matches(['[', ']']).to_owned(), port, path_prefix })
 }
 
+/// Reads the name of a query's parameter.
+pub fn parameter(v: &Raw) -> Result<String, Wrong> {
+    let p = value::text(v)?;
+    let good = !p.is_empty() && p.bytes().all(|b| b.is_ascii_graphic() && !b"&=?#".contains(&b));
+    if good { Ok(p) } else { Err(format!("{p:?} is not the name of a query's parameter")) }
+}
+
+/// `*` among the names is all of them.
+pub fn whole_query(names: Vec<String>) -> Option<Vec<String>> {
+    (!names.iter().any(|n| n == "*")).then_some(names)
+}
+
 /// Reads one of `upgrade`.
 pub fn protocol(v: &Raw) -> Result<String, Wrong> {
     let p = value::text(v)?.to_ascii_lowercase();
@@ -151,6 +163,8 @@ mod tests {
         assert_eq!(host(&t("*.Example.ORG")).unwrap(), "*.example.org");
         assert!(host(&t("a b")).is_err() && host(&t("")).is_err() && host(&t("a*")).is_err());
         assert_eq!(protocol(&t("WebSocket")).unwrap(), "websocket");
+        assert!(parameter(&t("a=b")).is_err() && parameter(&t("")).is_err());
+        assert_eq!((whole_query(vec![]), whole_query(vec!["*".into()])), (Some(vec![]), None));
         assert!(protocol(&t("h2c")).is_err() && protocol(&t("a b")).is_err());
         assert!(prefix(&t("x")).is_err() && prefix(&t("/a b")).is_err() && prefix(&t("/a?b")).is_err());
     }

@@ -6,11 +6,14 @@ use crate::logging::Fatal;
 use anyhow::Context;
 use http::StatusCode;
 use proxy::access::{AccessConfig, Format};
+use proxy::cache::policy::Rules;
+use proxy::cache::target::Query;
 use proxy::edit::Edits;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{CacheConfig, OriginConfig, ProxyConfig, RouteConfig, Target};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 /// All of it. `token` opens the heartbeat.
 ///
@@ -34,6 +37,11 @@ pub fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfi
         access: access_config(config),
         slow: (!server.slow_log.is_zero()).then_some(server.slow_log),
     })
+}
+
+/// A lifetime; none if it is zero.
+fn seconds(d: Duration) -> Option<u64> {
+    (!d.is_zero()).then(|| d.as_secs().max(1))
 }
 
 fn access_config(config: &Config) -> Option<AccessConfig> {
@@ -90,6 +98,16 @@ fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {
         max_body: MaxBody(r.max_body),
         health: Health { failures: r.max_failures, eject: r.eject_time },
         cache: if r.cache { Caching::Standard } else { Caching::Off },
+        rules: Rules {
+            ttl: seconds(r.cache_ttl),
+            default_ttl: seconds(r.cache_default_ttl),
+            negative_ttl: seconds(r.cache_negative_ttl),
+        },
+        query: match &r.cache_query {
+            Some(names) => Query::Only(names.clone()),
+            None if r.cache_ignore_query.is_empty() => Query::All,
+            None => Query::Without(r.cache_ignore_query.clone()),
+        },
         upgrade: r.upgrade.clone(),
     })
 }

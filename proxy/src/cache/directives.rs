@@ -1,9 +1,11 @@
 //! `Cache-Control` as numbers and flags (RFC 9111, 5.2; RFC 5861; RFC 9213); pure.
 //!
 //! What can't be read errs on the safe side: a lifetime that is no number is zero, and of two the shorter one counts. A
-//! qualified `no-cache="field"` or `private="field"` counts as the unqualified one.
+//! qualified `no-cache="field"` or `private="field"` of an answer is about that field alone ([`withheld`]): it isn't kept.
+//! A targeted field that is no structured one is as if it weren't there.
 
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, PRAGMA};
+use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
 /// Larger numbers are as good as this one (RFC 9111, 1.2.2).
 const MOST: u64 = 1 << 31;
@@ -48,15 +50,41 @@ impl Directives {
     /// Of a response: a field for caches like this one goes before the general one.
     pub fn of_response(headers: &HeaderMap) -> Directives {
         const TARGETED: HeaderName = HeaderName::from_static("cdn-cache-control");
-        match Directives::of(headers, &TARGETED) {
-            targeted if targeted.any => targeted,
-            _ => Directives::of(headers, &CACHE_CONTROL),
+        if headers.contains_key(TARGETED)
+            && let Some(targeted) = Directives::targeted(headers, &TARGETED)
+        {
+            return targeted;
         }
+        Directives::of(headers, &CACHE_CONTROL, true)
+    }
+
+    /// Of a targeted field (RFC 9213): a dictionary; none if it is empty or anything else.
+    fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Directives> {
+        let lines: Vec<&str> =
+            headers.get_all(name).iter().map(|v| v.to_str().ok()).collect::<Option<_>>()?;
+        let dictionary: Dictionary = Parser::new(&lines.join(", ")).parse().ok()?;
+        if dictionary.is_empty() {
+            return None;
+        }
+        let mut d = Directives { any: true, ..Directives::default() };
+        for (key, entry) in &dictionary {
+            let ListEntry::Item(item) = entry else { continue };
+            match &item.bare_item {
+                BareItem::Boolean(true) => d.add(key.as_str(), true),
+                BareItem::Integer(n) => d.add(&format!("{}={}", key.as_str(), i64::from(*n)), true),
+                BareItem::String(s) if ["no-cache", "private"].contains(&key.as_str()) => {
+                    d.add(&format!("{}=\"{}\"", key.as_str(), s.as_str()), true);
+                }
+                // of another type than any directive has
+                _ => {}
+            }
+        }
+        Some(d)
     }
 
     /// Of a request; `Pragma: no-cache` counts where there is nothing newer.
     pub fn of_request(headers: &HeaderMap) -> Directives {
-        let mut d = Directives::of(headers, &CACHE_CONTROL);
+        let mut d = Directives::of(headers, &CACHE_CONTROL, false);
         if !headers.contains_key(CACHE_CONTROL)
             && headers.get(PRAGMA).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("no-cache"))
         {
@@ -65,31 +93,32 @@ impl Directives {
         d
     }
 
-    fn of(headers: &HeaderMap, name: &HeaderName) -> Directives {
+    fn of(headers: &HeaderMap, name: &HeaderName, answer: bool) -> Directives {
         let mut d = Directives::default();
         for value in headers.get_all(name) {
             // bytes beyond ASCII are in quoted strings at best
             let text = String::from_utf8_lossy(value.as_bytes());
-            split(&text).for_each(|one| d.add(one));
+            split(&text).for_each(|one| d.add(one, answer));
         }
         d
     }
 
-    fn add(&mut self, one: &str) {
+    fn add(&mut self, one: &str, answer: bool) {
         let (name, value) = match one.split_once('=') {
-            Some((name, value)) => (name.trim(), Some(value)),
+            Some((name, value)) => (name, Some(value)),
             None => (one, None),
         };
-        if name.is_empty() {
+        if name.trim().is_empty() {
             return;
         }
         self.any = true;
+        let qualified = answer && value.is_some_and(|v| fields(v).is_some());
         let number = value.and_then(seconds);
         let shorter = |had: Option<u64>| Some(had.unwrap_or(u64::MAX).min(number.unwrap_or(0)));
         match name.to_ascii_lowercase().as_str() {
             "no-store" => self.no_store = true,
-            "no-cache" => self.no_cache = true,
-            "private" => self.private = true,
+            "no-cache" if !qualified => self.no_cache = true,
+            "private" if !qualified => self.private = true,
             "public" => self.public = true,
             "must-revalidate" => self.must_revalidate = true,
             "proxy-revalidate" => self.proxy_revalidate = true,
@@ -104,6 +133,26 @@ impl Directives {
             _ => {}
         }
     }
+}
+
+/// The fields that an answer's qualified directives are about: only its first client gets them.
+pub fn withheld(answer: &HeaderMap) -> Vec<HeaderName> {
+    let mut all = Vec::new();
+    for text in answer.get_all(CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok()) {
+        for (name, value) in split(text).filter_map(|one| one.split_once('=')) {
+            if ["no-cache", "private"].iter().any(|n| name.eq_ignore_ascii_case(n)) {
+                all.extend(fields(value).unwrap_or_default());
+            }
+        }
+    }
+    all
+}
+
+/// The names in a quoted list; none if it is anything else.
+fn fields(value: &str) -> Option<Vec<HeaderName>> {
+    let list = value.strip_prefix('"')?.strip_suffix('"')?;
+    let names = split(list).map(|n| n.parse().ok()).collect::<Option<Vec<_>>>()?;
+    (!names.is_empty()).then_some(names)
 }
 
 /// Digits, maybe in quotes.
@@ -160,6 +209,7 @@ mod tests {
             ("max-age=1.5", Some(0)),
             ("max-age='60'", Some(0)),
             ("max-age= 60", Some(0)),
+            ("max-age =60", None),
             ("x=\"a, max-age=1\"", None),
             ("x=\"a\\\", max-age=1\", max-age=2", Some(2)),
             ("xmax-age=1", None),
@@ -170,11 +220,43 @@ mod tests {
 
     #[test]
     fn flags_and_the_rest() {
-        let d = of("private=\"x\", no-cache=\"a, b\" , , no-store,must-revalidate");
+        let d = of("private, no-cache=a , , no-store,must-revalidate");
         assert!(d.private && d.no_cache && d.no_store && d.must_revalidate && !d.public);
+        let d = of("private=\"\", no-cache=\"a b\"");
+        assert!(d.private && d.no_cache, "nothing that names a field");
         assert_eq!(of("max-stale").max_stale, Some(u64::MAX));
         assert_eq!(of("max-stale=5").max_stale, Some(5));
         assert!(!of(" ,").any);
+    }
+
+    #[test]
+    fn qualified_directives_are_about_fields() {
+        let mut h = HeaderMap::new();
+        h.insert(CACHE_CONTROL, "no-cache=\"Set-Cookie, x-a\", Private=\"x-b\", max-age=1".parse().unwrap());
+        let d = Directives::of_response(&h);
+        assert!(!d.no_cache && !d.private && d.max_age == Some(1));
+        assert_eq!(withheld(&h), ["set-cookie", "x-a", "x-b"]);
+        assert!(Directives::of_request(&h).no_cache, "of a request it is the whole");
+    }
+
+    #[test]
+    fn targeted_fields_are_structured_or_not_there() {
+        for (text, want) in [
+            ("max-age=60", Some(60)),
+            ("max-age=60, no-cache=\"a\"", Some(60)),
+            ("max-age=60, &&&", Some(1)),
+            ("max-age =60", Some(1)),
+            ("MAX-AGE=60", Some(1)),
+            ("", Some(1)),
+            ("max-age=\"60\"", None),
+            ("max-age=60.5", None),
+            ("max-age=-60", Some(0)),
+        ] {
+            let mut h = HeaderMap::new();
+            h.insert("cdn-cache-control", text.parse().unwrap());
+            h.insert(CACHE_CONTROL, "max-age=1".parse().unwrap());
+            assert_eq!(Directives::of_response(&h).max_age, want, "{text}");
+        }
     }
 
     #[test]

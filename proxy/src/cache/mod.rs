@@ -2,7 +2,7 @@
 //!
 //! Read in this order:
 //!
-//! 1. [`directives`], [`policy`], [`vary`]: the rules; pure;
+//! 1. [`directives`], [`policy`], [`vary`], [`target`]: the rules; pure;
 //! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
 //! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm;
@@ -20,6 +20,7 @@ mod pump;
 mod record;
 pub mod serve;
 pub mod store;
+pub mod target;
 pub mod vary;
 
 use self::disk::{Disk, DiskStats};

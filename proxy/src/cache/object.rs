@@ -1,5 +1,6 @@
 //! A kept answer.
 
+use super::directives;
 use super::policy::{self, Freshness};
 use bytes::Bytes;
 use http::StatusCode;
@@ -42,6 +43,9 @@ impl Head {
         let initial_age = policy::initial_age(&headers, delay, now.1);
         headers.remove(AGE);
         headers.remove(TRAILER);
+        for name in directives::withheld(&headers) {
+            headers.remove(name);
+        }
         Head { status, headers, freshness, received: now.0, initial_age }
     }
 

@@ -6,9 +6,10 @@
 use super::directives::Directives;
 use crate::conditional::date;
 use http::header::{
-    AGE, AUTHORIZATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, HeaderMap, LAST_MODIFIED, SET_COOKIE, VARY,
+    AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, HeaderMap, LAST_MODIFIED,
+    SET_COOKIE, VARY,
 };
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode, Uri};
 use std::time::SystemTime;
 
 /// A tenth of the age of what was not changed for long is taken for its lifetime, up to a day.
@@ -51,6 +52,20 @@ const UNDERSTOOD: &[u16] = &[
     502, 503, 504,
 ];
 
+/// An operator's own lifetimes, in seconds, where they differ from what origins say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Of everything that may be kept, whatever its origin says; failures excepted.
+    pub ttl: Option<u64>,
+    /// Of what says nothing about it.
+    pub default_ttl: Option<u64>,
+    /// Of failures ([`NEGATIVE`]) that say nothing about it.
+    pub negative_ttl: Option<u64>,
+}
+
+/// Failures that may be remembered, if that is wanted.
+pub const NEGATIVE: &[u16] = &[400, 403, 404, 405, 410, 414, 500, 501, 502, 503, 504];
+
 /// May an answer be kept, and how long is it fresh? `now` is when it came.
 ///
 /// # Errors
@@ -61,6 +76,7 @@ pub fn judge(
     status: StatusCode,
     answer: &HeaderMap,
     now: SystemTime,
+    rules: Rules,
 ) -> Result<Freshness, Refusal> {
     let d = Directives::of_response(answer);
     let asked = Directives::of_request(request);
@@ -69,7 +85,7 @@ pub fn judge(
     }
     let code = status.as_u16();
     let understood = UNDERSTOOD.contains(&code);
-    if code == 206 || code == 304 || code < 200 || answer.contains_key(CONTENT_RANGE) {
+    if code == 206 || code == 304 || code == 416 || code < 200 {
         return Err(Refusal::Request);
     }
     if d.must_understand && !understood {
@@ -86,14 +102,17 @@ pub fn judge(
         return Err(Refusal::Answer);
     }
     let explicit = explicit_lifetime(&d, answer, now);
+    let negative = NEGATIVE.contains(&code);
     let lifetime = match explicit {
+        _ if !negative && rules.ttl.is_some() => rules.ttl.unwrap_or(0),
         Some(n) => n,
+        None if negative && rules.negative_ttl.is_some() => rules.negative_ttl.unwrap_or(0),
         None if HEURISTIC.contains(&code) || d.public => {
             // a cookie for one user and no word about caches: keep it from the others
             if answer.contains_key(SET_COOKIE) && !d.public {
                 return Err(Refusal::Answer);
             }
-            heuristic_lifetime(answer, now)
+            rules.default_ttl.filter(|_| !negative).unwrap_or_else(|| heuristic_lifetime(answer, now))
         }
         None => return Err(Refusal::Answer),
     };
@@ -130,6 +149,24 @@ fn heuristic_lifetime(answer: &HeaderMap, now: SystemTime) -> u64 {
     let age =
         date(answer, &LAST_MODIFIED).and_then(|m| from.duration_since(m).ok()).map_or(0, |d| d.as_secs());
     (age / HEURISTIC_PART).min(HEURISTIC_MOST)
+}
+
+/// May the answer to a POST be kept for GET? It says for how long, and that it is what its target has now (RFC 9110, 9.3.3).
+pub fn stands_for_get<B>(host: &str, target: &Uri, answer: &Response<B>) -> bool {
+    let h = answer.headers();
+    let location = h.get(CONTENT_LOCATION).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let path = target.path_and_query().map_or("/", |p| p.as_str());
+    let same =
+        location == path || location.strip_prefix("http://").is_some_and(|l| l == format!("{host}{path}"));
+    let d = Directives::of_response(h);
+    answer.status() == StatusCode::OK
+        && same
+        && (d.s_maxage.or(d.max_age).is_some() || h.contains_key(EXPIRES))
+}
+
+/// Does the answer to a HEAD request tell of the same representation as a kept one? (RFC 9111, 4.3.5)
+pub fn head_agrees(kept: &HeaderMap, news: &HeaderMap) -> bool {
+    [ETAG, LAST_MODIFIED, CONTENT_LENGTH].iter().all(|n| news.get(n).is_none_or(|v| kept.get(n) == Some(v)))
 }
 
 /// How old an answer was when it came (RFC 9111, 4.2.3).

@@ -23,7 +23,7 @@ fn at(offset: i64) -> String {
 
 fn lifetime(status: u16, list: &[(&str, &str)]) -> Result<u64, Refusal> {
     let status = StatusCode::from_u16(status).unwrap();
-    judge(&Method::GET, &HeaderMap::new(), status, &map(list), now()).map(|f| f.lifetime)
+    judge(&Method::GET, &HeaderMap::new(), status, &map(list), now(), Rules::default()).map(|f| f.lifetime)
 }
 
 #[test]
@@ -46,7 +46,8 @@ fn lifetimes_in_their_order() {
         (vec![("cache-control", "no-store, must-understand, max-age=60")], Ok(60)),
         (vec![("cache-control", "private, max-age=60")], Err(Refusal::Answer)),
         (vec![("cache-control", "max-age=60"), ("vary", "a, *")], Err(Refusal::Answer)),
-        (vec![("cache-control", "max-age=60"), ("content-range", "bytes 0-1/2")], Err(Refusal::Request)),
+        // it means nothing in a 200
+        (vec![("cache-control", "max-age=60"), ("content-range", "bytes 0-1/2")], Ok(60)),
         (vec![("cdn-cache-control", "max-age=5"), ("cache-control", "no-store")], Ok(5)),
         (vec![("last-modified", &day_ago), ("set-cookie", "a=b")], Err(Refusal::Answer)),
         (vec![("cache-control", "max-age=60"), ("set-cookie", "a=b")], Ok(60)),
@@ -73,7 +74,8 @@ fn statuses() {
 #[test]
 fn requests_that_forbid_or_hinder_keeping() {
     let j = |method: Method, request: &[(&str, &str)], cc: &str| {
-        judge(&method, &map(request), StatusCode::OK, &map(&[("cache-control", cc)]), now()).is_ok()
+        judge(&method, &map(request), StatusCode::OK, &map(&[("cache-control", cc)]), now(), Rules::default())
+            .is_ok()
     };
     assert!(!j(Method::POST, &[], "max-age=60"));
     assert!(!j(Method::HEAD, &[], "max-age=60"));
@@ -181,7 +183,14 @@ fn another_implementation_agrees() {
                         *answer.headers_mut() = map(&list);
                         let theirs =
                             CachePolicy::new_options(&request, &answer, now(), CacheOptions::default());
-                        let ours = judge(&Method::GET, &fields, answer.status(), answer.headers(), now());
+                        let ours = judge(
+                            &Method::GET,
+                            &fields,
+                            answer.status(),
+                            answer.headers(),
+                            now(),
+                            Rules::default(),
+                        );
                         for age in [0, 4, 20, 59, 99, 101, 10_000] {
                             let use_ours =
                                 ours.is_ok_and(|f| decide(&Directives::default(), &f, age) == Decision::Use);
@@ -197,4 +206,35 @@ fn another_implementation_agrees() {
         }
     }
     assert!(compared > 5000);
+}
+
+#[test]
+fn an_operator_knows_better() {
+    let by = |status: u16, list: &[(&str, &str)], rules: Rules| {
+        let status = StatusCode::from_u16(status).unwrap();
+        judge(&Method::GET, &HeaderMap::new(), status, &map(list), now(), rules).map(|f| f.lifetime)
+    };
+    let ttl = Rules { ttl: Some(7), ..Rules::default() };
+    let default = Rules { default_ttl: Some(7), ..Rules::default() };
+    let negative = Rules { negative_ttl: Some(7), ..Rules::default() };
+    let old = at(-1000);
+    for (status, list, rules, want) in [
+        (200, vec![("cache-control", "max-age=60")], ttl, Ok(7)),
+        (200, vec![], ttl, Ok(7)),
+        (200, vec![("cache-control", "no-store")], ttl, Err(Refusal::Answer)),
+        (200, vec![("cache-control", "private")], ttl, Err(Refusal::Answer)),
+        (500, vec![], ttl, Err(Refusal::Answer)),
+        (200, vec![], default, Ok(7)),
+        (200, vec![("last-modified", &old)], default, Ok(7)),
+        (200, vec![("cache-control", "max-age=60")], default, Ok(60)),
+        (200, vec![("set-cookie", "a=b")], default, Err(Refusal::Answer)),
+        (404, vec![], default, Err(Refusal::Useless)),
+        (404, vec![], negative, Ok(7)),
+        (503, vec![], negative, Ok(7)),
+        (503, vec![("cache-control", "max-age=1")], negative, Ok(1)),
+        (503, vec![("cache-control", "no-store")], negative, Err(Refusal::Answer)),
+        (200, vec![], negative, Err(Refusal::Useless)),
+    ] {
+        assert_eq!(by(status, &list, rules), want, "{status} {list:?} {rules:?}");
+    }
 }

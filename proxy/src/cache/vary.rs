@@ -1,6 +1,6 @@
 //! Which fields of a request select an answer (RFC 9111, 4.1); pure.
 
-use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, VARY};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderMap, HeaderName, VARY};
 
 /// The fields an answer varies by, each once.
 pub fn names(answer: &HeaderMap) -> Vec<HeaderName> {
@@ -15,18 +15,25 @@ pub fn names(answer: &HeaderMap) -> Vec<HeaderName> {
     list
 }
 
-/// A field's values of a request in a form in which equal meanings are equal: lines joined, no space around commas. What
-/// isn't there differs from what is empty. No line feed can be in it.
+/// A field's values of a request in a form in which equal meanings are equal: lines joined, no space around commas; of
+/// languages and codings, which have no order but their weights, neither order nor case. What isn't there differs from
+/// what is empty. No line feed can be in it.
 pub fn push_value(to: &mut String, request: &HeaderMap, name: &HeaderName) {
-    for value in request.get_all(name) {
-        for part in value.as_bytes().split(|&b| b == b',') {
+    let parts = request.get_all(name).iter().flat_map(|v| v.as_bytes().split(|&b| b == b','));
+    let parts = parts.map(|p| String::from_utf8_lossy(p.trim_ascii()));
+    if *name != ACCEPT_ENCODING && *name != ACCEPT_LANGUAGE {
+        for part in parts {
             to.push(',');
-            let part = String::from_utf8_lossy(part.trim_ascii());
-            match *name == ACCEPT_ENCODING {
-                true => to.push_str(&part.to_ascii_lowercase()),
-                false => to.push_str(&part),
-            }
+            to.push_str(&part);
         }
+        return;
+    }
+    let unspaced = |p: &str| p.split(';').map(str::trim).collect::<Vec<_>>().join(";");
+    let mut parts: Vec<String> = parts.map(|p| unspaced(&p.to_ascii_lowercase())).collect();
+    parts.sort_unstable();
+    for part in &parts {
+        to.push(',');
+        to.push_str(part);
     }
 }
 
@@ -46,7 +53,8 @@ mod tests {
             s
         };
         assert_eq!(value(&["gzip, br"]), value(&["gzip", "BR"]));
-        assert_ne!(value(&["gzip, br"]), value(&["br, gzip"]));
+        assert_eq!(value(&["gzip, br;q=0.5"]), value(&["br ; q=0.5", "gzip"]));
+        assert_ne!(value(&["gzip, br;q=0.5"]), value(&["gzip;q=0.5, br"]));
         assert_ne!(value(&[]), value(&[""]));
     }
 }
