@@ -192,3 +192,17 @@ fn wait_until(mut what: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_stop_of_a_suite_that_is_stopped_altogether_is_an_ordinary_one() {
+    let mut s = Suite::serving("");
+    s.wait(0, &["event=standby-ready"]);
+    for p in ["cop", "manager", "server"] {
+        s.kill(p, SIGSTOP);
+    }
+    let mark = s.mark();
+    expect_code(&s.run(COP, &["stop"]), 0);
+    // nobody had to be killed
+    assert_eq!(s.log.try_wait(mark, &["rung=Kill"], Duration::ZERO), None, "{}", s.log.text());
+    s.assert_clean();
+}

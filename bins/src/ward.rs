@@ -60,7 +60,7 @@ impl Ward {
         picture(suite, self.pid, why);
     }
 
-    /// Sends a rung's signal.
+    /// Sends a rung's signal. A stopped process (SIGSTOP) is woken for a polite one, which it couldn't act on else.
     pub fn send(&self, rung: Rung, core_signal: Option<i32>) {
         use nix::libc::{SIGKILL, SIGTERM};
         let signal = match rung {
@@ -74,6 +74,8 @@ impl Ward {
         };
         if let Err(e) = self.signal(signal) {
             log::warn!("event=signal-failed pid={} signal={signal}: {e}", self.pid);
+        } else if rung == Rung::Polite {
+            let _ = self.signal(nix::libc::SIGCONT);
         }
     }
 

@@ -56,8 +56,6 @@ fn stop(config: &Config) -> anyhow::Result<u32> {
 fn end(program: &str, ward: &Ward, rungs: Rungs, core_signal: Option<i32>) -> anyhow::Result<()> {
     let (mut ladder, first) = Ladder::begin(rungs, clock::now());
     ward.send(first, core_signal);
-    // a stopped process (SIGSTOP) can't act on anything before it is woken
-    let _ = ward.signal(nix::libc::SIGCONT);
     while !ward.has_ended() {
         let Some(deadline) = ladder.deadline() else {
             let why = format!("traffic_{program} (pid {}) can't be ended: SIGKILL had no effect", ward.pid);
