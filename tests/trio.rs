@@ -88,8 +88,8 @@ fn all_faults_of_a_configuration_are_said_at_once_with_their_lines() {
     for program in [COP, MANAGER, SERVER] {
         let verb = if program == COP { "start" } else { "run" };
         let said = expect_code(&s.run(program, &[verb]), 78);
-        // the head written for every test has three lines
-        for (line, what) in [(5, "99999"), (6, "listen_on"), (7, "many"), (11, "gopher")] {
+        // the head written for every test has four lines
+        for (line, what) in [(6, "99999"), (7, "listen_on"), (8, "many"), (12, "gopher")] {
             let place = format!("traffic.toml:{line}");
             assert!(said.lines().any(|l| l.contains(&place) && l.contains(what)), "{what} in {said}");
         }
@@ -186,7 +186,7 @@ fn another_program_gets_the_listeners_and_is_kept_up() {
     // our own server, in the place of somebody's: it has its own runtime directory and knows nothing of this suite
     let other = s.path("other");
     s.write_config(&format!(
-        "[server]\nlisten = [\"127.0.0.1:0\"]\ncommand = [{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]\n"
+        "[server]\nlisten = [\"127.0.0.1:0\"]\ncommand = [{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"suite.allow_root=true\", \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]\n"
     ));
     s.start();
     assert_eq!(s.get("/").code, 200);

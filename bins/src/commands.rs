@@ -4,6 +4,7 @@ use crate::cli::Common;
 use crate::control;
 use crate::exit::Exit;
 use crate::logging::Fatal;
+use crate::privileges;
 use crate::suite::Runtime;
 
 /// Sends one request over the control socket and prints the answer.
@@ -41,5 +42,6 @@ pub fn check_config(common: &Common) -> anyhow::Result<Exit> {
         None => println!("# no file"),
     }
     print!("{}", loaded.describe());
+    privileges::check_names(&loaded.config)?;
     Ok(Exit::Done)
 }

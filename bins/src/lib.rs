@@ -13,6 +13,7 @@ pub mod exit;
 pub mod logging;
 pub mod manager;
 pub mod orders;
+pub mod privileges;
 pub mod server;
 pub mod suite;
 pub mod sweep;

@@ -46,6 +46,11 @@ impl Runtime {
         self.dir.join("ports")
     }
 
+    /// The file of [`Runtime::token`].
+    pub fn token_file(&self) -> PathBuf {
+        self.dir.join("heartbeat.token")
+    }
+
     /// Where heartbeats of the server can be sent, read from [`Runtime::ports`]; empty while it isn't there.
     pub fn targets(&self) -> Vec<Target> {
         let text = std::fs::read_to_string(self.ports()).unwrap_or_default();
@@ -57,7 +62,11 @@ impl Runtime {
     /// # Errors
     /// The file can be neither read nor made.
     pub fn token(&self) -> io::Result<String> {
-        let path = self.dir.join("heartbeat.token");
+        let path = self.token_file();
+        match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
         let mut random = [0u8; 16];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let fresh: String = random.iter().map(|b| format!("{b:02x}")).collect();

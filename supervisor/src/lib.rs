@@ -8,7 +8,7 @@
 //! 1. [`clock`]: the monotonic time that `policy` is told;
 //! 2. [`dirs`]: the runtime directory and its checks;
 //! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
-//! 4. [`spawn`]: fork and exec by list; [`daemonize`]: the double fork;
+//! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`daemonize`]: the double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
 //! 6. [`fd_pass`], [`keeper`], [`tcp`]: connections that outlive it too;
 //! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
@@ -26,6 +26,7 @@ pub mod listen_fds;
 pub mod notify;
 pub mod pidfd;
 pub mod port;
+pub mod privileges;
 pub mod probe;
 pub mod pulse;
 pub mod reaper;

@@ -3,6 +3,8 @@
 //! Known children are reaped by their pidfd, where their exit status is wanted; this takes the rest. SIGCHLD coalesces,
 //! so it takes all there are.
 
+use crate::pidfd::PidFd;
+use nix::libc::{SIGKILL, SIGTERM};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,40 @@ pub fn reap_strangers(is_known: impl Fn(i32) -> bool) -> Vec<i32> {
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
         reaped.push(pid.as_raw());
     }
+}
+
+/// All children of this process, orphans that came to it included.
+pub fn children() -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = tasks.map(|t| std::fs::read_to_string(t.path().join("children")).unwrap_or_default());
+    lists.flat_map(|l| l.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// Ends all children: SIGTERM, and SIGKILL for those that are there after `polite`. Returns how many had to be told.
+///
+/// They are ours and not reaped yet, so their numbers can't have been recycled. Those that they leave come to us too.
+pub fn end_children(polite: Duration) -> usize {
+    let (mut told, until) = (0, Instant::now() + polite);
+    // an orphan's orphans appear one generation a round
+    for _ in 0..16 {
+        let held: Vec<PidFd> = children().into_iter().filter_map(|p| PidFd::open(p).ok()).collect();
+        if held.is_empty() {
+            break;
+        }
+        for p in held.iter().filter(|p| p.is_alive()) {
+            told += 1;
+            let _ = p.signal(SIGTERM);
+        }
+        for p in &held {
+            let left = until.saturating_duration_since(Instant::now());
+            if !matches!(p.poll_exit(left), Ok(Some(_))) {
+                let _ = p.signal(SIGKILL);
+                let _ = p.poll_exit(Duration::from_secs(1));
+            }
+        }
+        reap_strangers(|_| false);
+    }
+    told
 }
 
 /// Reaps children as they end until there are none, for `limit` at most. True: none is left.

@@ -8,6 +8,7 @@ mod child;
 
 use crate::listen_fds;
 use crate::pidfd::PidFd;
+use crate::privileges::Credentials;
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -35,6 +36,10 @@ pub struct Spec<'a> {
     pub nofile: Option<(u64, u64)>,
     /// `oom_score_adj`, if it is to be set: lower is killed later.
     pub oom_score_adj: Option<i32>,
+    /// nice(2) increments, -20 to 19; 0 changes nothing.
+    pub nice: i32,
+    /// Who it is to be; `None`: who we are. Nothing of our privileges is left to it then, and it can't get any.
+    pub credentials: Option<Credentials>,
 }
 
 /// Where a spawn failed.
@@ -53,16 +58,17 @@ pub enum Stage {
     Chdir = 4,
     /// setrlimit(2).
     Limits = 5,
+    /// Becoming another user: we aren't root, or a sandbox refuses.
+    Credentials = 7,
     /// execve(2): no such file, no permission, bad interpreter, argument list too long.
     Exec = 6,
 }
 
 impl Stage {
     fn from_u8(n: u8) -> Stage {
-        [Stage::Prepare, Stage::Fork, Stage::Group, Stage::Fds, Stage::Chdir, Stage::Limits, Stage::Exec]
-            .into_iter()
-            .find(|s| *s as u8 == n)
-            .unwrap_or(Stage::Prepare)
+        use Stage::*;
+        let all = [Prepare, Fork, Group, Fds, Chdir, Limits, Exec, Credentials];
+        all.into_iter().find(|s| *s as u8 == n).unwrap_or(Prepare)
     }
 
     /// The word for messages.
@@ -74,6 +80,7 @@ impl Stage {
             Stage::Fds => "hand over fds",
             Stage::Chdir => "change directory",
             Stage::Limits => "set limits",
+            Stage::Credentials => "become another user",
             Stage::Exec => "exec",
         }
     }
@@ -98,7 +105,7 @@ impl SpawnError {
         use nix::libc::{E2BIG, EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR, EPERM};
         let errno = self.source.raw_os_error();
         let lasting = [ENOENT, EACCES, ENOEXEC, E2BIG, ENOTDIR, ELOOP, ENAMETOOLONG, EPERM, EINVAL];
-        matches!(self.stage, Stage::Exec | Stage::Chdir | Stage::Prepare)
+        matches!(self.stage, Stage::Exec | Stage::Chdir | Stage::Prepare | Stage::Credentials)
             && errno.is_none_or(|e| lasting.contains(&e))
     }
 }
@@ -142,6 +149,8 @@ struct Prepared {
     umask: u32,
     nofile: Option<(u64, u64)>,
     oom_score_adj: Option<CString>,
+    nice: i32,
+    credentials: Option<(u32, u32, Vec<nix::libc::gid_t>)>,
 }
 
 /// Digits kept free for the pid; pid_max is at most 2^22.
@@ -181,6 +190,8 @@ impl Prepared {
             umask: spec.umask,
             nofile: spec.nofile,
             oom_score_adj: spec.oom_score_adj.map(|n| c(n.to_string().as_bytes())).transpose()?,
+            nice: spec.nice,
+            credentials: spec.credentials.as_ref().map(|c| (c.uid, c.gid, c.groups.clone())),
         })
     }
 }

@@ -19,6 +19,8 @@ fn run(script: &str, fds: &[(String, OwnedFd)], change: impl FnOnce(&mut Spec<'_
         umask: 0o027,
         nofile: None,
         oom_score_adj: None,
+        nice: 0,
+        credentials: None,
     };
     change(&mut spec);
     let child = spawn(&spec).unwrap();
@@ -88,6 +90,8 @@ fn failures_name_stage_and_reason() {
             umask: 0,
             nofile: None,
             oom_score_adj: None,
+            nice: 0,
+            credentials: None,
         };
         change(&mut spec);
         spawn(&spec).unwrap_err()
@@ -105,4 +109,18 @@ fn failures_name_stage_and_reason() {
     assert_eq!(e.stage, Stage::Prepare);
     let e = try_with(|s| s.nofile = Some((10, 5)));
     assert_eq!((e.stage, e.is_permanent()), (Stage::Limits, false));
+}
+
+#[test]
+fn another_user_has_nothing_of_ours() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let nobody = supervisor::privileges::Credentials::of("nobody", None).unwrap();
+    let script = "id -u; id -g; id -G; grep -E '^(Cap|NoNew)' /proc/self/status | tr -d '\\t'";
+    let (out, end) = run(script, &[], |s| s.credentials = Some(nobody.clone()));
+    assert_eq!(end, "exit code 0");
+    let none = ["Inh", "Prm", "Eff", "Bnd", "Amb"].map(|set| format!("Cap{set}:0000000000000000")).join("\n");
+    let (uid, gid) = (nobody.uid, nobody.gid);
+    assert_eq!(out, format!("{uid}\n{gid}\n{gid}\n{none}\nNoNewPrivs:1\n"));
 }

@@ -82,6 +82,8 @@ impl Log {
 pub struct Suite {
     pub dir: TempDir,
     pub log: Arc<Log>,
+    /// Where the programs are, if not where they were built.
+    pub programs: Option<PathBuf>,
     cop: Option<Child>,
     old: Vec<Child>,
 }
@@ -92,6 +94,7 @@ impl Suite {
         let suite = Suite {
             dir: tempfile::Builder::new().prefix("traffic-test-").tempdir().unwrap(),
             log: Arc::default(),
+            programs: None,
             cop: None,
             old: Vec::new(),
         };
@@ -107,8 +110,11 @@ impl Suite {
     }
 
     pub fn write_config(&self, text: &str) {
-        let head =
-            format!("[suite]\nruntime_dir = {:?}\nstate_dir = {:?}\n", self.run_dir(), self.path("state"));
+        let head = format!(
+            "[suite]\nallow_root = true\nruntime_dir = {:?}\nstate_dir = {:?}\n",
+            self.run_dir(),
+            self.path("state")
+        );
         std::fs::write(self.path("traffic.toml"), head + text).unwrap();
     }
 
@@ -122,7 +128,7 @@ impl Suite {
 
     /// Starts cop in the foreground, as systemd does, and returns at once.
     pub fn spawn_cop(&mut self) {
-        let mut cop = clean(COP);
+        let mut cop = clean(&self.program(COP));
         cop.args(["start", "-f", "-c"]).arg(self.path("traffic.toml"));
         // its end is ours: the pipe ends with this process, however that ends
         cop.env("TRAFFIC_STOP_ON_STDIN_EOF", "1").stdin(Stdio::piped()).process_group(0);
@@ -199,9 +205,14 @@ impl Suite {
         }
     }
 
+    fn program(&self, built: &str) -> String {
+        let moved = |dir: &PathBuf| dir.join(Path::new(built).file_name().unwrap()).display().to_string();
+        self.programs.as_ref().map_or(built.to_owned(), moved)
+    }
+
     /// A program of the suite with its configuration, to its end.
     pub fn run(&self, program: &str, args: &[&str]) -> Output {
-        let mut c = clean(program);
+        let mut c = clean(&self.program(program));
         c.args(args).arg("-c").arg(self.path("traffic.toml"));
         output(c)
     }

@@ -14,7 +14,7 @@ struct State {
     held: bool,
 }
 
-/// Paths: `/held` is answered when [`Origin::release`] was called; `/big?etag`, `/big` have a body of [`BIG`] bytes with
+/// Paths: `/held` is answered when [`Origin::release`] was called; `/cacheable` may be kept for an hour; `/big?etag`, `/big` have a body of [`BIG`] bytes with
 /// and without a validator; `/chunked` the same without a length; anything else is answered at once with its own path.
 pub struct Origin {
     addr: SocketAddr,
@@ -135,8 +135,11 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", path.len());
         return stream.write_all(head.as_bytes()).ok();
     }
+    let keep = if path.starts_with("/cacheable") { "Cache-Control: max-age=3600\r\n" } else { "" };
     // in one piece
     stream
-        .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()).as_bytes())
+        .write_all(
+            format!("HTTP/1.1 200 OK\r\n{keep}Content-Length: {}\r\n\r\n{path}", path.len()).as_bytes(),
+        )
         .ok()
 }

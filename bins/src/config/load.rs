@@ -313,6 +313,9 @@ impl Loader {
         if listen.is_empty() {
             self.fault(place(self, "server.listen"), "server.listen: needs at least one address");
         }
+        if self.config.suite.group.is_some() && self.config.suite.user.is_none() {
+            self.fault(place(self, "suite.group"), "suite.group: needs suite.user");
+        }
         // the longest name we put there, with its slash
         let longest = self.config.suite.runtime_dir.join("manager.notify");
         let bytes = longest.as_os_str().len();

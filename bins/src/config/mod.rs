@@ -47,6 +47,12 @@ pub struct Suite {
     pub log_file: Option<PathBuf>,
     /// Pictures of hung processes that are kept; 0 takes none.
     pub snapshots: usize,
+    /// Who the server is, if the suite is started by root.
+    pub user: Option<String>,
+    /// Its group, if not that user's own.
+    pub group: Option<String>,
+    /// The server may be root.
+    pub allow_root: bool,
 }
 
 /// What happens to the server when the manager dies.
@@ -88,6 +94,8 @@ pub struct Cop {
     pub core_signal: Option<i32>,
     /// See there.
     pub on_manager_death: OnManagerDeath,
+    /// -1000 to 1000: lower is killed later when memory is out.
+    pub oom_score_adj: i32,
 }
 
 /// The manager.
@@ -107,6 +115,8 @@ pub struct Manager {
     pub queue: Queue,
     /// Respawns of the server.
     pub respawn: Respawn,
+    /// As cop's.
+    pub oom_score_adj: i32,
 }
 
 /// The connection queue.
@@ -144,6 +154,12 @@ pub struct Server {
     pub command: Vec<String>,
     /// Another program says `WATCHDOG=1` at least so often; zero: it doesn't.
     pub watchdog: Duration,
+    /// As cop's.
+    pub oom_score_adj: i32,
+    /// nice(2), -20 to 19.
+    pub nice: i32,
+    /// Limit of open files; 0 is as many as we may.
+    pub nofile: u64,
     /// Addresses.
     pub listen: Vec<Listen>,
     /// Event threads; 0 is one a core.
@@ -186,6 +202,18 @@ pub enum AccessLog {
     Combined,
     /// A JSON object.
     Json,
+}
+
+impl Server {
+    /// Where requests are logged.
+    pub fn access_log_path(&self, suite: &Suite) -> PathBuf {
+        self.access_log_file.clone().unwrap_or_else(|| suite.state_dir.join("access.log"))
+    }
+
+    /// Where answers are kept on disk.
+    pub fn cache_dir(&self, suite: &Suite) -> PathBuf {
+        self.cache_path.clone().unwrap_or_else(|| suite.state_dir.join("cache"))
+    }
 }
 
 /// An address to listen on.

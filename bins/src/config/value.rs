@@ -101,6 +101,26 @@ pub fn integer(v: &Raw, min: u64, max: u64) -> Result<u64, Wrong> {
     }
 }
 
+/// An integer within `min..=max` that may be below zero.
+pub fn signed(v: &Raw, min: i32, max: i32) -> Result<i32, Wrong> {
+    match v {
+        Raw::Int(n) => i32::try_from(*n)
+            .ok()
+            .filter(|n| (min..=max).contains(n))
+            .ok_or_else(|| format!("{n} is out of range {min}..{max}")),
+        other => expected("an integer", other),
+    }
+}
+
+/// A name, or `none`.
+pub fn name_or_none(v: &Raw) -> Result<Option<String>, Wrong> {
+    match text(v)? {
+        s if s == "none" => Ok(None),
+        s if s.is_empty() => Err("is empty; \"none\" is nobody".into()),
+        s => Ok(Some(s)),
+    }
+}
+
 /// A number within `min..=max`.
 pub fn number(v: &Raw, min: f64, max: f64) -> Result<f64, Wrong> {
     let n = match v {
@@ -238,6 +258,14 @@ mod tests {
             assert!(listen(&t(bad)).is_err(), "{bad}");
         }
         assert!(listen(&t(&format!("unix:/{}", "x".repeat(200)))).unwrap_err().contains("107"));
+    }
+
+    #[test]
+    fn below_zero_and_nobody() {
+        assert_eq!((signed(&Raw::Int(-5), -20, 19), signed(&Raw::Int(19), -20, 19)), (Ok(-5), Ok(19)));
+        assert!(signed(&Raw::Int(-21), -20, 19).unwrap_err().contains("-20..19"));
+        assert_eq!((name_or_none(&t("none")), name_or_none(&t("www"))), (Ok(None), Ok(Some("www".into()))));
+        assert!(name_or_none(&t("")).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
+use crate::privileges;
 use crate::suite::Runtime;
 use anyhow::Context;
 use lockfile::{Got, Lockfile};
@@ -17,7 +18,7 @@ use std::rc::Rc;
 use supervisor::daemonize::{Side, daemonize, redirect_std};
 use supervisor::fd_store::FdStore;
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
-use supervisor::{dirs, listen_fds, reaper};
+use supervisor::{listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
 /// Fds kept for the manager at most.
@@ -32,8 +33,7 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     // the daemon's directory is /: what was given relative to ours is made absolute now
     let common = common.absolute().context("reading the current directory")?;
     let config = common.load()?.config;
-    dirs::ensure(&config.suite.runtime_dir)?;
-    dirs::ensure(&config.suite.state_dir)?;
+    privileges::prepare(&config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
@@ -90,6 +90,7 @@ fn watch(
         return Err(held(&runtime, h.pid).into());
     }
     reaper::become_subreaper()?;
+    privileges::survive(config.cop.oom_score_adj);
     log::info!("event=start version={} runtime_dir={}", env!("CARGO_PKG_VERSION"), runtime.dir().display());
     // what couldn't be served is said by the one who is told: in the foreground that's our own stderr
     let failure = Rc::new(RefCell::new(None));

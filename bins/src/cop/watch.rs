@@ -413,7 +413,9 @@ impl Cop {
             cwd: None,
             umask: 0o027,
             nofile: None,
-            oom_score_adj: None,
+            oom_score_adj: Some(self.config.manager.oom_score_adj),
+            nice: 0,
+            credentials: None,
         })?;
         Ok((spawned.pid, spawned.pidfd))
     }

@@ -39,7 +39,7 @@ impl Suite {
         let dir = fresh_dir()?;
         let runtime = Runtime::new(&dir.join("run"));
         let config = format!(
-            "[suite]\nruntime_dir = {run:?}\nstate_dir = {state:?}\n\
+            "[suite]\nruntime_dir = {run:?}\nstate_dir = {state:?}\nallow_root = true\n\
              [server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"5s\"\n\
              [[route]]\nhost = \"*\"\nprefix = \"/\"\norigin = [{origin:?}]\n",
             run = runtime.dir(),
@@ -149,7 +149,7 @@ impl Suite {
         let mut left = 0;
         for _ in 0..100 {
             reaper::reap_strangers(|_| false);
-            let children = children();
+            let children = reaper::children();
             if children.is_empty() {
                 break;
             }
@@ -207,14 +207,4 @@ fn start_cop(dir: &Path) -> anyhow::Result<Child> {
     }
     command.env(STOP_ON_EOF, "1");
     command.spawn().with_context(|| format!("starting {}", program.display()))
-}
-
-/// Our children, orphans included.
-fn children() -> Vec<i32> {
-    let mut list = Vec::new();
-    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        list.extend(text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()));
-    }
-    list
 }

@@ -3,6 +3,7 @@
 use super::keep::{Keep, limits};
 use super::listeners::{self, Listener};
 use super::replace::Replace;
+use crate::privileges;
 use policy::Time;
 use policy::child::State;
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ impl Keep {
     pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
         anyhow::ensure!(!self.is_stopping(), "the suite is being stopped");
         let new = self.common.load()?.config;
+        let credentials = privileges::prepare(&new)?;
+        privileges::share_notify(&self.runtime, credentials.as_ref())?;
         let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
         let old = self.config.borrow().clone();
         let changed = [

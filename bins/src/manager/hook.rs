@@ -47,6 +47,8 @@ impl Keep {
             umask: 0o027,
             nofile: None,
             oom_score_adj: None,
+            nice: 0,
+            credentials: None,
         };
         let spawned = match spawn(&spec) {
             Ok(spawned) => spawned,

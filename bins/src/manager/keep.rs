@@ -14,6 +14,7 @@ use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::orders::{CHANNEL, Order, channel_name};
+use crate::privileges;
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
 use crate::sweep::Sweep;
@@ -413,6 +414,7 @@ impl Keep {
                 (suite::sibling("traffic_server")?, argv, Some(fd_pass::pair()?))
             }
         };
+        let credentials = privileges::server(&config)?;
         let list = self.listeners.borrow();
         let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
         if let Some((_, theirs)) = &channel {
@@ -433,8 +435,10 @@ impl Keep {
             stdio: [None; 3],
             cwd: None,
             umask: 0o027,
-            nofile: None,
-            oom_score_adj: None,
+            nofile: privileges::nofile(config.server.nofile),
+            oom_score_adj: Some(config.server.oom_score_adj),
+            nice: config.server.nice,
+            credentials,
         })?;
         Ok((spawned.pid, spawned.pidfd, channel.map(|(ours, _)| ours)))
     }

@@ -27,6 +27,7 @@ use crate::commands;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::orders;
+use crate::privileges;
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
 use engine::io::Async;
@@ -39,8 +40,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use supervisor::listen_fds::{self, Inherited};
 use supervisor::notify::{Notifier, NotifySocket};
+use supervisor::reaper;
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
-use supervisor::{dirs, reaper};
 
 const NAME: &str = "traffic_manager";
 
@@ -118,7 +119,7 @@ fn live(
     let common = common.absolute()?;
     let config = common.load()?.config;
     logging::init(NAME, &config.suite.log);
-    dirs::ensure(&config.suite.runtime_dir)?;
+    let credentials = privileges::prepare(&config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;
@@ -130,6 +131,7 @@ fn live(
     let estates = Estates::take(&mut inherited, upstream);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
+    privileges::share_notify(&runtime, credentials.as_ref())?;
     let control = control::bind(&runtime)?;
     let admin = control::bind_admin(config.manager.admin)?;
     listeners::publish(&listeners, &runtime)?;

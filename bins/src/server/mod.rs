@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
+use crate::privileges;
 use crate::suite::{self, Runtime};
 use anyhow::Context;
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig, AtLimit};
@@ -75,6 +76,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let channel = succession::channel(&mut inherited);
     let config = common.absolute()?.load()?.config;
     logging::init(NAME, &config.suite.log);
+    privileges::refuse_root(&config)?;
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     suite::raise_fd_limit();

@@ -25,8 +25,7 @@ pub fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfi
     token.hash(&mut hash);
     let routes = config.routes.iter().map(route_config).collect::<anyhow::Result<_>>()?;
     let server = &config.server;
-    let path = || server.cache_path.clone().unwrap_or_else(|| config.suite.state_dir.join("cache"));
-    let disk = (server.cache_disk > 0).then(|| (path(), server.cache_disk));
+    let disk = (server.cache_disk > 0).then(|| (server.cache_dir(&config.suite), server.cache_disk));
     Ok(ProxyConfig {
         name: format!("traffic-{:08x}", hash.finish() as u32),
         routes,
@@ -51,8 +50,7 @@ fn access_config(config: &Config) -> Option<AccessConfig> {
         config::AccessLog::Combined => Format::Combined,
         config::AccessLog::Json => Format::Json,
     };
-    let path = config.server.access_log_file.clone();
-    Some(AccessConfig { format, path: path.unwrap_or_else(|| config.suite.state_dir.join("access.log")) })
+    Some(AccessConfig { format, path: config.server.access_log_path(&config.suite) })
 }
 
 fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {

@@ -75,7 +75,9 @@ impl Cop {
         // a keeper ends when nobody can ask it any more
         self.store.clear();
         if !supervisor::reaper::reap_all(Duration::from_millis(500)) {
-            log::warn!("event=left-behind: a process that isn't the suite's is still our child");
+            // a foreign server whose manager had to be killed; or what such a server has left
+            let told = supervisor::reaper::end_children(Duration::from_secs(1));
+            log::warn!("event=left-behind processes={told}: ended by cop, since nobody else was left to");
         }
         self.runtime.clean();
         let fatal = because.take();

@@ -1,0 +1,126 @@
+//! Who the server is, and what of the suite's files it may touch.
+//!
+//! Cop and the manager keep the privileges they were started with. The server gets `suite.user`'s, and of the runtime
+//! directory just what it needs: to enter it, to write `server.lock`, to read the heartbeat's token, and to send to
+//! `manager.notify`. All of these stay root's and are shared by group, so the server can neither remove nor replace any.
+
+use crate::config::{AccessLog, Config};
+use crate::exit::Exit;
+use crate::logging::Fatal;
+use crate::suite::Runtime;
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use supervisor::dirs;
+use supervisor::privileges::{self, Credentials};
+
+const AS_ROOT: &str =
+    "the server would run as root: name a user with suite.user, or set suite.allow_root = true";
+
+/// Who the server is to become; `None`: who we are.
+///
+/// # Errors
+/// There is no such user, only root could become it, or it would be root and nobody has allowed that.
+pub fn server(config: &Config) -> Result<Option<Credentials>, Fatal> {
+    let wrong = |why: String| Fatal::new(Exit::Config, why);
+    let root = rustix::process::geteuid().is_root();
+    let Some(user) = &config.suite.user else {
+        return match root && !config.suite.allow_root {
+            true => Err(wrong(AS_ROOT.into())),
+            false => Ok(None),
+        };
+    };
+    let who = named(config, user)?;
+    match who.is_me() {
+        _ if who.uid == 0 && !config.suite.allow_root => Err(wrong(AS_ROOT.into())),
+        true if !root => Ok(None),
+        false if !root => {
+            Err(wrong(format!("suite.user = {user:?}: only root can run the server as another user")))
+        }
+        _ => Ok(Some(who)),
+    }
+}
+
+fn named(config: &Config, user: &str) -> Result<Credentials, Fatal> {
+    let who = Credentials::of(user, config.suite.group.as_deref());
+    who.map_err(|e| Fatal::new(Exit::Config, format!("suite.user: {e}")))
+}
+
+/// Do the user and group of the configuration exist? Anybody may ask.
+///
+/// # Errors
+/// The one that doesn't.
+pub fn check_names(config: &Config) -> Result<(), Fatal> {
+    config.suite.user.as_deref().map_or(Ok(()), |user| named(config, user).map(drop))
+}
+
+/// The server's own check, whoever started it.
+///
+/// # Errors
+/// It is root and isn't allowed to be.
+pub fn refuse_root(config: &Config) -> Result<(), Fatal> {
+    match rustix::process::geteuid().is_root() && !config.suite.allow_root {
+        true => Err(Fatal::new(Exit::Config, AS_ROOT)),
+        false => Ok(()),
+    }
+}
+
+/// Makes and checks the runtime, state and cache directories, and the files in them that the server shares with us.
+/// Returns who the server is to become.
+///
+/// # Errors
+/// See [`server`]; a directory that somebody else could have prepared, or that the server can't enter.
+pub fn prepare(config: &Config) -> anyhow::Result<Option<Credentials>> {
+    let who = server(config)?;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    dirs::ensure(runtime.dir())?;
+    dirs::ensure(&config.suite.state_dir)?;
+    let Some(who) = who else { return Ok(None) };
+    for dir in [runtime.dir(), &config.suite.state_dir] {
+        privileges::share_dir(dir, &who).with_context(|| format!("sharing {}", dir.display()))?;
+    }
+    let lock = runtime.lock("server");
+    // only made, never opened when it is there: a second fd of a lock file is dangerous to its holder
+    match OpenOptions::new().write(true).create_new(true).mode(0o660).open(&lock) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(e).with_context(|| format!("making {}", lock.display()));
+        }
+        _ => {}
+    }
+    runtime.token().context("the heartbeat's token")?;
+    for (file, mode) in [(lock, 0o660), (runtime.token_file(), 0o640)] {
+        privileges::share_file(&file, &who, mode).with_context(|| format!("sharing {}", file.display()))?;
+    }
+    if config.server.cache_disk > 0 {
+        let dir = config.server.cache_dir(&config.suite);
+        privileges::give_dir(&dir, &who).with_context(|| format!("the cache in {}", dir.display()))?;
+    }
+    if config.server.access_log != AccessLog::Off {
+        let log = config.server.access_log_path(&config.suite);
+        privileges::give_file(&log, &who).with_context(|| format!("the access log {}", log.display()))?;
+    }
+    Ok(Some(who))
+}
+
+/// Lets servers that are somebody else send to the manager.
+///
+/// # Errors
+/// The system refuses.
+pub fn share_notify(runtime: &Runtime, who: Option<&Credentials>) -> io::Result<()> {
+    who.map_or(Ok(()), |who| privileges::share_file(&runtime.notify("manager"), who, 0o660))
+}
+
+/// Sets our own `oom_score_adj` as far as we may.
+pub fn survive(oom_score_adj: i32) {
+    if let Err(e) = privileges::set_oom_score_adj(oom_score_adj) {
+        log::debug!("event=oom-score-unchanged wanted={oom_score_adj}: {e}");
+    }
+}
+
+/// The limit of open files for a server: `wanted`, cut to what we may give; `None` leaves ours.
+pub fn nofile(wanted: u64) -> Option<(u64, u64)> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (wanted > 0).then(|| (wanted.min(hard), wanted.min(hard)))
+}

@@ -1,0 +1,219 @@
+//! A suite that is started by root and whose server is somebody else. Only root can see that; for others there is nothing
+//! to test.
+
+mod common;
+
+use common::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+/// On every Linux system, with no rights anywhere.
+const USER: &str = "nobody";
+
+fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn uid() -> u32 {
+    nix::unistd::User::from_name(USER).unwrap().unwrap().uid.as_raw()
+}
+
+/// A suite whose server is somebody else: directory and programs are where everybody can come to them.
+fn shared(user: &str, more: &str) -> Suite {
+    let mut s = Suite::new("");
+    fs::set_permissions(s.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let programs = s.path("bin");
+    fs::create_dir(&programs).unwrap();
+    for p in [COP, MANAGER, SERVER] {
+        fs::copy(p, programs.join(std::path::Path::new(p).file_name().unwrap())).unwrap();
+    }
+    s.programs = Some(programs);
+    let text = format!(
+        "[suite]\nuser = {user:?}\nruntime_dir = {:?}\nstate_dir = {:?}\n\
+         [server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n{more}",
+        s.run_dir(),
+        s.path("state")
+    );
+    fs::write(s.path("traffic.toml"), text).unwrap();
+    s
+}
+
+/// /proc/PID/status, by name.
+fn status(pid: i32) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pair = |l: &str| l.split_once(':').map(|(k, v)| (k.to_owned(), v.trim().replace('\t', " ")));
+    text.lines().filter_map(pair).collect()
+}
+
+#[track_caller]
+fn assert_has_nothing(pid: i32) {
+    let (s, uid) = (status(pid), uid());
+    assert_eq!(s["Uid"], format!("{uid} {uid} {uid} {uid}"));
+    let gid = nix::unistd::User::from_name(USER).unwrap().unwrap().gid;
+    assert_eq!(s["Gid"], format!("{gid} {gid} {gid} {gid}"));
+    assert_eq!(s["Groups"], gid.to_string());
+    assert_eq!(s["NoNewPrivs"], "1");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(s[set], "0000000000000000", "{set}");
+    }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace().map(|p| p.parse().unwrap()).collect()
+}
+
+#[test]
+fn the_server_has_no_privileges_and_continuity_all_the_same() {
+    if !root() {
+        return;
+    }
+    let mut s = shared(USER, "");
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["event=standby-ready"]);
+    let [cop, manager, server] = s.pids();
+    assert!(status(cop)["Uid"].starts_with("0 ") && status(manager)["Uid"].starts_with("0 "));
+    // the server, its keeper, the standby and its keeper
+    let servers: Vec<i32> =
+        children(manager).into_iter().filter(|p| !status(*p)["Uid"].starts_with("0 ")).collect();
+    assert!(servers.contains(&server) && servers.len() == 2, "{servers:?}");
+    for p in servers.iter().copied().chain(servers.iter().flat_map(|p| children(*p))) {
+        assert_has_nothing(p);
+    }
+    assert_eq!(children(server).len(), 1, "a keeper");
+    // who may what in the runtime directory
+    let modes = |name: &str| {
+        let m = fs::symlink_metadata(s.run_dir().join(name)).unwrap();
+        (m.uid(), m.mode() & 0o777)
+    };
+    assert_eq!(fs::metadata(s.run_dir()).unwrap().mode() & 0o777, 0o750);
+    assert_eq!(fs::metadata(s.run_dir()).unwrap().uid(), 0);
+    assert_eq!(modes("server.lock"), (0, 0o660));
+    assert_eq!(modes("manager.notify"), (0, 0o660));
+    assert_eq!(modes("heartbeat.token"), (0, 0o640));
+    assert_eq!(modes("manager.sock"), (0, 0o600));
+    assert_eq!(modes("cop.notify"), (0, 0o600));
+    // and every death is survived by an open connection
+    let mut client = Client::connect(s.addr()).unwrap();
+    assert_eq!(client.get("/").unwrap().code, 200);
+    for program in ["server", "manager", "server", "cop", "server"] {
+        let mark = s.mark();
+        s.kill(program, SIGKILL);
+        if program == "cop" {
+            s.start();
+        }
+        assert_eq!(client.get("/").unwrap().code, 200, "after {program}:\n{}", s.log.text());
+        match program {
+            "server" => s.wait(mark, &["event=standby-ready"]),
+            "manager" => s.wait(mark, &["event=adopt of=server"]),
+            _ => s.wait(mark, &["event=new-cop"]),
+        };
+        assert_has_nothing(s.pid("server"));
+    }
+    let before = s.pid("server");
+    expect_code(&s.run(COP, &["reload"]), 0);
+    assert_ne!(s.pid("server"), before);
+    assert_has_nothing(s.pid("server"));
+    assert_eq!(client.get("/").unwrap().code, 200, "{}", s.log.text());
+    expect_code(&s.run(COP, &["status"]), 0);
+    s.stop();
+}
+
+#[test]
+fn root_does_not_serve_unless_it_is_allowed_to() {
+    if !root() {
+        return;
+    }
+    let s = Suite::new("");
+    let refuse = ["start", "--set", "suite.allow_root=false"];
+    let said = expect_code(&s.run(COP, &refuse), 78);
+    assert!(said.contains("suite.user") && said.contains("suite.allow_root"), "{said}");
+    assert!(!s.run_dir().exists(), "nothing is made before");
+    let said = expect_code(
+        &s.run(COP, &["start", "--set", "suite.allow_root=false", "--set", "suite.user=root"]),
+        78,
+    );
+    assert!(said.contains("would run as root"), "{said}");
+    // whoever starts it
+    let said = expect_code(&s.run(SERVER, &["run", "--set", "suite.allow_root=false"]), 78);
+    assert!(said.contains("would run as root"), "{said}");
+    let said = expect_code(&s.run(COP, &["start", "--set", "suite.user=no-such-user"]), 78);
+    assert!(said.contains("no-such-user"), "{said}");
+    let said = expect_code(&s.run(MANAGER, &["check-config", "--set", "suite.user=no-such-user"]), 78);
+    assert!(said.contains("no-such-user"), "{said}");
+    let said = expect_code(&s.run(COP, &["start", "--set", "suite.group=daemon"]), 78);
+    assert!(said.contains("needs suite.user"), "{said}");
+}
+
+#[test]
+fn a_closed_runtime_directory_is_named() {
+    if !root() {
+        return;
+    }
+    let s = shared(USER, "");
+    fs::create_dir(s.run_dir()).unwrap();
+    fs::set_permissions(s.run_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let said = expect_code(&s.run(COP, &["start", "-f"]), 71);
+    assert!(said.contains("keep user nobody out") && said.contains("run"), "{said}");
+    assert_eq!(fs::metadata(s.run_dir()).unwrap().mode() & 0o777, 0o700, "left as it was");
+}
+
+#[test]
+fn the_cache_on_disk_is_the_servers_and_nothing_else_of_the_state() {
+    if !root() {
+        return;
+    }
+    let origin = origin::Origin::start();
+    let mut s = shared(USER, &format!("access_log = \"common\"\n[server.cache]\ndisk = \"16MiB\"\n{}", origin.route()));
+    s.start();
+    assert_eq!(s.get("/cacheable").text(), "/cacheable");
+    let (state, cache) =
+        (fs::metadata(s.path("state")).unwrap(), fs::metadata(s.path("state/cache")).unwrap());
+    assert_eq!((state.uid(), cache.uid()), (0, uid()));
+    s.stop();
+    assert!(!s.log.text().contains("ERROR"), "{}", s.log.text());
+    let kept: Vec<_> =
+        fs::read_dir(s.path("state/cache")).unwrap().map(|e| e.unwrap().metadata().unwrap()).collect();
+    assert_eq!(lines_with(&s.path("state/access.log"), "GET /cacheable").len(), 1);
+    assert!(!kept.is_empty() && kept.iter().all(|f| f.uid() == uid()), "{kept:?}");
+}
+
+#[test]
+fn limits_and_priorities_are_set_by_list() {
+    if !root() {
+        return;
+    }
+    let mut s = shared(USER, "nofile = 4321\nnice = 3\noom_score_adj = 55\n");
+    s.start();
+    let [cop, manager, server] = s.pids();
+    let oom = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
+    // lowering it is a capability of its own, which a container's root may lack
+    let sys_resource = u64::from_str_radix(&status(cop)["CapEff"], 16).unwrap() & 1 << 24 != 0;
+    let ours = oom(std::process::id() as i32);
+    let want = if sys_resource { ["-900", "-800", "55"] } else { [&ours, &ours, "55"] };
+    assert_eq!([oom(cop), oom(manager), oom(server)], want.map(str::to_owned));
+    let nice = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse::<i32>().unwrap()
+    };
+    assert_eq!(nice(server) - nice(manager), 3);
+    let limits = fs::read_to_string(format!("/proc/{server}/limits")).unwrap();
+    let files = limits.lines().find(|l| l.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("4321"));
+    s.stop();
+}
+
+#[test]
+fn another_program_in_the_servers_place_has_no_privileges_either() {
+    if !root() {
+        return;
+    }
+    let script =
+        "printf 'READY=1' | socat -u - UNIX-SENDTO:$NOTIFY_SOCKET 2>/dev/null; id -u; exec sleep 1000";
+    let s =
+        shared(USER, &format!("command = [\"/bin/sh\", \"-c\", {script:?}]\n[cop]\nstart_grace = \"2s\"\n"));
+    let said = expect_code(&s.run(COP, &["start", "-f"]), 1);
+    assert!(said.lines().any(|l| l == uid().to_string()), "{said}");
+}
