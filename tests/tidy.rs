@@ -40,6 +40,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("supervisor", vec!["lockfile", "policy"]),
         ("proxy", vec!["engine", "policy"]),
         ("bins", vec!["policy", "lockfile", "engine", "supervisor", "proxy"]),
+        ("packaging", vec!["bins"]),
     ])
 }
 

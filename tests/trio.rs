@@ -58,6 +58,36 @@ fn restart_keeps_the_options_of_the_running_suite() {
     assert!(before.iter().all(|p| !after.contains(p)), "{before:?} {after:?}");
     let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", s.pid("manager"))).unwrap();
     assert!(cmdline.contains("give_up_after=7"), "{cmdline:?}");
+    // and those of the one before
+    expect_code(&s.run(COP, &["restart"]), 0);
+    let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", s.pid("manager"))).unwrap();
+    assert!(cmdline.contains("give_up_after=7"), "{cmdline:?}");
+}
+
+#[test]
+fn an_upgrade_replaces_all_three_and_open_connections_go_on() {
+    let s = Suite::new("");
+    let _end = Daemon(&s);
+    expect_code(&s.run(COP, &["upgrade"]), 3);
+    expect_code(&s.run(COP, &["start", "--set", "manager.respawn.give_up_after=7"]), 0);
+    let mut client = Client::connect(s.addr()).unwrap();
+    assert_eq!(client.get("/").unwrap().code, 200);
+    for _ in 0..2 {
+        let (before, port) = (s.pids(), s.addr());
+        expect_code(&s.run(COP, &["upgrade"]), 0);
+        let after = s.pids();
+        assert!(before.iter().all(|p| !after.contains(p)), "{before:?} {after:?}");
+        assert_eq!(s.addr(), port);
+        assert_eq!(client.get("/").unwrap().code, 200);
+        let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", after[1])).unwrap();
+        assert!(cmdline.contains("give_up_after=7"), "{cmdline:?}");
+    }
+    // a configuration that is wrong by now is found before anything is touched
+    let before = s.pids();
+    s.write_config("[server]\nno_such_key = 1\n");
+    expect_code(&s.run(COP, &["upgrade"]), 78);
+    assert_eq!(s.pids(), before);
+    s.write_config("[server]\nlisten = [\"127.0.0.1:0\"]\n");
 }
 
 #[test]

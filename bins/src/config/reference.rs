@@ -32,6 +32,46 @@ pub fn markdown() -> String {
     out
 }
 
+/// The default file: every key with its explanation, commented out, but for those in `active` (path and TOML value).
+pub fn default_file(active: &[(&str, &str)]) -> String {
+    let mut out = String::from(
+        "# Configuration of the traffic suite; see traffic.toml(5). Every key is here; what is commented out is the default.\n\
+         # After a change: traffic_manager check-config, then systemctl reload traffic.\n",
+    );
+    let mut section = "";
+    for k in KEYS {
+        let (s, name) = k.path.rsplit_once('.').unwrap_or(("", k.path));
+        if s != section {
+            section = s;
+            out += &format!("\n[{section}]\n");
+        }
+        out += &format!("# {}\n", k.doc);
+        out += &match active.iter().find(|(path, _)| *path == k.path) {
+            Some((_, value)) => format!("{name} = {value}\n"),
+            None if k.default.is_empty() => format!("#{name} = {:?}\n", roots_default(k.path)),
+            None => format!("#{name} = {}\n", k.default),
+        };
+    }
+    out += "\n# Where requests go; several are allowed, the longest prefix of the right host wins. Without any there is a welcome page.\n";
+    out += "#[[route]]\n#origin = [\"http://127.0.0.1:8081\"]\n# and, with their defaults:\n";
+    for (name, default, doc) in ROUTE_KEYS.iter().filter(|(_, default, _)| !default.is_empty()) {
+        out += &format!("# {name} = {default}: {doc}\n");
+    }
+    out
+}
+
+/// What a path comes to when root starts the suite.
+fn roots_default(path: &str) -> &'static str {
+    match path {
+        "suite.runtime_dir" => "/run/traffic",
+        "suite.state_dir" => "/var/lib/traffic",
+        "suite.log_file" => "/var/lib/traffic/traffic.log",
+        "server.access_log_file" => "/var/lib/traffic/access.log",
+        "server.cache.path" => "/var/lib/traffic/cache",
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     /// Update with `BLESS=1 cargo test -p traffic --lib reference`.

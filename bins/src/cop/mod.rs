@@ -10,6 +10,7 @@ pub mod record;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod upgrade;
 pub mod watch;
 
 use crate::cli::Common;
@@ -38,6 +39,8 @@ enum Command {
     Stop(Common),
     /// Stop, then start with the options of the running suite (those given here come on top)
     Restart(Common),
+    /// Have the running suite take the programs that are on disk now; clients notice nothing
+    Upgrade(Common),
     /// Check the configuration, then have the running suite take it
     Reload(Common),
     /// Say what runs: exit 0 serving, 3 not running, 4 degraded
@@ -61,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Start { foreground, common } => start::run(&common, foreground),
         Command::Stop(common) => stop::run(&common),
         Command::Restart(common) => stop::restart(&common),
+        Command::Upgrade(common) => upgrade::run(&common),
         Command::Reload(common) => stop::reload(&common),
         Command::Status { json, common } => status::run(&common, json),
         Command::Drill(args) => drill::run(&args),

@@ -7,6 +7,7 @@ use crate::logging::Fatal;
 use crate::suite::Runtime;
 use crate::sweep::Sweep;
 use crate::ward::Ward;
+use anyhow::Context;
 use policy::ladder::{Ladder, Rung, Rungs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::Duration;
@@ -77,17 +78,35 @@ fn end(program: &str, ward: &Ward, rungs: Rungs, core_signal: Option<i32>) -> an
 /// # Errors
 /// As stop and start.
 pub fn restart(common: &Common) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
-    let runtime = Runtime::new(&config.suite.runtime_dir);
-    let before = Ward::of_lock(&runtime.lock("cop"), 0).unwrap_or(None).and_then(|w| options_of(w.pid));
-    let common = match before {
-        Some(running) => running.with(common),
-        None => common.clone(),
-    };
+    let common = with_running(common)?;
     // refuse before anything is stopped
     let config = common.load()?.config;
     stop(&config)?;
-    super::start::run(&common, false)
+    start_daemon(&common)
+}
+
+/// The options of the cop that runs, if one does, with those given now on top.
+///
+/// # Errors
+/// The configuration is wrong.
+pub fn with_running(common: &Common) -> anyhow::Result<Common> {
+    let config = common.load()?.config;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let running = Ward::of_lock(&runtime.lock("cop"), 0).unwrap_or(None).and_then(|w| options_of(w.pid));
+    Ok(running.map_or_else(|| common.clone(), |r| r.with(common)))
+}
+
+/// Starts the daemon by the program that is on disk, whose command line then tells its options to the next one who asks.
+///
+/// # Errors
+/// It can't be run. What it says itself it says on our stderr, and its code is the result.
+pub fn start_daemon(common: &Common) -> anyhow::Result<Exit> {
+    let common = common.absolute()?;
+    let program = crate::suite::sibling("traffic_cop")?;
+    let mut start = std::process::Command::new(&program);
+    let status = start.arg("start").args(common.to_args()).status();
+    let status = status.with_context(|| format!("running {}", program.display()))?;
+    Ok(Exit::ALL.into_iter().find(|e| status.code() == Some(e.code().into())).unwrap_or(Exit::Failure))
 }
 
 /// The common options a running cop was started with.
