@@ -4,7 +4,7 @@ sbindir = $(DESTDIR)$(prefix)/sbin
 share = $(DESTDIR)$(prefix)/share
 unitdir = $(DESTDIR)$(prefix)/lib/systemd/system
 TARGET ?= target
-GENERATED = $(TARGET)/packaging
+GENERATED = target/packaging
 PROGRAMS = traffic_cop traffic_manager traffic_server
 
 all: programs generated
@@ -13,10 +13,10 @@ programs:
 	cargo build --release --locked --target-dir $(TARGET) -p traffic
 
 generated:
-	cargo run --release --locked --target-dir $(TARGET) -q -p packaging -- $(GENERATED)
+	cargo run --locked --target-dir $(TARGET) -q -p packaging -- $(GENERATED)
 
 deb: programs generated
-	cargo deb --no-build --locked --target-dir $(TARGET) -p traffic
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) cargo deb --no-build --locked -p traffic
 
 install:
 	install -d $(sbindir) $(share)/man/man5 $(share)/man/man8 $(share)/bash-completion/completions \
