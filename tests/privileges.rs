@@ -166,7 +166,10 @@ fn the_cache_on_disk_is_the_servers_and_nothing_else_of_the_state() {
         return;
     }
     let origin = origin::Origin::start();
-    let mut s = shared(USER, &format!("access_log = \"common\"\n[server.cache]\ndisk = \"16MiB\"\n{}", origin.route()));
+    let mut s = shared(
+        USER,
+        &format!("access_log = \"common\"\n[server.cache]\ndisk = \"16MiB\"\n{}", origin.route()),
+    );
     s.start();
     assert_eq!(s.get("/cacheable").text(), "/cacheable");
     let (state, cache) =
