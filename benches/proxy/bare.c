@@ -1,0 +1,87 @@
+/* The floor: an epoll loop that parses nothing but the end of a head and answers with what it has ready.
+ * A path that begins with /1m is sent with sendfile(2) from a memfd, others from memory. Usage: bare PORT */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <unistd.h>
+
+static char small[256], middle[10240 + 256];
+static int small_len, middle_len, big;
+static off_t left[65536]; /* of an answer of 1 MB, by fd */
+static char closing[65536];
+
+static int head(char *to, int body) {
+  return sprintf(to, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n", body);
+}
+
+static void serve(int fd) {
+  char in[8192];
+  for (;;) {
+    while (left[fd] > 0) {
+      off_t at = (1 << 20) - left[fd];
+      ssize_t n = sendfile(fd, big, &at, left[fd]);
+      if (n < 0) return;
+      left[fd] -= n;
+    }
+    ssize_t n = closing[fd] ? 0 : recv(fd, in, sizeof in - 1, 0);
+    if (n < 0) return;
+    if (n == 0) {
+      close(fd);
+      return;
+    }
+    in[n] = 0;
+    if (!strstr(in, "\r\n\r\n")) continue; /* the load sends whole heads */
+    closing[fd] = strcasestr(in, "connection: close") != NULL;
+    if (!strncmp(in, "GET /1m", 7)) {
+      char h[256];
+      send(fd, h, head(h, 1 << 20), MSG_MORE);
+      left[fd] = 1 << 20;
+    } else if (!strncmp(in, "GET /10k", 8)) {
+      send(fd, middle, middle_len, 0);
+    } else {
+      send(fd, small, small_len, 0);
+    }
+    if (!closing[fd] && !left[fd] && n < (ssize_t)sizeof in - 1) return;
+  }
+}
+
+int main(int argc, char **argv) {
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[argc - 1]))};
+  int one = 1, l = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), ep = epoll_create1(0);
+  small_len = head(small, 100), middle_len = head(middle, 10240);
+  memset(small + small_len, 'x', 100), small_len += 100;
+  memset(middle + middle_len, 'x', 10240), middle_len += 10240;
+  big = memfd_create("big", 0);
+  if (ftruncate(big, 1 << 20)) return 1;
+  setsockopt(l, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
+  if (bind(l, (struct sockaddr *)&a, sizeof a) || listen(l, 4096)) return perror("bind"), 1;
+  struct epoll_event e = {.events = EPOLLIN, .data.fd = l}, list[256];
+  epoll_ctl(ep, EPOLL_CTL_ADD, l, &e);
+  for (;;) {
+    int n = epoll_wait(ep, list, 256, -1);
+    for (int i = 0; i < n; i++) {
+      int fd = list[i].data.fd;
+      if (fd != l) {
+        serve(fd);
+        continue;
+      }
+      while ((fd = accept4(l, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        if (fd >= 65536) {
+          close(fd);
+          continue;
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        left[fd] = closing[fd] = 0;
+        e = (struct epoll_event){.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.fd = fd};
+        epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
+      }
+    }
+  }
+}
