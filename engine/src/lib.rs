@@ -24,6 +24,7 @@
 
 pub mod acceptor;
 pub mod blocking;
+mod drain;
 mod engine;
 mod event;
 #[allow(unsafe_code)]
@@ -43,10 +44,10 @@ mod thread;
 pub mod time;
 pub mod wheel;
 
+pub use drain::{Draining, draining, is_draining};
 pub use engine::{Builder, Engine, GroupConfig, ShutdownReport};
 pub use event::{Context, Continuation, EventHandle, Next, once};
 pub use handle::{GroupId, Handle, Placement, QueueFull, Target, ThreadId};
 pub use local::{Local, block_on};
 pub use reactor::Interest;
 pub use task::{JoinError, JoinHandle, spawn, yield_now};
-pub use thread::{draining, is_draining};

@@ -70,7 +70,8 @@ pub(crate) struct Core {
     drained: Cell<bool>,
     /// Continuations that have been called and will be called again, periodic ones excepted.
     going: Cell<usize>,
-    drain_wakers: RefCell<Vec<Waker>>,
+    /// Who waits for the drain to begin; see [`crate::draining`].
+    pub(crate) drain_wakers: RefCell<Slab<Waker>>,
 }
 
 /// Runs `f` with the current thread's core.
@@ -192,10 +193,6 @@ impl Core {
         self.draining.get()
     }
 
-    pub(crate) fn on_drain(&self, waker: Waker) {
-        self.drain_wakers.borrow_mut().push(waker);
-    }
-
     /// Notes what is being called, as long as the result lives.
     pub(crate) fn calling(&self, node: &EventNode) -> Calling<'_> {
         self.current.set(Arc::as_ptr(node));
@@ -226,9 +223,8 @@ impl Core {
 
     fn drain(&self) {
         if !self.draining.replace(true) {
-            for waker in self.drain_wakers.take() {
-                waker.wake();
-            }
+            let wakers: Vec<Waker> = self.drain_wakers.borrow().iter().map(|(_, w)| w.clone()).collect();
+            wakers.into_iter().for_each(Waker::wake);
         }
         if self.owes_drained() && self.shared.queue.is_empty() {
             self.drained.set(true);
@@ -395,26 +391,4 @@ impl Core {
             drop(wakers);
         }
     }
-}
-
-/// Has the engine begun to shut down? False outside of an event thread.
-pub fn is_draining() -> bool {
-    try_with_core(|core| core.draining()).unwrap_or(false)
-}
-
-/// Waits until the engine begins to shut down: the moment to finish what is in progress and take nothing new.
-pub async fn draining() {
-    let mut registered = false;
-    std::future::poll_fn(|cx| {
-        with_core(|core| {
-            if core.draining() {
-                return std::task::Poll::Ready(());
-            }
-            if !std::mem::replace(&mut registered, true) {
-                core.on_drain(cx.waker().clone());
-            }
-            std::task::Poll::Pending
-        })
-    })
-    .await
 }
