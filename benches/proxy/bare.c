@@ -2,7 +2,9 @@
  * A path that begins with /1m is sent with sendfile(2) from a memfd, others from memory. Usage: bare PORT */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,12 +28,16 @@ static void serve(int fd) {
     while (left[fd] > 0) {
       off_t at = (1 << 20) - left[fd];
       ssize_t n = sendfile(fd, big, &at, left[fd]);
-      if (n < 0) return;
+      if (n < 0 && errno == EAGAIN) return;
+      if (n <= 0) {
+        close(fd);
+        return;
+      }
       left[fd] -= n;
     }
     ssize_t n = closing[fd] ? 0 : recv(fd, in, sizeof in - 1, 0);
-    if (n < 0) return;
-    if (n == 0) {
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
       close(fd);
       return;
     }
@@ -54,6 +60,7 @@ static void serve(int fd) {
 int main(int argc, char **argv) {
   struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[argc - 1]))};
   int one = 1, l = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), ep = epoll_create1(0);
+  signal(SIGPIPE, SIG_IGN);
   small_len = head(small, 100), middle_len = head(middle, 10240);
   memset(small + small_len, 'x', 100), small_len += 100;
   memset(middle + middle_len, 'x', 10240), middle_len += 10240;

@@ -3,6 +3,7 @@
 use crate::access_line::Entry;
 use crate::body::{Body, BodyError};
 use crate::pages::Asker;
+use crate::plain::Plain;
 use crate::proxy::Proxy;
 use crate::stats::Outcome;
 use bytes::Bytes;
@@ -60,6 +61,32 @@ impl Account {
         }
     }
 
+    /// Of a plain request, which is answered at once with a kept answer that has this body.
+    pub fn of_plain(
+        proxy: &Arc<Proxy>,
+        request: &Plain<'_>,
+        client: Option<IpAddr>,
+        route: usize,
+        body: Body,
+    ) -> Told {
+        let h = request.fields(&[HOST, REFERER, USER_AGENT]);
+        let account = Account {
+            proxy: proxy.clone(),
+            at: SystemTime::now(),
+            begun: Instant::now(),
+            id: Asker::of(&h).id,
+            client,
+            method: Method::GET,
+            uri: request.target.parse().unwrap_or_default(),
+            version: Version::HTTP_11,
+            host: h.get(HOST).cloned(),
+            referer: h.get(REFERER).cloned(),
+            agent: h.get(USER_AGENT).cloned(),
+        };
+        let (route, outcome, head) = (Some(route), Outcome::Hit, Duration::ZERO);
+        Told { account, body, status: StatusCode::OK, route, outcome, head, bytes: 0, ended: false }
+    }
+
     /// Tells of it when this answer, which is there after `head`, is over.
     pub fn close_with(
         self,
@@ -92,6 +119,11 @@ impl Told {
     /// Without the account.
     pub fn inner(&self) -> &Body {
         &self.body
+    }
+
+    /// So much of the body went out; all of it or not.
+    pub(crate) fn sent(&mut self, bytes: u64, ended: bool) {
+        (self.bytes, self.ended) = (bytes, ended);
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

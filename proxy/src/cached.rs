@@ -18,6 +18,7 @@ use http::header::{
 };
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -59,10 +60,14 @@ impl Proxy {
         let arrived = engine::time::now();
         let target = target::normal(uri, &self.config.routes[asked.route].query);
         // the usual case copies neither key nor fields
-        if let Some(o) = cache::with_key(host, &target, |key| cache.store.get(key, fields))
+        let kept = |key: &str| cache.store.get(key, |_| Cow::Borrowed(fields));
+        if let Some(o) = cache::with_key(host, cache::target_of(&target), kept)
             && policy::decide(&directives, &o.head.freshness, o.head.age(arrived)) == Decision::Use
         {
-            let hit = serve::kept(&o, &method, fields, &self.config.name, "hit", arrived);
+            let mut hit = serve::kept(&o, &method, fields, &self.config.name, "hit", arrived);
+            if let Cow::Borrowed(_) = target {
+                self.learn(&o, &mut hit, asked.route, arrived);
+            }
             return Ok((hit, Outcome::Hit));
         }
         let key = cache::key(host, &target);

@@ -36,6 +36,11 @@ impl Edits {
         })
     }
 
+    /// Is any of these fields changed?
+    pub fn touch(&self, names: &[HeaderName]) -> bool {
+        names.iter().any(|n| self.remove.contains(n) || self.set.iter().any(|(set, _)| set == n))
+    }
+
     /// Changes `headers`.
     pub fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {

@@ -175,7 +175,7 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, &'static 
 }
 
 /// `host[:port]`, with nothing in it that another reader could take for something else.
-fn is_host(text: &str) -> bool {
+pub(crate) fn is_host(text: &str) -> bool {
     let (host, port) = match (text.rfind(':'), text.rfind(']')) {
         (Some(colon), None) => text.split_at(colon),
         (Some(colon), Some(bracket)) if colon > bracket => text.split_at(colon),

@@ -15,8 +15,9 @@
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
 //! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`], [`metrics`]: what became of
 //!    them; [`account`], [`access`], [`access_line`]: the same, one by one;
-//! 8. [`continuity`]: connections that outlive a process;
-//! 9. [`proxy`](mod@proxy): all of it together.
+//! 8. [`plain`], [`fast`], `hits`: plain requests for what is kept, answered before hyper sees them;
+//! 9. [`continuity`]: connections that outlive a process;
+//! 10. [`proxy`](mod@proxy): all of it together.
 
 pub mod access;
 pub mod access_line;
@@ -28,14 +29,17 @@ pub mod check;
 pub mod conditional;
 pub mod continuity;
 pub mod edit;
+pub mod fast;
 pub mod files;
 pub mod forward;
 pub mod guard;
 pub mod headers;
+mod hits;
 pub mod interim;
 pub mod metrics;
 pub mod origins;
 pub mod pages;
+pub mod plain;
 pub mod pool;
 pub mod proxy;
 pub mod range;

@@ -81,6 +81,7 @@ mod tests {
             c.count(Some(0), Outcome::Hit, Duration::from_micros(micros));
         }
         let stats = Stats {
+            fast: 0,
             requests: c.sum(),
             cache_bytes: 7,
             cache_objects: 1,

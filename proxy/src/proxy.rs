@@ -10,6 +10,7 @@ use crate::continuity::{Continuity, What};
 use crate::files;
 use crate::forward::{self, Way};
 use crate::headers;
+use crate::hits::Kept;
 use crate::metrics;
 use crate::origins::Origins;
 use crate::pages::{self, Asker};
@@ -55,8 +56,8 @@ pub struct ProxyConfig {
 #[derive(Debug)]
 pub struct Proxy {
     pub(crate) config: ProxyConfig,
-    cache: Option<Arc<Cache>>,
-    counters: Counters,
+    pub(crate) cache: Option<Arc<Cache>>,
+    pub(crate) counters: Counters,
     pub(crate) access: Option<AccessLog>,
     /// Of each route.
     upstreams: Vec<Upstream>,
@@ -121,7 +122,13 @@ impl Proxy {
         let (cache_bytes, cache_objects) = self.cache.as_ref().map_or((0, 0), |c| c.store.used());
         let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
         let log_dropped = self.access.as_ref().map_or(0, AccessLog::dropped);
-        Stats { requests: self.counters.sum(), cache_bytes, cache_objects, disk, log_dropped }
+        let (requests, fast) = (self.counters.sum(), self.counters.sum_fast());
+        Stats { requests, fast, cache_bytes, cache_objects, disk, log_dropped }
+    }
+
+    /// Requests are told of one by one.
+    pub(crate) fn tells(&self) -> bool {
+        self.access.is_some() || self.config.slow.is_some()
     }
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
@@ -143,13 +150,14 @@ impl Proxy {
                 io
             }
         };
-        let limits = self.config.limits;
         let client = Client { addr, io: io.downgrade() };
-        let handle = move |request| {
+        let handle = |request| {
             let (proxy, client) = (self.clone(), client.clone());
             async move { proxy.request(request, &client).await }
         };
-        if let Err(e) = serve::serve(io, continuity.map(Continuity::retirement), limits, handle).await {
+        let hits = Kept { proxy: &self, client: addr };
+        let retirement = continuity.map(Continuity::retirement);
+        if let Err(e) = serve::serve(io, retirement, &self.config.limits, &hits, handle).await {
             log::debug!("client connection: {e}");
         }
     }
@@ -172,8 +180,7 @@ impl Proxy {
         }
         let begun = Instant::now();
         let asker = Asker::of(request.headers());
-        let told = self.access.is_some() || self.config.slow.is_some();
-        let account = told.then(|| Account::open(self, &request, client.addr, asker, begun));
+        let account = self.tells().then(|| Account::open(self, &request, client.addr, asker, begun));
         let mut route = None;
         let (answer, outcome) = match self.routed(request, client, asker, &mut route).await {
             Ok(counted) => counted,

@@ -3,6 +3,9 @@
 //! hyper wants `Timer` and `Sleep` to be `Send + Sync`; the engine's `Sleep` is plain data that finds its wheel through the
 //! thread that polls it, so nothing has to be pretended.
 
+mod input;
+
+pub use self::input::Input;
 use crate::continuity::journal::{Journal, Write};
 use crate::continuity::retire::Retired;
 use crate::tunnel::Far;
@@ -50,6 +53,8 @@ struct Inner {
     first: RefCell<Bytes>,
     /// What the connection leads to when hyper has said the last word on it.
     far: RefCell<Option<Box<Far>>>,
+    /// The last request would have been answered without hyper now.
+    plain: Cell<bool>,
 }
 
 impl Io {
@@ -69,6 +74,7 @@ impl Io {
             unflushed: Cell::new(false),
             first: RefCell::default(),
             far: RefCell::default(),
+            plain: Cell::new(false),
         }))
     }
 
@@ -141,11 +147,6 @@ impl Io {
     pub fn into_retired(self) -> Option<Retired> {
         let inner = Rc::try_unwrap(self.0).ok()?;
         Some(Retired::new(inner.journal?, inner.stream.into_inner().into_fd()))
-    }
-
-    /// Resolves when there is something to read.
-    pub async fn readable(&self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_readable(cx)).await
     }
 
     /// Ready when there is something to read.

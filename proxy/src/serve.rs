@@ -3,7 +3,10 @@
 use crate::body::Body;
 use crate::continuity::journal::{Answer, Journal};
 use crate::continuity::retire::Retirement;
+use crate::fast::{self, Hits, Next};
 use crate::guard::Guard;
+use crate::hits::Learned;
+use crate::plain;
 use crate::rt::{Io, Timer};
 use crate::tunnel::{self, Far};
 use bytes::Bytes;
@@ -37,6 +40,9 @@ pub struct Limits {
     pub max_headers: usize,
     /// How long a client may take nothing of its answer.
     pub send_timeout: Duration,
+    /// Plain requests for what is kept are answered before hyper sees them. Off, for comparison, everything goes through
+    /// hyper.
+    pub fast: bool,
 }
 
 impl Default for Limits {
@@ -46,6 +52,7 @@ impl Default for Limits {
             max_head: 64 << 10,
             max_headers: 100,
             send_timeout: Duration::from_secs(60),
+            fast: true,
         }
     }
 }
@@ -61,18 +68,19 @@ where
     R: Future<Output = Response<Body>>,
 {
     let _ = stream.set_nodelay(true);
-    serve(Io::new(stream), None, limits, handle).await
+    serve(Io::new(stream), None, &limits, &(), handle).await
 }
 
-/// As [`connection`], on a stream that may have a journal. One that has been idle for a while is parked: without any
-/// state of hyper's.
+/// As [`connection`], on a stream that may have a journal, and with kept answers that are given without hyper
+/// ([`fast`]). One that has been idle for a while has no state of hyper's.
 ///
 /// # Errors
 /// As [`connection`].
 pub async fn serve<F, R>(
     io: Io,
     retirement: Option<&Retirement>,
-    limits: Limits,
+    limits: &Limits,
+    hits: &impl Hits,
     handle: F,
 ) -> hyper::Result<()>
 where
@@ -80,34 +88,21 @@ where
     R: Future<Output = Response<Body>>,
 {
     loop {
-        // on the heap of its own, so that a parked connection doesn't hold the place of what it isn't doing
+        match fast::serve(&io, retirement, limits, hits).await {
+            Next::Hyper => {}
+            Next::Close => return Ok(()),
+            Next::Retire => break,
+        }
+        // on the heap of its own, so that a connection that waits doesn't hold the place of what it isn't doing
         match Box::pin(active(&io, retirement, limits, &handle)).await? {
             End::Closed => return Ok(()),
             End::Idle => crate::trim::parked(),
+            End::Plain => {}
             End::Retired => break,
             End::Tunnel(far, early) => {
                 Box::pin(tunnel::run(io, early, *far)).await;
                 return Ok(());
             }
-        }
-        let mut draining = pin!(engine::draining());
-        let mut retired = pin!(begun(retirement));
-        let mut readable = pin!(io.readable());
-        let wake = poll_fn(|cx| {
-            if retired.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(End::Retired);
-            }
-            match draining.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(End::Closed),
-                Poll::Pending => {
-                    readable.as_mut().poll(cx).map(|r| if r.is_ok() { End::Idle } else { End::Closed })
-                }
-            }
-        });
-        match engine::time::timeout(limits.idle_timeout.saturating_sub(PARK_AFTER), wake).await {
-            Ok(End::Idle) => {}
-            Ok(End::Retired) => break,
-            Ok(_) | Err(_) => return Ok(()),
         }
     }
     if let (Some(retirement), Some(retired)) = (retirement, io.into_retired()) {
@@ -116,7 +111,7 @@ where
     Ok(())
 }
 
-async fn begun(retirement: Option<&Retirement>) {
+pub(crate) async fn begun(retirement: Option<&Retirement>) {
     match retirement {
         Some(r) => r.begun().await,
         None => std::future::pending().await,
@@ -150,6 +145,8 @@ enum End {
     Closed,
     /// It was idle for [`PARK_AFTER`].
     Idle,
+    /// It is idle, and the next request may well be a plain one.
+    Plain,
     /// It is between two requests, and to be passed on.
     Retired,
     /// It isn't HTTP any more; with what hyper had read of what follows.
@@ -160,7 +157,7 @@ enum End {
 async fn active<F, R>(
     io: &Io,
     retirement: Option<&Retirement>,
-    limits: Limits,
+    limits: &Limits,
     handle: &F,
 ) -> hyper::Result<End>
 where
@@ -205,6 +202,9 @@ where
             }
             return Poll::Pending;
         }
+        if io.is_plain() {
+            return Poll::Ready(Ok(End::Plain));
+        }
         let since = *idle_since.get_or_insert_with(engine::time::now);
         while park.as_mut().poll(cx).is_ready() {
             let at = since + PARK_AFTER;
@@ -242,6 +242,7 @@ where
     let mark = journal.request(safe, request.body().size_hint().exact());
     request.extensions_mut().insert(mark);
     let response = handle(request).await;
+    io.set_plain(response.extensions().get::<Learned>().is_some() && plain::parse(journal.input()).is_some());
     let response = if bodiless { response } else { whole(response).await };
     let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
     let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
@@ -273,7 +274,7 @@ async fn whole(response: Response<Body>) -> Response<Body> {
 
 /// A number that differs when the representation does, byte by byte; 0 if there is none: a strong ETag, or a Last-Modified
 /// that is old enough to be strong (RFC 9110, 8.8.2.2).
-fn validator(headers: &HeaderMap) -> u64 {
+pub(crate) fn validator(headers: &HeaderMap) -> u64 {
     let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
     let strong = match text(header::ETAG) {
         Some(tag) if !tag.starts_with("W/") => tag,

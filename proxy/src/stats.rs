@@ -111,6 +111,8 @@ impl Histogram {
 struct Cell {
     buckets: [AtomicU64; BOUNDS.len() + 1],
     sum: AtomicU64,
+    /// Answered before hyper saw the request.
+    fast: AtomicU64,
 }
 
 /// The counters of one thread: one row a route, and one for requests without any.
@@ -141,6 +143,15 @@ impl Counters {
 
     /// Counts one request, which was answered after `took`.
     pub fn count(&self, route: Option<usize>, outcome: Outcome, took: Duration) {
+        self.add(route, outcome, took, 0);
+    }
+
+    /// Counts a hit that was answered before hyper saw its request ([`crate::fast`]): in no time, in microseconds.
+    pub fn count_fast(&self, route: usize) {
+        self.add(Some(route), Outcome::Hit, Duration::ZERO, 1);
+    }
+
+    fn add(&self, route: Option<usize>, outcome: Outcome, took: Duration, fast: u64) {
         let row = route.unwrap_or(self.routes).min(self.routes);
         let micros = took.as_micros() as u64;
         let bucket = BOUNDS.iter().position(|b| micros <= *b).unwrap_or(BOUNDS.len());
@@ -157,6 +168,7 @@ impl Counters {
             let add = |to: &AtomicU64, n| to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
             add(&cell.buckets[bucket], 1);
             add(&cell.sum, micros);
+            add(&cell.fast, fast);
         });
     }
 
@@ -175,11 +187,21 @@ impl Counters {
     }
 }
 
+impl Counters {
+    /// Hits that were answered before hyper saw their requests.
+    pub fn sum_fast(&self) -> u64 {
+        let threads = self.threads.lock().expect("never poisoned");
+        threads.iter().flat_map(|r| r.iter().flatten()).map(|c| c.fast.load(Ordering::Relaxed)).sum()
+    }
+}
+
 /// The numbers of a proxy at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// By route, then by [`Outcome`] as number; the last row is of requests without a route.
     pub requests: Vec<Sums>,
+    /// Hits among them that were answered before hyper saw their requests.
+    pub fast: u64,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Objects in the cache, variants and notes included.

@@ -6,7 +6,7 @@
 //! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
 //! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm;
-//! 5. [`serve`]: a kept answer as this client gets it.
+//! 5. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
 
@@ -22,6 +22,7 @@ pub mod serve;
 pub mod store;
 pub mod target;
 pub mod vary;
+pub mod wire;
 
 use self::disk::{Disk, DiskStats};
 use self::flight::Flights;
@@ -172,19 +173,23 @@ impl Cache {
 
 /// The primary key of a target: host without a default port, path and query.
 pub fn key(host: &str, uri: &Uri) -> Key {
-    with_key(host, uri, |key| key.into())
+    with_key(host, target_of(uri), |key| key.into())
+}
+
+/// Path and query, as a key has them.
+pub fn target_of(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |p| p.as_str())
 }
 
 /// Uses a key without making one: for hits, which need no copy of it.
-pub fn with_key<R>(host: &str, uri: &Uri, f: impl FnOnce(&str) -> R) -> R {
+pub fn with_key<R>(host: &str, target: &str, f: impl FnOnce(&str) -> R) -> R {
     thread_local!(static TEXT: std::cell::Cell<String> = const { std::cell::Cell::new(String::new()) });
     let host = host.strip_suffix(":80").unwrap_or(host);
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
     let mut text = TEXT.take();
     text.clear();
     text.push_str(host);
     text.make_ascii_lowercase();
-    text.push_str(path);
+    text.push_str(target);
     let result = f(&text);
     TEXT.set(text);
     result

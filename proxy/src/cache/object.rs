@@ -2,16 +2,18 @@
 
 use super::directives;
 use super::policy::{self, Freshness};
+use super::wire::Wire;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
     LAST_MODIFIED, TRAILER,
 };
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime};
 
 /// What an object costs besides its bytes: map entries, allocations.
-const OVERHEAD: u64 = 512;
+const OVERHEAD: u64 = 640;
 /// One field: two pointers and lengths, and its place in the map.
 const FIELD: u64 = 96;
 
@@ -63,6 +65,7 @@ pub struct Object {
     /// Shared with all who are being sent it.
     pub body: Bytes,
     weight: u64,
+    wire: OnceLock<Option<Wire>>,
 }
 
 impl Object {
@@ -72,8 +75,25 @@ impl Object {
             head.headers.insert(CONTENT_LENGTH, body.len().into());
         }
         let fields: u64 = head.headers.iter().map(|(n, v)| FIELD + (n.as_str().len() + v.len()) as u64).sum();
-        let weight = OVERHEAD + fields + body.len() as u64;
-        Object { head, body, weight }
+        // the names and values a second time, in one piece
+        let wire: usize = head.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
+        let weight = OVERHEAD + fields + wire as u64 + body.len() as u64;
+        Object { head, body, weight, wire: OnceLock::new() }
+    }
+
+    /// Its head as it goes out to a plain request, if that is known.
+    pub fn wire(&self) -> Option<&Wire> {
+        self.wire.get()?.as_ref()
+    }
+
+    /// Learns it from an answer.
+    pub fn learn(&self, make: impl FnOnce() -> Option<Wire>) {
+        self.wire.get_or_init(make);
+    }
+
+    /// Seconds that it is still fresh, at this age.
+    pub fn ttl(&self, age: u64) -> i64 {
+        self.head.freshness.lifetime as i64 - age as i64
     }
 
     /// Bytes of memory it takes, about.

@@ -26,7 +26,7 @@ pub fn kept(
     *r.headers_mut() = object.head.headers.clone();
     let age = object.head.age(now);
     r.headers_mut().insert(AGE, age.into());
-    let ttl = object.head.freshness.lifetime as i64 - age as i64;
+    let ttl = object.ttl(age);
     put(r.headers_mut(), format!("{name}; {status}; ttl={ttl}"));
     if object.head.status == StatusCode::OK {
         match conditional::evaluate(request, &object.head.headers) {

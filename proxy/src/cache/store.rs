@@ -15,6 +15,7 @@ use super::vary;
 use http::header::{HeaderMap, HeaderName};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
+use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,12 +111,16 @@ impl Store {
         (self.cache.weight(), self.cache.len())
     }
 
-    /// What there is for a request.
-    pub fn get(&self, key: &str, request: &HeaderMap) -> Option<Arc<Object>> {
+    /// What there is for a request. `fields` gives those that select, if it comes to that.
+    pub fn get<'a>(
+        &self,
+        key: &str,
+        fields: impl FnOnce(&[HeaderName]) -> Cow<'a, HeaderMap>,
+    ) -> Option<Arc<Object>> {
         match self.cache.get(key)? {
             Entry::Object(o) => Some(o),
             Entry::Uncacheable(_) => None,
-            Entry::Spec(spec) => match self.cache.get(&*variant(key, &spec, request))? {
+            Entry::Spec(spec) => match self.cache.get(&*variant(key, &spec, &fields(&spec.names)))? {
                 Entry::Object(o) => Some(o),
                 _ => None,
             },

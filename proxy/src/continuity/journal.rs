@@ -247,38 +247,58 @@ impl Journal {
         true
     }
 
-    /// Reads through the buffer: `read` is given its free end, so that what a read has taken from the socket is in shared
-    /// memory before anything is known of it; then it is copied to `to`. What can't be kept is read into `to` at once.
+    /// Reads through the buffer: what a read has taken from the socket is in shared memory before anything is known of it;
+    /// then it is copied to `to`. What can't be kept is read into `to` at once.
     pub fn read(
         &self,
         to: &mut [MaybeUninit<u8>],
-        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>>,
+        mut read: impl FnMut(&mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if let Some(polled) = self.read_kept(to.len(), &mut read) {
+            let end = self.kept.get();
+            return polled.map_ok(|n| match self.buffer.get() {
+                Some(b) if n > 0 => self.table.copy(b, end - n, &mut to[..n]),
+                _ => n,
+            });
+        }
+        self.overflow();
+        let polled = read(to);
+        match polled {
+            Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
+            _ => self.nothing_read(),
+        }
+        polled
+    }
+
+    /// Has `read` put at most `limit` bytes behind those of [`Journal::input`]; None if they couldn't be kept.
+    pub fn read_kept(
+        &self,
+        limit: usize,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>>,
+    ) -> Option<Poll<io::Result<usize>>> {
         let room = self.begin_read();
-        let Some(b) = self.buffer.get().filter(|_| room > 0) else {
-            self.overflow();
-            let polled = read(to);
-            match polled {
-                Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
-                _ => self.nothing_read(),
-            }
-            return polled;
-        };
+        let b = self.buffer.get().filter(|_| room > 0)?;
         let at = self.kept.get();
-        match self.table.fill(b, at, to.len(), read) {
+        Some(match self.table.fill(b, at, limit, read) {
             Poll::Ready(Ok(n)) if n > 0 => {
                 self.kept.set(at + n);
                 self.bytes_in.set(self.bytes_in.get() + n as u64);
                 if let Some(w) = self.table.buffer_words(b) {
                     w[1].store(self.kept.get() as u64, Release);
                 }
-                Poll::Ready(Ok(self.table.copy(b, at, &mut to[..n])))
+                Poll::Ready(Ok(n))
             }
             other => {
                 self.nothing_read();
                 other
             }
-        }
+        })
+    }
+
+    /// What has been read and kept, from the first request on that isn't answered.
+    pub fn input(&self) -> &[u8] {
+        let kept = self.buffer.get().map(|b| self.table.own(b, self.start.get(), self.kept.get()));
+        kept.unwrap_or_default()
     }
 
     /// A read found nothing: an empty buffer isn't held while waiting.
@@ -313,9 +333,18 @@ impl Journal {
 
     /// The head of a request was parsed. `body`: its length, `None` for chunked.
     pub fn request(&self, safe: bool, body: Option<u64>) -> ForwardMark {
-        let head = self.buffer.get().map(|b| self.table.own(b, self.start.get(), self.kept.get()));
-        let head = head.and_then(head_len).map(|n| n as u64);
-        self.request_len.set(head.and_then(|h| Some(h + body?)));
+        let head = head_len(self.input()).map(|n| n as u64);
+        self.begin_request(safe, head.and_then(|h| Some(h + body?)));
+        ForwardMark { table: self.table.clone(), fd: self.fd }
+    }
+
+    /// The first `len` bytes of [`Journal::input`] are a request that is safe to repeat, and isn't going to be forwarded.
+    pub fn plain_request(&self, len: usize) {
+        self.begin_request(true, Some(len as u64));
+    }
+
+    fn begin_request(&self, safe: bool, len: Option<u64>) {
+        self.request_len.set(len);
         self.request_at.set(self.bytes_in.get() - (self.kept.get() - self.start.get()) as u64);
         self.body_ended.set(false);
         self.answer_end.set(None);
@@ -329,7 +358,6 @@ impl Journal {
             let overflow = if self.overflow.get() { OVERFLOW } else { 0 };
             self.store(IN_PROGRESS, overflow | if safe { SAFE } else { 0 });
         }
-        ForwardMark { table: self.table.clone(), fd: self.fd }
     }
 
     /// A request is in progress, and nothing of its answer is out: an interim answer may go ahead of it.
@@ -374,12 +402,17 @@ impl Journal {
             self.lose();
             return Write::All;
         };
+        self.begin_answer(head, answer);
+        Write::All
+    }
+
+    /// Before the first byte of an answer with a head of so many bytes to a [`Journal::plain_request`].
+    pub fn begin_answer(&self, head: u32, answer: Answer) {
         let base = self.bytes_out.get();
         self.answer_end.set(answer.body_len.map(|b| base + u64::from(head) + b));
         let request = self.request_len.get().unwrap_or(0);
         self.note_answer(base, head, answer.body_len, answer.validator, request);
         self.store(RESPONDING, self.flags());
-        Write::All
     }
 
     /// So many bytes were taken by the socket.
@@ -471,9 +504,8 @@ impl Journal {
 
     /// How another server goes on with it, while it is between requests.
     pub fn resume(&self) -> Resume {
-        let kept = self.buffer.get().map(|b| self.table.own(b, self.start.get(), self.kept.get()));
         Resume {
-            bytes: kept.unwrap_or_default().to_vec(),
+            bytes: self.input().to_vec(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             what: What::GoOn,

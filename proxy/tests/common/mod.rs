@@ -3,6 +3,7 @@
 
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig};
 use engine::{Engine, GroupConfig};
+use proxy::continuity::{Continuity, Size};
 use proxy::route::{Balance, Timeouts};
 use proxy::serve::Limits;
 use proxy::{OriginConfig, Proxy, ProxyConfig, RouteConfig, Target};
@@ -25,6 +26,16 @@ pub struct Suite {
 
 impl Suite {
     pub fn new(config: ProxyConfig) -> Suite {
+        Suite::with(config, None)
+    }
+
+    /// With a journal of every connection.
+    pub fn continuous(config: ProxyConfig) -> Suite {
+        Suite::with(config, Some(Continuity::new(Size { slots: 4096, buffers: 64 }).unwrap()))
+    }
+
+    fn with(config: ProxyConfig, continuity: Option<Continuity>) -> Suite {
+        let continuity = Arc::new(continuity);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let group = |threads| GroupConfig { threads, ..GroupConfig::default() };
@@ -32,10 +43,10 @@ impl Suite {
         let proxy = Proxy::new(config);
         let shared = proxy.clone();
         let serve = move |accepted: Accepted| {
-            let proxy = shared.clone();
+            let (proxy, continuity) = (shared.clone(), continuity.clone());
             async move {
                 let (stream, guard) = accepted.into_stream().unwrap();
-                proxy.connection(stream, None).await;
+                proxy.connection(stream, Option::as_ref(&continuity)).await;
                 drop(guard);
             }
         };
@@ -55,6 +66,11 @@ impl Suite {
     pub fn drains(mut self) -> bool {
         self.acceptor.take().unwrap().stop();
         self.engine.take().unwrap().shutdown(LONG).drained
+    }
+
+    /// Connections that live.
+    pub fn connections(&self) -> usize {
+        self.acceptor.as_ref().map_or(0, Acceptor::connections)
     }
 
     pub fn client(&self) -> Client {
