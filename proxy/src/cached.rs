@@ -9,6 +9,7 @@ use crate::cache::policy::{self, Decision, Refusal};
 use crate::cache::store::{Found, Key};
 use crate::cache::{self, Cache, object, serve, target};
 use crate::forward::CloseDelimited;
+use crate::outward;
 use crate::proxy::{Asked, Proxy};
 use crate::stats::Outcome;
 use crate::upstream::Failed;
@@ -49,6 +50,10 @@ impl Proxy {
         asked: &Asked,
     ) -> Result<Counted, Failed> {
         let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        // what a route keeps for a host, and what that host itself says, are two things
+        let outward = self.config.outward.is_some() && asked.route + 1 == self.config.routes.len();
+        let scoped = outward.then(|| format!("{}{host}", outward::NAME));
+        let host = scoped.as_deref().unwrap_or(host);
         let (method, uri) = (request.method().clone(), request.uri());
         let fields = request.headers();
         let directives = Directives::of_request(fields);

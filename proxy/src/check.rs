@@ -10,14 +10,20 @@ pub type Refusal = (StatusCode, &'static str);
 /// Longest target that is taken, in bytes.
 pub const MAX_TARGET: usize = 16 << 10;
 
-/// Looks at what HTTP itself demands.
+/// Looks at what HTTP itself demands. `outward`: there is a forward proxy, so CONNECT may be asked for.
 ///
 /// # Errors
 /// The status to answer with, and why.
-pub fn request<B>(request: &Request<B>, our_name: &str) -> Result<Option<HeaderValue>, Refusal> {
+pub fn request<B>(
+    request: &Request<B>,
+    our_name: &str,
+    outward: bool,
+) -> Result<Option<HeaderValue>, Refusal> {
     let host = headers::host_of(request).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
     match *request.method() {
-        Method::CONNECT => return Err((StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy")),
+        Method::CONNECT if !outward => {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy"));
+        }
         Method::TRACE => return Err((StatusCode::METHOD_NOT_ALLOWED, "TRACE is not served")),
         _ => {}
     }
@@ -63,7 +69,7 @@ mod tests {
             for (k, v) in fields {
                 b = b.header(*k, *v);
             }
-            request(&b.body(()).unwrap(), "us").map(|_| ()).map_err(|e| e.0.as_u16())
+            request(&b.body(()).unwrap(), "us", false).map(|_| ()).map_err(|e| e.0.as_u16())
         };
         assert_eq!(r("GET", "/", &[]), Ok(()));
         assert_eq!(r("OPTIONS", "*", &[]), Ok(()));

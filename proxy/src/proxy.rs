@@ -13,6 +13,7 @@ use crate::headers;
 use crate::hits::Kept;
 use crate::metrics;
 use crate::origins::Origins;
+use crate::outward::{self, OutwardConfig};
 use crate::pages::{self, Asker};
 use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
@@ -46,6 +47,8 @@ pub struct ProxyConfig {
     pub cache: CacheConfig,
     /// Who may have kept answers forgotten, by the method PURGE.
     pub purge_from: Vec<IpAddr>,
+    /// The forward proxy, if there is to be one.
+    pub outward: Option<OutwardConfig>,
     /// Where requests are logged.
     pub access: Option<AccessConfig>,
     /// Requests that take so long are logged apart.
@@ -86,7 +89,8 @@ pub(crate) struct Client {
 
 impl Proxy {
     /// Ready to be given connections.
-    pub fn new(config: ProxyConfig) -> Arc<Proxy> {
+    pub fn new(mut config: ProxyConfig) -> Arc<Proxy> {
+        config.routes.extend(config.outward.as_ref().map(OutwardConfig::route));
         let mut first_id = 0;
         let upstream = |r: &RouteConfig| {
             let (n, balance) = match &r.target {
@@ -205,7 +209,8 @@ impl Proxy {
         found: &mut Option<usize>,
     ) -> Result<Counted, Failed> {
         let refused = |(status, why): check::Refusal| Failed::new(status, why);
-        let host = check::request(&request, &self.config.name).map_err(refused)?;
+        let host =
+            check::request(&request, &self.config.name, self.config.outward.is_some()).map_err(refused)?;
         if *request.method() == Method::OPTIONS
             && (request.uri().path() == "*" || headers::last_hop(request.headers_mut()))
         {
@@ -216,8 +221,17 @@ impl Proxy {
         }
         let bare = router::bare_host(host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or(""));
         let path = request.uri().path();
-        let Some(route) = router::find(&self.config.routes, &bare, path) else {
-            return match self.config.routes.is_empty() && path == "/" {
+        let outward = self.config.outward.as_ref();
+        let outward = outward.filter(|_| outward::is_outward(&request, &self.config.routes, &bare));
+        if let Some(config) = outward {
+            *found = Some(self.config.routes.len() - 1);
+            outward::allowed(config, client, &request)?;
+            if *request.method() == Method::CONNECT {
+                return Ok((self.connect(config, client, &request).await?, Outcome::Tunnel));
+            }
+        }
+        let Some(route) = found.or_else(|| router::find(&self.config.routes, &bare, path)) else {
+            return match self.is_unconfigured() && path == "/" {
                 true => Ok((pages::welcome(asker), Outcome::Own)),
                 false => Err(refused((StatusCode::NOT_FOUND, "no route for this host and path"))),
             };
@@ -248,7 +262,7 @@ impl Proxy {
                 };
                 (self.passed_on(answer), outcome)
             }
-            Target::Origins { .. } => match &self.cache {
+            Target::Origins { .. } | Target::Outward => match &self.cache {
                 Some(cache) if config.cache == Caching::Standard => {
                     self.through_cache(cache, request, &asked).await?
                 }
@@ -270,6 +284,11 @@ impl Proxy {
         };
         config.response_headers.apply(answer.headers_mut());
         Ok((answer, outcome))
+    }
+
+    /// There is no route yet.
+    fn is_unconfigured(&self) -> bool {
+        self.config.routes.iter().all(|r| matches!(r.target, Target::Outward))
     }
 
     /// Forgets what is kept for a target.
@@ -322,15 +341,17 @@ impl Proxy {
         upload: &Rc<Upload>,
     ) -> Result<Response<Body>, Failed> {
         let config = &self.config.routes[asked.route];
-        let Target::Origins { list, .. } = &config.target else {
-            unreachable!("only such routes are passed on")
-        };
         let way = Way {
             timeouts: config.timeouts,
             deadline: config.timeouts.total.map(|t| Instant::now() + t),
             upload,
             client: asked.interim.as_ref(),
             name: &self.config.name,
+        };
+        let list = match (&config.target, &self.config.outward) {
+            (Target::Origins { list, .. }, _) => list,
+            (_, Some(outward)) => return self.send_outward(outward, asked, request, upload, way).await,
+            _ => unreachable!("only such routes are passed on"),
         };
         let upgrade = asked.upgrade.as_ref().filter(|_| matches!(request.body(), Body::Empty));
         self.upstreams[asked.route].send(config, list, request, upgrade, way, || self.millis()).await

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// How long an answer is believed: getaddrinfo(3) doesn't tell a TTL.
 const REMEMBER: Duration = Duration::from_secs(30);
 
+/// Names that a thread remembers.
+const MOST: usize = 4096;
+
 /// Until when an answer is believed, and what it was.
 type Remembered = (Instant, Rc<[SocketAddr]>);
 
@@ -39,7 +42,14 @@ pub async fn addresses(host: &str, port: u16) -> io::Result<Rc<[SocketAddr]>> {
     if list.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
     }
-    // bounded by the origins of the configuration
-    KNOWN.with_borrow_mut(|k| k.insert(key, (now + REMEMBER, list.clone())));
+    KNOWN.with_borrow_mut(|k| {
+        // the origins of a configuration are few; the hosts of a forward proxy's clients are not
+        if k.len() >= MOST {
+            k.retain(|_, (until, _)| *until > now);
+        }
+        if k.len() < MOST {
+            k.insert(key, (now + REMEMBER, list.clone()));
+        }
+    });
     Ok(list)
 }

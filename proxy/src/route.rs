@@ -61,6 +61,8 @@ pub enum Target {
         /// Its body; text.
         body: Bytes,
     },
+    /// The host that the request names: see [`crate::outward`].
+    Outward,
     /// Somewhere else.
     Redirect {
         /// 301, 302, 303, 307 or 308.

@@ -26,6 +26,11 @@ pub fn find(routes: &[RouteConfig], host: &str, path: &str) -> Option<usize> {
     ranked.max_by_key(|&(h, p, i)| (h, p, usize::MAX - i)).map(|(_, _, i)| i)
 }
 
+/// True if a route is for this host and not for all.
+pub fn names(routes: &[RouteConfig], host: &str) -> bool {
+    routes.iter().any(|r| host_rank(&r.host, host).is_some_and(|rank| rank > 0))
+}
+
 /// `host[:port]` to a host in lower case.
 pub fn bare_host(authority: &str) -> String {
     let host = match authority.rfind(':') {

@@ -4,7 +4,7 @@ use crate::body::{Body, Fate};
 use crate::forward::{self, Way};
 use crate::headers;
 use crate::origins::Origins;
-use crate::route::{HostHeader, OriginConfig, RouteConfig};
+use crate::route::{HostHeader, OriginConfig, RouteConfig, Target};
 use crate::stats::Outcome;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -49,7 +49,10 @@ pub fn prepare(
     let h = request.headers_mut();
     headers::for_next_hop(h);
     headers::add_via(h, version, name);
-    headers::add_forwarded(h, client, host);
+    // outsiders needn't know who our clients are
+    if !matches!(route.target, Target::Outward) {
+        headers::add_forwarded(h, client, host);
+    }
     route.request_headers.apply(h);
     let fallback = || HeaderValue::from_static("localhost");
     match &route.host_header {

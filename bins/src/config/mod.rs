@@ -15,6 +15,7 @@ pub mod value;
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
 pub use route::{Balance, Changes, Origin, Route};
 
+use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -182,6 +183,14 @@ pub struct Server {
     pub cache_path: Option<PathBuf>,
     /// Who may use PURGE.
     pub cache_purge: Vec<IpAddr>,
+    /// Who may use the forward proxy; nobody: there is none.
+    pub forward_clients: Vec<IpNet>,
+    /// Ports that CONNECT may lead to.
+    pub forward_connect_ports: Vec<u16>,
+    /// Addresses that are not public may be asked for.
+    pub forward_private: bool,
+    /// How long nothing may move after CONNECT.
+    pub forward_tunnel_timeout: Duration,
     /// A line for each request.
     pub access_log: AccessLog,
     /// Where; `state_dir/access.log` if not set.

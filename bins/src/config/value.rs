@@ -1,6 +1,7 @@
 //! Texts into values, each with an error that says what was expected.
 
 use super::Listen;
+use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -207,6 +208,14 @@ pub fn ip(v: &Raw) -> Result<IpAddr, Wrong> {
     s.parse().map_err(|_| format!("{s:?} is not an address such as \"127.0.0.1\""))
 }
 
+/// An IP address, or a network of them.
+pub fn network(v: &Raw) -> Result<IpNet, Wrong> {
+    let s = text(v)?;
+    let one = || s.parse::<IpAddr>().ok().map(IpNet::from);
+    let good = s.parse::<IpNet>().ok().or_else(one).map(|net| net.trunc());
+    good.ok_or_else(|| format!("{s:?} is neither an address nor a network such as \"10.0.0.0/8\""))
+}
+
 /// A signal's name or number, or `none`.
 pub fn signal(v: &Raw) -> Result<Option<i32>, Wrong> {
     use nix::sys::signal::Signal;
@@ -266,6 +275,13 @@ mod tests {
         assert!(signed(&Raw::Int(-21), -20, 19).unwrap_err().contains("-20..19"));
         assert_eq!((name_or_none(&t("none")), name_or_none(&t("www"))), (Ok(None), Ok(Some("www".into()))));
         assert!(name_or_none(&t("")).is_err());
+    }
+
+    #[test]
+    fn networks() {
+        assert_eq!(network(&t("10.1.2.3/8")).unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(network(&t("::1")).unwrap().to_string(), "::1/128");
+        assert!(network(&t("10.0.0.0/33")).is_err() && network(&t("localhost")).is_err());
     }
 
     #[test]

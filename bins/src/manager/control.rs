@@ -9,10 +9,10 @@
 //! | `POST /resume` | how many had waited: the server has them now |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
-//! `manager.admin` answers `GET /status`, `GET /metrics` and `GET /healthz` over TCP, to anybody who can reach it, and nothing else.
+//! `manager.admin` answers `GET /status`, `/metrics`, `/healthz` and `/proxy.pac` over TCP, to anybody who can reach it, and nothing else.
 
 use super::keep::Keep;
-use super::scrape;
+use super::{pac, scrape};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
@@ -136,7 +136,7 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
             let (method, path, query) =
                 (request.method(), request.uri().path(), request.uri().query().unwrap_or(""));
             match read_only {
-                true => answer_admin(&keep, method, path).await,
+                true => answer_admin(&keep, method, path, request.headers()).await,
                 false => answer(&keep, method, path, query, request.headers()).await,
             }
         }
@@ -146,7 +146,7 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
     }
 }
 
-async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<Body> {
+async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
     match (method, path) {
         (&Method::GET | &Method::HEAD, "/status") => status(keep),
         (&Method::GET | &Method::HEAD, "/metrics") => {
@@ -155,12 +155,21 @@ async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str) -> Response<
             r.headers_mut().insert(header::CONTENT_TYPE, kind);
             r
         }
+        (&Method::GET | &Method::HEAD, "/proxy.pac") => match pac::script(keep, headers) {
+            Some(script) => {
+                let mut r = text(StatusCode::OK, script);
+                let kind = header::HeaderValue::from_static("application/x-ns-proxy-autoconfig");
+                r.headers_mut().insert(header::CONTENT_TYPE, kind);
+                r
+            }
+            None => text(StatusCode::NOT_FOUND, "server.forward.clients names nobody\n".into()),
+        },
         (&Method::GET | &Method::HEAD, "/healthz") => match keep.is_ready() {
             true => text(StatusCode::OK, "ok\n".into()),
             false => text(StatusCode::SERVICE_UNAVAILABLE, "the server is not ready\n".into()),
         },
         (&Method::GET | &Method::HEAD, _) => {
-            text(StatusCode::NOT_FOUND, "try /status, /metrics or /healthz\n".into())
+            text(StatusCode::NOT_FOUND, "try /status, /metrics, /healthz or /proxy.pac\n".into())
         }
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "this port is read-only\n".into()),
     }

@@ -15,6 +15,7 @@ mod hook;
 pub mod incident;
 pub mod keep;
 pub mod listeners;
+mod pac;
 pub mod queue;
 pub mod replace;
 pub mod scrape;

@@ -9,6 +9,7 @@ use proxy::access::{AccessConfig, Format};
 use proxy::cache::policy::Rules;
 use proxy::cache::target::Query;
 use proxy::edit::Edits;
+use proxy::outward::OutwardConfig;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{CacheConfig, OriginConfig, ProxyConfig, RouteConfig, Target};
@@ -33,8 +34,19 @@ pub fn proxy_config(config: &Config, token: String) -> anyhow::Result<ProxyConfi
         limits: Limits { idle_timeout: config.server.idle_timeout, ..Limits::default() },
         cache: CacheConfig { memory: server.cache_memory, disk, ..CacheConfig::default() },
         purge_from: server.cache_purge.clone(),
+        outward: outward_config(config),
         access: access_config(config),
         slow: (!server.slow_log.is_zero()).then_some(server.slow_log),
+    })
+}
+
+fn outward_config(config: &Config) -> Option<OutwardConfig> {
+    let s = &config.server;
+    (!s.forward_clients.is_empty()).then(|| OutwardConfig {
+        clients: s.forward_clients.clone(),
+        connect_ports: s.forward_connect_ports.clone(),
+        private: s.forward_private,
+        timeouts: Timeouts { tunnel: s.forward_tunnel_timeout, ..Timeouts::default() },
     })
 }
 
