@@ -91,7 +91,7 @@ impl Kills {
         // a connection begun before the process is dead could still be accepted by it
         process.poll_exit(Duration::from_secs(5))?;
         if target == Target::Cop {
-            suite.restart_cop()?;
+            suite.tend()?;
         }
         // the first four of any origin are small and quick
         let page = &self.pages[self.turn % self.pages.len().min(4)];

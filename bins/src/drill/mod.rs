@@ -3,10 +3,11 @@
 //! What a client saw is what is counted: no request is repeated, every body is compared, a connection that closes without
 //! having said so is lost. The drill plays init for its suite: it restarts a killed cop at once, and reaps orphans.
 //!
-//! Read in this order: this file (options, the course), [`suite`], [`origin`], [`client`] (one answer, pure), [`load`]
+//! Read in this order: this file (options, the course), [`suite`], [`init`], [`origin`], [`client`] (one answer, pure), [`load`]
 //! (all clients), [`kills`], [`stats`], [`view`].
 
 pub mod client;
+pub mod init;
 pub mod kills;
 pub mod load;
 pub mod origin;

@@ -1,19 +1,17 @@
 //! The private suite: its directory, its cop, and its end.
 
+use super::init::Init;
 use super::kills::{self, Target};
 use super::origin::Origin;
 use crate::logging::Fatal;
-use crate::suite::{Runtime, STOP_ON_EOF};
+use crate::suite::Runtime;
 use anyhow::Context;
 use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use supervisor::pidfd::PidFd;
 use supervisor::reaper;
@@ -25,10 +23,11 @@ pub struct Suite {
     dir: PathBuf,
     keep: bool,
     runtime: Runtime,
-    cop: Child,
-    cop_pidfd: PidFd,
-    cop_restarts: u64,
+    init: Init,
 }
+
+/// A cop that says nothing for so long is replaced.
+const WATCHDOG: Duration = Duration::from_secs(2);
 
 impl Suite {
     /// Makes the directory, writes the configuration, starts cop.
@@ -46,9 +45,11 @@ impl Suite {
             state = dir.join("state"),
         );
         fs::write(dir.join("traffic.toml"), config)?;
-        let cop = start_cop(&dir)?;
-        let cop_pidfd = PidFd::open(cop.id() as i32)?;
-        Ok(Suite { dir, keep, runtime, cop, cop_pidfd, cop_restarts: 0 })
+        let log = File::options().create(true).append(true).open(dir.join("log"))?;
+        let program = std::env::current_exe()?;
+        let mut init = Init::new(&program, &dir, &dir.join("traffic.toml"), log, Some(WATCHDOG))?;
+        init.start()?;
+        Ok(Suite { dir, keep, runtime, init })
     }
 
     /// Its directory.
@@ -56,9 +57,9 @@ impl Suite {
         &self.dir
     }
 
-    /// How often cop had to be started again.
-    pub fn cop_restarts(&self) -> u64 {
-        self.cop_restarts
+    /// Who keeps its cop running.
+    pub fn init(&self) -> &Init {
+        &self.init
     }
 
     /// Who holds a program's lock.
@@ -88,8 +89,11 @@ impl Suite {
         let until = Instant::now() + limit;
         let page = &origin.paths()[0];
         loop {
-            if let Some(status) = self.cop.try_wait()? {
-                anyhow::bail!("the suite didn't start: traffic_cop ended with {status}");
+            if let Some((_, cop)) = self.init.cop()
+                && !cop.is_alive()
+            {
+                let how = cop.wait()?.map_or_else(String::new, |s| s.to_string());
+                anyhow::bail!("the suite didn't start: traffic_cop ended: {how}");
             }
             let last = match self.address() {
                 Ok(addr) => match kills::fetch(addr, page, Duration::from_secs(2)) {
@@ -113,24 +117,21 @@ impl Suite {
     pub fn watch(&mut self, at_most: Duration, signals: &mut Signals) -> anyhow::Result<bool> {
         let timeout =
             Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
-        let mut fds = [PollFd::new(&self.cop_pidfd, PollFlags::IN), PollFd::new(&*signals, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&*signals, PollFlags::IN)];
+        fds.extend(self.init.cop().map(|(_, cop)| PollFd::new(cop, PollFlags::IN)));
         let _ = poll(&mut fds, Some(&timeout));
-        if !self.cop_pidfd.is_alive() {
-            self.restart_cop()?;
-        }
-        reaper::reap_strangers(|pid| pid == self.cop.id() as i32);
+        self.tend()?;
         Ok(!signals.pending().is_empty())
     }
 
-    /// What systemd would do.
+    /// What init does: the next cop for one that has ended or hangs, and orphans are reaped.
     ///
     /// # Errors
-    /// It can't be started.
-    pub fn restart_cop(&mut self) -> anyhow::Result<()> {
-        let _ = self.cop.wait();
-        self.cop = start_cop(&self.dir)?;
-        self.cop_pidfd = PidFd::open(self.cop.id() as i32)?;
-        self.cop_restarts += 1;
+    /// Cop can't be started again.
+    pub fn tend(&mut self) -> anyhow::Result<()> {
+        self.init.tend(Duration::ZERO)?;
+        let cop = self.init.cop().map(|(pid, _)| pid);
+        reaper::reap_strangers(|pid| Some(pid) == cop);
         Ok(())
     }
 
@@ -139,12 +140,7 @@ impl Suite {
     /// # Errors
     /// It had to be ended with force.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        let polite = self.cop_pidfd.signal(nix::libc::SIGTERM);
-        let gone = self.cop_pidfd.poll_exit(Duration::from_secs(40))?.is_some();
-        if !gone {
-            let _ = self.cop_pidfd.signal(nix::libc::SIGKILL);
-        }
-        let _ = self.cop.wait();
+        let ended = self.init.stop(Duration::from_secs(40))?;
         // we are the subreaper of all of them: whoever is left is our child now
         let mut left = 0;
         for _ in 0..100 {
@@ -162,8 +158,8 @@ impl Suite {
         if !self.keep {
             fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
         }
-        anyhow::ensure!(polite.is_ok() || gone, "cop couldn't be asked to end");
-        anyhow::ensure!(gone, "cop didn't end within 40 s");
+        let ended = ended.context("cop didn't end within 40 s")?;
+        anyhow::ensure!(ended.code() == Some(0), "cop ended with {ended}");
         anyhow::ensure!(left == 0, "{left} processes were left behind");
         Ok(())
     }
@@ -187,24 +183,4 @@ fn fresh_dir() -> anyhow::Result<PathBuf> {
         }
     }
     anyhow::bail!("no free name for a directory in {}", std::env::temp_dir().display())
-}
-
-fn start_cop(dir: &Path) -> anyhow::Result<Child> {
-    let log = File::options().create(true).append(true).open(dir.join("log"))?;
-    let program = std::env::current_exe()?;
-    let mut command = Command::new(&program);
-    command
-        .args(["start", "--foreground", "--config"])
-        .arg(dir.join("traffic.toml"))
-        .env(STOP_ON_EOF, "1")
-        // its end is ours: the pipe ends with this process, however that ends
-        .stdin(Stdio::piped())
-        .stdout(log.as_fd().try_clone_to_owned()?)
-        .stderr(log)
-        .process_group(0);
-    for (key, _) in std::env::vars_os().filter(|(k, _)| k.to_string_lossy().starts_with("TRAFFIC_")) {
-        command.env_remove(key);
-    }
-    command.env(STOP_ON_EOF, "1");
-    command.spawn().with_context(|| format!("starting {}", program.display()))
 }
