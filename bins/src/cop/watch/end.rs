@@ -73,6 +73,11 @@ impl Cop {
             return None;
         }
         // a keeper ends when nobody can ask it any more
+        // nor when systemd, which has duplicates, would keep the way to it
+        let mut names: Vec<&str> = self.store.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.iter().for_each(|name| self.upstream.forget_fds(name));
         self.store.clear();
         if !supervisor::reaper::reap_all(Duration::from_millis(500)) {
             // a foreign server whose manager had to be killed; or what such a server has left

@@ -68,7 +68,7 @@ impl Cop {
                 Field::Server(pid) => self.server_is(pid, now),
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(self.manager.generation(), more), now),
                 Field::FdStore => self.keep(name.as_deref().unwrap_or("unknown"), std::mem::take(&mut fds)),
-                Field::FdStoreRemove => self.store.remove(name.as_deref().unwrap_or("unknown")),
+                Field::FdStoreRemove => self.forget(name.as_deref().unwrap_or("unknown")),
                 _ => {}
             }
         }
@@ -94,6 +94,12 @@ impl Cop {
             Ok(()) => log::debug!("event=fdstore name={name} total={}", self.store.len()),
             Err(e) => log::error!("event=fdstore-failed name={name}: {e}"),
         }
+    }
+
+    /// What nobody needs any more is forgotten by systemd too: a keeper lives as long as somebody can ask it.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.store.remove(name);
+        self.upstream.forget_fds(name);
     }
 
     pub(super) fn manager_ready(&mut self, now: Time) {
