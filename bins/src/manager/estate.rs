@@ -4,6 +4,7 @@
 use crate::suite;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+use supervisor::identity;
 use supervisor::listen_fds::Inherited;
 use supervisor::notify::Notifier;
 use supervisor::pidfd::PidFd;
@@ -66,6 +67,18 @@ impl Estates {
             let fds: Vec<_> = e.fds.iter().map(AsFd::as_fd).collect();
             cop.store_fds(&e.name, &fds);
         }
+    }
+
+    /// Servers that have an estate and live.
+    pub fn living(&self) -> Vec<(i32, PidFd)> {
+        let living = |e: &Estate| {
+            let server = PidFd::open(e.server).ok()?;
+            // its keeper began after it: a younger process has only got its number
+            let started = |pid| identity::look(pid).map(|l| l.start_time).ok();
+            let itself = started(e.server)? <= started(suite::estate_of(&e.name)?.1)?;
+            (itself && server.is_alive()).then_some((e.server, server))
+        };
+        self.0.iter().filter_map(living).collect()
     }
 
     /// What the server `heir` is to take over and wasn't offered yet: two fds each. Those of the `living` are no

@@ -222,6 +222,7 @@ impl Keep {
     pub fn begin(self: &Rc<Self>) {
         drop(engine::spawn(self.clone().watch()));
         drop(engine::spawn(self.clone().sweep_servers()));
+        self.adopt_retiring();
         self.feed(Event::WantUp);
     }
 
@@ -263,6 +264,7 @@ impl Keep {
         // whatever the last manager had told it
         if let Some(channel) = &self.server.borrow().channel {
             let _ = Order::GoOn.send(channel, &[]);
+            self.name_inbound(channel);
         }
         self.offer_rest();
         self.want_standby();
@@ -445,6 +447,12 @@ impl Keep {
 
     /// Takes hold of a server process and waits for its end.
     fn hold(self: &Rc<Self>, ward: Ward) {
+        self.watch_end(&ward);
+        self.server.borrow_mut().ward = Some(ward);
+    }
+
+    /// Waits for a server's end.
+    pub(super) fn watch_end(self: &Rc<Self>, ward: &Ward) {
         let generation = ward.generation;
         match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
             Ok(end) => {
@@ -456,7 +464,6 @@ impl Keep {
             }
             Err(e) => self.fail(anyhow::Error::from(e).context("watching the server")),
         }
-        self.server.borrow_mut().ward = Some(ward);
     }
 
     fn exited(self: &Rc<Self>, generation: u64) {

@@ -118,6 +118,32 @@ impl Keep {
         self.limit_retirement();
     }
 
+    /// Servers that had let go when the last manager died, and still have something to finish, are ours to see to the end.
+    pub(super) fn adopt_retiring(self: &Rc<Self>) {
+        let serving = Ward::of_lock(&self.runtime.lock("server"), 0).ok().flatten().map(|w| w.pid);
+        let found = self.estates.borrow().living();
+        for (n, (pid, process)) in found.into_iter().filter(|(pid, _)| Some(*pid) != serving).enumerate() {
+            log::info!("event=adopt of=retiring pid={pid}");
+            // generations of servers count from 1
+            let ward = Ward::new(pid, process, u64::MAX - n as u64);
+            self.watch_end(&ward);
+            self.retiring.borrow_mut().push(ward);
+            // the one that its connections were to go to may have died with the manager
+            let channel = {
+                let mut channels = self.channels.borrow_mut();
+                channels.iter().position(|(of, _)| *of == pid).map(|at| channels.swap_remove(at).1)
+            };
+            let heir = channel.and_then(|channel| {
+                let (to, from) = fd_pass::pair().ok()?;
+                Order::Retire.send(&channel, &[to.as_fd()]).ok().map(|()| from)
+            });
+            self.inbound.borrow_mut().extend(heir.map(|from| (pid, from)));
+        }
+        if !self.retiring.borrow().is_empty() {
+            self.limit_retirement();
+        }
+    }
+
     /// A server that begins is told from whom connections come. We keep our copy: if this one ends before it has read
     /// them all, the next one goes on reading.
     pub(super) fn name_inbound(&self, channel: &OwnedFd) {
