@@ -339,7 +339,11 @@ impl Cop {
             Action::Send(rung) => {
                 if let Some(w) = &self.ward {
                     log::info!("event=signal of=manager pid={} rung={rung:?}", w.pid);
-                    w.send(rung, self.config.cop.core_signal);
+                    match rung {
+                        // SIGTERM from anybody else is for the manager alone: it leaves its server to the next one
+                        Rung::Polite => drop(w.signal(signals::SIGINT)),
+                        _ => w.send(rung, self.config.cop.core_signal),
+                    }
                 }
             }
             Action::AnnounceGaveUp => log::error!("event=gave-up of=manager"),

@@ -11,7 +11,7 @@ use super::replace::Replace;
 use super::standby::Standby;
 use super::watch::Watch;
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{Config, OnManagerDeath};
 use crate::exit::Exit;
 use crate::orders::{CHANNEL, Order, channel_name};
 use crate::privileges;
@@ -268,6 +268,16 @@ impl Keep {
         }
         self.offer_rest();
         self.want_standby();
+    }
+
+    /// Is there a cop that starts the next manager, and will that find the server?
+    pub fn has_a_successor(&self) -> bool {
+        let adopts = {
+            let config = self.config.borrow();
+            config.server.command.is_empty() && config.cop.on_manager_death == OnManagerDeath::Adopt
+        };
+        let cop = Ward::of_lock(&self.runtime.lock("cop"), 0).ok().flatten();
+        adopts && !self.is_stopping() && self.upstream.is_connected() && cop.is_some_and(|c| !c.has_ended())
     }
 
     /// Ends the server in order, then the manager.

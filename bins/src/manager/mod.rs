@@ -211,6 +211,12 @@ fn on_signal(keep: &Rc<Keep>, signal: i32) {
             Err(e) => log::error!("event=reload-refused: {e:#}"),
         },
         SIGUSR1 | SIGUSR2 => log::info!("event=state {}", keep.status()),
+        // nobody but cop decides that the suite is to end, and cop uses SIGINT: this is for our program alone
+        SIGTERM if keep.has_a_successor() => {
+            log::info!("event=leave signal={signal}: the next manager adopts the server");
+            // what we have open is what it gets: nothing is closed in order
+            std::process::exit(i32::from(Exit::Done.code()));
+        }
         _ => {
             log::info!("event=stop signal={signal}");
             keep.stop();

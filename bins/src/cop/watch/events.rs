@@ -151,7 +151,8 @@ impl Cop {
         if !self.is_stopping() {
             self.record.manager_ended(&how);
         }
-        let code = status.and_then(|s| s.code()).or(self.said.exit);
+        // one that was asked to end has ended as it should, and is followed by another
+        let code = status.and_then(|s| s.code()).filter(|code| *code != 0).or(self.said.exit);
         if let (Phase::Starting { .. }, Some(code), false) = (&self.phase, code, self.found_running) {
             let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code && *e != Exit::Done);
             let why = format!("traffic_manager: {}", self.said.or(&how));
