@@ -91,6 +91,14 @@ impl Runtime {
         for name in names {
             let _ = std::fs::remove_file(self.dir.join(name));
         }
+        // and what somebody was about to rename to one of them when he was killed
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let file = entry.file_name();
+            let is_draft = |name| file.to_str()?.strip_prefix(name)?.strip_prefix('.').map(|_| ());
+            if names.into_iter().any(|name| is_draft(name).is_some()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -235,6 +243,20 @@ mod tests {
         let first = r.token().unwrap();
         assert_eq!((first.len(), r.token().unwrap()), (32, first));
         assert_eq!(std::fs::read_dir(d.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn locks_stay_and_drafts_of_the_dead_go() {
+        let d = tempfile::tempdir().unwrap();
+        for name in
+            ["cop.lock", "ports", "ports.77.tmp", "heartbeat.token", "heartbeat.token.77", "portsmouth"]
+        {
+            std::fs::write(d.path().join(name), "").unwrap();
+        }
+        Runtime::new(d.path()).clean();
+        let mut left: Vec<_> = std::fs::read_dir(d.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["cop.lock", "portsmouth"]);
     }
 
     #[test]
