@@ -36,6 +36,8 @@ pub enum Order {
     Retire,
     /// Fd: from whom connections come.
     Heir,
+    /// Announce once more what you will leave.
+    Introduce,
     /// Say `X_TRAFFIC_PONG` with this number.
     Ping(u32),
 }
@@ -44,7 +46,7 @@ pub enum Order {
 const PING: &[u8] = b"PING ";
 
 /// Those that are one word each.
-const ALL: [(Order, &[u8]); 7] = [
+const ALL: [(Order, &[u8]); 8] = [
     (Order::Promote, b"PROMOTE"),
     (Order::Adopt, b"ADOPT"),
     (Order::Queued, b"QUEUED"),
@@ -52,6 +54,7 @@ const ALL: [(Order, &[u8]); 7] = [
     (Order::GoOn, b"GO-ON"),
     (Order::Retire, b"RETIRE"),
     (Order::Heir, b"HEIR"),
+    (Order::Introduce, b"INTRODUCE"),
 ];
 
 impl Order {

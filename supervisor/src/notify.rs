@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Longest datagram taken, in bytes.
@@ -237,6 +238,8 @@ impl AsFd for NotifySocket {
 #[derive(Debug, Default)]
 pub struct Notifier {
     target: Option<(OwnedFd, SocketAddrUnix)>,
+    /// Something couldn't be said.
+    missed: AtomicBool,
 }
 
 /// How often `WATCHDOG=1` is to be said, by the environment (`WATCHDOG_USEC`, `WATCHDOG_PID`): half of what is allowed.
@@ -274,7 +277,7 @@ impl Notifier {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        Ok(Notifier { target: Some((fd, addr)) })
+        Ok(Notifier { target: Some((fd, addr)), missed: AtomicBool::new(false) })
     }
 
     /// True when somebody listens for us.
@@ -315,8 +318,15 @@ impl Notifier {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many fds for one message"));
         }
         let iov = [IoSlice::new(lines.as_bytes())];
-        sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL)?;
+        let sent = sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL);
+        sent.inspect_err(|_| self.missed.store(true, Ordering::Relaxed))?;
         Ok(())
+    }
+
+    /// Was anything not said since this was asked last? A receiver that is stopped for a while has a queue of a few
+    /// datagrams; who wants it to know the rest says everything again.
+    pub fn take_missed(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -334,6 +344,17 @@ mod tests {
             Field::FdName("listen".into()),
         ];
         assert_eq!((m.fields.as_slice(), m.malformed), (&want[..], 0));
+    }
+
+    #[test]
+    fn what_a_full_queue_did_not_take_is_noticed_once() {
+        let d = tempfile::tempdir().unwrap();
+        let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
+        let notifier = Notifier::to(socket.path().as_os_str()).unwrap();
+        notifier.send("READY=1").unwrap();
+        assert!(!notifier.take_missed());
+        while notifier.send("STATUS=nobody reads").is_ok() {}
+        assert!(notifier.take_missed() && !notifier.take_missed());
     }
 
     #[test]

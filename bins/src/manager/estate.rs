@@ -43,7 +43,8 @@ impl Estates {
     /// Keeps what a server has sent: the way to its keeper, then its table. Cop keeps them too.
     pub fn add(&mut self, name: &str, fds: Vec<OwnedFd>, cop: &Notifier) {
         if let Some(known) = self.0.iter_mut().find(|e| e.name == name) {
-            return known.fds.extend(fds);
+            // one that is announced again is the same
+            return known.fds.extend(fds.into_iter().take(2_usize.saturating_sub(known.fds.len())));
         }
         let Some((server, pid)) = suite::estate_of(name) else { return };
         let keeper = match PidFd::open(pid) {
@@ -67,6 +68,11 @@ impl Estates {
             let fds: Vec<_> = e.fds.iter().map(AsFd::as_fd).collect();
             cop.store_fds(&e.name, &fds);
         }
+    }
+
+    /// Has this server announced what it will leave?
+    pub fn has(&self, server: i32) -> bool {
+        self.0.iter().any(|e| e.server == server && e.fds.len() == 2)
     }
 
     /// Servers that have an estate and live.

@@ -1,6 +1,7 @@
 //! What servers say over the notify socket, and what cop is told.
 
 use super::keep::Keep;
+use crate::orders::channel_name;
 use crate::suite;
 use policy::child::{Event, State};
 use std::os::fd::AsFd;
@@ -52,10 +53,12 @@ impl Keep {
                 let mut estates = self.estates.borrow_mut();
                 estates.add(name, d.fds, &self.upstream);
                 estates.store(&self.upstream);
-            } else if suite::pulse_of(name) == Some(d.pid)
-                && let Some(page) = d.fds.into_iter().next()
-            {
-                self.add_page(d.pid, page);
+            } else if let Some(fd) = d.fds.into_iter().next() {
+                match suite::pulse_of(name) {
+                    Some(pid) if pid == d.pid => self.add_page(d.pid, fd),
+                    _ if *name == channel_name(d.pid) => self.has_channel(d.pid, fd),
+                    _ => {}
+                }
             }
         }
         for field in d.message.fields {

@@ -34,6 +34,7 @@ use supervisor::clock;
 use supervisor::fd_pass;
 use supervisor::notify::{Notifier, NotifySocket};
 use supervisor::pidfd::PidFd;
+use supervisor::signals::SIGHUP;
 use supervisor::spawn::{SpawnError, Spec, spawn};
 
 /// What an earlier manager left has this time, besides its drain time, to end.
@@ -206,10 +207,12 @@ impl Keep {
         self.legacy.take().into_iter().for_each(Legacy::end);
     }
 
-    /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet.
+    /// A heartbeat came from this cop. One that we haven't met has no duplicates of our fds yet; one that was stopped for a
+    /// while may have missed some.
     pub fn met_cop(self: &Rc<Self>, who: &str) {
-        if *self.cop.borrow() != who {
-            log::info!("event=new-cop who={who:?}");
+        let missed = self.upstream.take_missed();
+        if missed || *self.cop.borrow() != who {
+            log::info!("event=new-cop who={who:?} missed={missed}");
             who.clone_into(&mut self.cop.borrow_mut());
             self.store_fds(&self.upstream);
             let _ = self.upstream.send("READY=1");
@@ -267,7 +270,31 @@ impl Keep {
             self.name_inbound(channel);
         }
         self.offer_rest();
+        self.ask_who_it_is();
         self.want_standby();
+    }
+
+    /// What it told the last manager may have died with that one, or with the cop that was to keep it.
+    fn ask_who_it_is(&self) {
+        let s = self.server.borrow();
+        let Some(ward) = &s.ward else { return };
+        let lacks_estate = self.config.borrow().server.continuity && !self.estates.borrow().has(ward.pid);
+        let asked = match &s.channel {
+            Some(_) if !lacks_estate => return,
+            Some(channel) => Order::Introduce.send(channel, &[]),
+            None => ward.signal(SIGHUP),
+        };
+        log::info!("event=ask of=server pid={}: not everything of it was kept; {asked:?}", ward.pid);
+    }
+
+    /// A server that was asked who it is has given us a new way to it.
+    pub(super) fn has_channel(&self, pid: i32, channel: OwnedFd) {
+        self.upstream.forget_fds(&channel_name(pid));
+        self.upstream.store_fds(&channel_name(pid), &[channel.as_fd()]);
+        let _ = Order::GoOn.send(&channel, &[]);
+        self.name_inbound(&channel);
+        self.server.borrow_mut().channel = Some(channel);
+        self.offer_rest();
     }
 
     /// Is there a cop that starts the next manager, and will that find the server?

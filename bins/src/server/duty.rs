@@ -7,7 +7,8 @@
 use super::legacy::Legacy;
 use super::succession;
 use crate::exit::Exit;
-use crate::orders::Order;
+use crate::orders::{Order, channel_name};
+use crate::suite::pulse_name;
 use engine::Engine;
 use engine::acceptor::Acceptor;
 use lockfile::Lockfile;
@@ -94,6 +95,7 @@ impl Duty<'_> {
             *next = clock::now() + *every;
             let _ = self.notify.send("WATCHDOG=1");
         }
+        let mut asked = false;
         for signal in self.signals.pending() {
             match signal {
                 SIGTERM | SIGINT | SIGQUIT => {
@@ -101,9 +103,15 @@ impl Duty<'_> {
                     return Some(End::Signal);
                 }
                 SIGUSR1 | SIGUSR2 => log::info!("event=state acceptor={:?}", self.acceptor.stats()),
-                // the manager reloads us by replacing us
-                _ => {}
+                // the manager reloads us by replacing us; this is its question who we are
+                _ => asked = true,
             }
+        }
+        if asked {
+            self.renew_channel();
+            self.introduce();
+            // what else is ready is looked at again: the channel is another one
+            return None;
         }
         let heirs = sources.len();
         let mut n = 0;
@@ -115,6 +123,27 @@ impl Duty<'_> {
             Some(true) => self.obey(sources),
             _ => None,
         }
+    }
+
+    /// A manager that has adopted us has no way to us: here is one.
+    fn renew_channel(&mut self) {
+        match fd_pass::pair() {
+            Ok((theirs, ours)) => {
+                let name = channel_name(std::process::id() as i32);
+                self.notify.store_fds(&name, &[theirs.as_fd()]);
+                self.channel = Some(ours);
+            }
+            Err(e) => log::warn!("event=introduce-failed: {e}"),
+        }
+    }
+
+    /// A manager that has adopted us doesn't know all that we shall leave.
+    fn introduce(&self) {
+        let own = std::process::id() as i32;
+        if let Some((_, legacy)) = &self.legacy {
+            legacy.announce(self.notify);
+        }
+        self.notify.store_fds(&pulse_name(own), &[self.engine.pulse()]);
     }
 
     /// One connection that another server passes on; false when there are no more.
@@ -165,8 +194,11 @@ impl Duty<'_> {
         log::debug!("event=order order={order:?} fds={}", fds.len());
         match order {
             Order::Adopt => {
-                let left = succession::collect(succession::estates(fds));
                 if let Some(continuity) = self.continuity() {
+                    // a manager that is dead may have offered them already; asked before new numbers are given out
+                    let have = continuity.table().fds().filter_map(succession::number).collect();
+                    let mut left = succession::collect(succession::estates(fds));
+                    left.iter_mut().for_each(|l| l.forget(&have));
                     let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
@@ -176,6 +208,7 @@ impl Duty<'_> {
                 fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
                 let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
             }
+            Order::Introduce => self.introduce(),
             Order::Hold => {
                 self.acceptor.hold();
                 let _ = self.notify.send("X_TRAFFIC_HELD=1");

@@ -132,8 +132,9 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         legacy.announce(notify);
         taken = succession::take_over(left, continuity, notify);
         // what the manager wasn't sure that the last one had
-        let known: HashSet<u64> = taken.iter().filter_map(inode).collect();
-        start.queued.retain(|fd| inode(fd).is_none_or(|n| !known.contains(&n)));
+        let number = |fd: &OwnedFd| succession::number(fd.as_raw_fd());
+        let known: HashSet<u64> = taken.iter().filter_map(number).collect();
+        start.queued.retain(|fd| number(fd).is_none_or(|n| !known.contains(&n)));
         for fd in &start.queued {
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }
@@ -179,11 +180,6 @@ fn accept(
         }
     };
     Acceptor::start(&handle, net, acceptor, serve).context("starting to accept")
-}
-
-/// By which two fds are known to be the same socket.
-fn inode(fd: &OwnedFd) -> Option<u64> {
-    rustix::fs::fstat(fd).ok().map(|s| s.st_ino)
 }
 
 fn threads(wanted: usize) -> usize {

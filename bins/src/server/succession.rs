@@ -6,7 +6,7 @@ use anyhow::Context;
 use policy::handover::{Facts, Reason};
 use proxy::continuity::{Continuity, Table, What};
 use rustix::event::{PollFd, PollFlags, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 use supervisor::keeper;
@@ -84,6 +84,19 @@ pub fn wait(channel: &OwnedFd, signals: &mut Signals, notify: &Notifier) -> anyh
 pub struct Left {
     table: Table,
     connections: Vec<(RawFd, OwnedFd)>,
+}
+
+impl Left {
+    /// Without the connections that are there already.
+    pub fn forget(&mut self, have: &HashSet<u64>) {
+        self.connections.retain(|(_, fd)| number(fd.as_raw_fd()).is_none_or(|n| !have.contains(&n)));
+    }
+}
+
+/// By which two fds are known to be the same socket.
+pub fn number(fd: RawFd) -> Option<u64> {
+    let path = format!("/proc/self/fd/{fd}");
+    rustix::fs::stat(path).ok().map(|s| s.st_ino)
 }
 
 /// Gets the fds from the keepers. A keeper that answers has closed the dead server's lock.
