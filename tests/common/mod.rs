@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
 pub mod origin;
+pub mod rig;
 
 use lockfile::Lockfile;
 use std::collections::VecDeque;
@@ -38,7 +39,7 @@ pub struct Log {
 }
 
 impl Log {
-    fn follow(self: &Arc<Log>, from: impl Read + Send + 'static) {
+    pub fn follow(self: &Arc<Log>, from: impl Read + Send + 'static) {
         let log = self.clone();
         std::thread::spawn(move || {
             let mut from = BufReader::new(from);
@@ -282,9 +283,10 @@ pub fn clean(program: &str) -> Command {
 }
 
 /// Are all threads of a process stopped? Nobody but its parent is told when, so it is looked at.
-fn is_stopped(pid: i32) -> bool {
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
-        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+pub fn is_stopped(pid: i32) -> bool {
+    let Ok(mut tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.all(|task| {
+        let stat = task.and_then(|t| std::fs::read_to_string(t.path().join("stat"))).unwrap_or_default();
         stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
     })
 }
@@ -340,9 +342,14 @@ pub struct Client {
 
 impl Client {
     pub fn connect(to: SocketAddr) -> std::io::Result<Client> {
-        let stream = TcpStream::connect_timeout(&to, LONG)?;
-        stream.set_read_timeout(Some(LONG))?;
-        stream.set_write_timeout(Some(LONG))?;
+        Client::connect_within(to, LONG)
+    }
+
+    /// One that waits so long for each thing.
+    pub fn connect_within(to: SocketAddr, limit: Duration) -> std::io::Result<Client> {
+        let stream = TcpStream::connect_timeout(&to, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         Ok(Client { stream: BufReader::new(stream) })
     }
 
