@@ -341,7 +341,10 @@ impl Cop {
                     log::info!("event=signal of=manager pid={} rung={rung:?}", w.pid);
                     match rung {
                         // SIGTERM from anybody else is for the manager alone: it leaves its server to the next one
-                        Rung::Polite => drop(w.signal(signals::SIGINT)),
+                        Rung::Polite => {
+                            // one that is stopped can't act on it before it is woken
+                            let _ = w.signal(signals::SIGINT).and_then(|()| w.signal(nix::libc::SIGCONT));
+                        }
                         _ => w.send(rung, self.config.cop.core_signal),
                     }
                 }
