@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Longest datagram taken, in bytes.
@@ -240,6 +241,8 @@ pub struct Notifier {
     target: Option<(OwnedFd, SocketAddrUnix)>,
     /// Something couldn't be said.
     missed: AtomicBool,
+    /// Names that it should have forgotten.
+    unforgotten: Mutex<Vec<String>>,
 }
 
 /// How often `WATCHDOG=1` is to be said, by the environment (`WATCHDOG_USEC`, `WATCHDOG_PID`): half of what is allowed.
@@ -277,7 +280,7 @@ impl Notifier {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        Ok(Notifier { target: Some((fd, addr)), missed: AtomicBool::new(false) })
+        Ok(Notifier { target: Some((fd, addr)), ..Notifier::default() })
     }
 
     /// True when somebody listens for us.
@@ -296,6 +299,7 @@ impl Notifier {
     /// Has the receiver keep duplicates of `fds` under `name`, for who comes after us. That it can't be told is logged: we
     /// go on all the same, and are missed more when we die.
     pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
+        self.unforgotten().retain(|n| n != name);
         if let Err(e) = self.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), fds) {
             log::warn!("event=fdstore-failed name={name}: {e}");
         }
@@ -303,7 +307,13 @@ impl Notifier {
 
     /// Has it forget them.
     pub fn forget_fds(&self, name: &str) {
-        let _ = self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        if self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).is_err() {
+            self.unforgotten().push(name.to_owned());
+        }
+    }
+
+    fn unforgotten(&self) -> MutexGuard<'_, Vec<String>> {
+        self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends lines with fds.
@@ -324,9 +334,12 @@ impl Notifier {
     }
 
     /// Was anything not said since this was asked last? A receiver that is stopped for a while has a queue of a few
-    /// datagrams; who wants it to know the rest says everything again.
+    /// datagrams. What it should have forgotten it is told now; who wants it to know the rest says everything again.
     pub fn take_missed(&self) -> bool {
-        self.missed.swap(false, Ordering::Relaxed)
+        let missed = self.missed.swap(false, Ordering::Relaxed);
+        let names = std::mem::take(&mut *self.unforgotten());
+        names.iter().for_each(|name| self.forget_fds(name));
+        missed
     }
 }
 
@@ -355,6 +368,11 @@ mod tests {
         assert!(!notifier.take_missed());
         while notifier.send("STATUS=nobody reads").is_ok() {}
         assert!(notifier.take_missed() && !notifier.take_missed());
+        notifier.forget_fds("estate");
+        while socket.recv().unwrap().is_some() {}
+        assert!(notifier.take_missed());
+        let said = socket.recv().unwrap().unwrap().message;
+        assert!(said.has(&Field::FdStoreRemove) && said.has(&Field::FdName("estate".into())), "{said:?}");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use policy::pulse::Stall;
 impl Cop {
     /// The check of both programs: look, let `policy` decide, act.
     pub(super) fn check(&mut self, now: Time) {
+        if self.upstream.take_missed() {
+            self.store.iter().for_each(|(name, fd)| self.upstream.store_fds(name, &[fd.as_fd()]));
+        }
         let stall = self.stalled_thread(now);
         let observation = Observation {
             manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
