@@ -98,7 +98,7 @@ impl Case {
     }
 }
 
-const CONFIG: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"2s\"\nthreads = 2\n\
+const CONFIG: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\nthreads = 2\n\
      [cop]\ninterval = \"150ms\"\ntimeout = \"700ms\"\nfailures = 2\nkill_timeout = \"3s\"\n";
 
 /// A cop that is silent for so long is replaced.
@@ -177,8 +177,9 @@ fn load(case: &Case, rig: &mut Rig) -> Outcome {
         load.join();
         outcome
     } else {
-        let outcome = finish(case, rig, from);
+        let answer = wait_answer(case, rig, from);
         rig.origin.release();
+        let outcome = Outcome { answer, ..finish(case, rig, from) };
         rig.wait_answers(50);
         load.stop();
         rig.until("the load ends", LONG, |_| load.is_finished());
