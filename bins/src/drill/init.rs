@@ -119,7 +119,9 @@ impl Init {
             cwd: Some("/".into()),
             umask: 0o027,
             nofile: None,
+            nice: 0,
             oom_score_adj: None,
+            credentials: None,
         })
         .context("starting traffic_cop")?;
         self.starts += 1;
