@@ -113,6 +113,7 @@ class Ours(Server):
 runtime_dir = "{self.dir}/run"
 state_dir = "{self.dir}/state"
 log = "warn"
+allow_root = true
 [server]
 listen = ["127.0.0.1:{self.port}"]
 threads = 1
@@ -126,6 +127,11 @@ origin = ["http://127.0.0.1:{origin.port}"]
         self.cop = ROOT / "target/release/traffic_cop"
         self.run(self.cop, "start", "-f", "-c", self.conf)
         self.wait()
+        # the manager listens before there is a server
+        with socket.create_connection(("127.0.0.1", self.port), 30) as s:
+            s.sendall(b"GET /100 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            while s.recv(1 << 16):
+                pass
 
     def server_pid(self):
         return int((self.dir / "run/server.lock").read_text())

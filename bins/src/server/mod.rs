@@ -163,6 +163,8 @@ fn accept(
     let acceptor = AcceptorConfig {
         listeners,
         held,
+        // one event thread accepts for itself, and nothing changes hands; several get their connections in turn
+        accept_threads: usize::from(handle.threads(net).len() > 1),
         max_connections: config.server.max_connections,
         at_limit: AtLimit::Pause,
         ..AcceptorConfig::default()
