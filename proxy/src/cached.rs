@@ -359,14 +359,14 @@ impl Proxy {
         // the age is that of the 304, not of what it is about
         head.initial_age = policy::initial_age(news, delay, now.1);
         match judged {
-            Ok(_) => cache.put(key, fields, Object::new(head.clone(), o.body.clone())),
+            Ok(_) => cache.put(key, fields, o.renewed(head.clone())),
             Err(Refusal::Answer) => {
                 cache.store.remove(key);
                 cache.forget(key);
             }
             Err(_) => {}
         }
-        Object::new(head, o.body.clone())
+        o.renewed(head)
     }
 
     /// Asks the origin in the background, unless somebody does already.

@@ -103,3 +103,87 @@ fn a_disk_that_cannot_be_used_costs_nothing_but_itself() {
     assert_eq!(s.get("/").status, 200);
     assert!(s.get("/").cache().starts_with("hit"));
 }
+
+const HUGE: usize = 20 << 20;
+
+fn huge(number: usize) -> String {
+    format!("{number:08}").repeat(HUGE / 8)
+}
+
+fn huge_origin() -> Origin {
+    Origin::new(|q| {
+        let fields = "Cache-Control: max-age=600\r\nETag: \"x\"\r\nVary: Accept-Language\r\n";
+        match q.line().starts_with("GET") {
+            true => Do::Send(ok(fields, &huge(q.number))),
+            false => Do::Send(ok("", "")),
+        }
+    })
+}
+
+fn small_memory(o: &Origin, dir: &Path) -> Suite {
+    let mut c = config(vec![to(&[o])]);
+    c.cache =
+        CacheConfig { memory: 8 << 20, disk: Some((dir.to_owned(), 200 << 20)), ..CacheConfig::default() };
+    Suite::new(c)
+}
+
+#[test]
+fn what_is_too_large_for_memory_is_on_disk_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = huge_origin();
+    let s = small_memory(&o, dir.path());
+    let first = s.get("/");
+    assert!(first.whole && first.body == huge(0), "{}", first.body.len());
+    // the way to the variant, and the variant
+    written(&s, 2);
+    let hit = s.get("/");
+    assert!(hit.cache().starts_with("hit") && hit.body == huge(0), "{}", hit.cache());
+    assert!(s.proxy.stats().cache_bytes < 1 << 20, "its body isn't in memory");
+    let part = s.ask(&get("/", "Range: bytes=5000001-5300000\r\n"));
+    assert_eq!((part.status, part.body.as_str()), (206, &huge(0)[5_000_001..5_300_001]));
+    assert_eq!(s.ask(&get("/", "If-None-Match: \"x\"\r\n")).status, 304);
+    drop(s);
+    let s = small_memory(&o, dir.path());
+    let hit = s.get("/");
+    assert!(
+        hit.cache().starts_with("hit") && hit.body == huge(0),
+        "the next process has it too: {}",
+        hit.cache()
+    );
+    assert_eq!(o.count(), 1);
+    s.ask("DELETE / HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    assert!(s.get("/").body == huge(2), "what was made invalid is gone");
+}
+
+#[test]
+fn a_damaged_block_cuts_the_answer_and_never_changes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = huge_origin();
+    let s = small_memory(&o, dir.path());
+    s.get("/");
+    written(&s, 2);
+    let files = || std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path());
+    let path = files().max_by_key(|p| p.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let n = bytes.len();
+    bytes[n - HUGE / 2] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let cut = s.get("/");
+    assert!(!cut.whole && huge(0).starts_with(&cut.body), "{} bytes", cut.body.len());
+    assert_eq!(s.proxy.stats().disk.damaged, 1);
+    assert!(s.get("/").body == huge(1), "the next one is from the origin");
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_the_rest_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = huge_origin();
+    let s = small_memory(&o, dir.path());
+    let mut c = s.client();
+    c.send(get("/", ""));
+    std::io::Read::read(&mut c.stream, &mut [0; 10]).unwrap();
+    drop(c);
+    written(&s, 2);
+    assert!(s.get("/").cache().starts_with("hit"));
+    assert_eq!(o.count(), 1);
+}

@@ -155,7 +155,7 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.forward_tunnel_timeout => value::positive(v)),
     key!("server.cache.memory", "size", "\"256MiB\"", "Answers kept in memory, with their heads; \"0\" switches the cache off.",
         |c, v| c.server.cache_memory => value::bytes(v)),
-    key!("server.cache.disk", "size", "\"0\"", "The same answers on disk, where the next server finds them; \"0\" keeps none there.",
+    key!("server.cache.disk", "size", "\"0\"", "The same answers on disk, where the next server finds them, and bodies beyond 4 MiB there alone; \"0\" keeps none there.",
         |c, v| c.server.cache_disk => value::bytes(v)),
     key!("server.cache.path", "path", "", "Directory of the answers on disk, for this suite alone. Default: cache in the state directory.",
         |c, v| c.server.cache_path => value::path(v).map(Some)),

@@ -12,15 +12,17 @@
 //! Two servers may use the directory at once while one takes over from the other: each knows its own files, and takes it
 //! calmly if one has gone.
 
+use super::large::{Large, Temporary, Writer};
+use super::object::Object;
 use super::record;
-use super::store::Entry;
+use super::store::{Entry, Key};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// So much of the file system is left to others.
@@ -34,6 +36,8 @@ struct Index {
     order: BTreeMap<u64, u128>,
     /// Announced and not yet written: by which ticket. Whoever removes or replaces an entry takes the ticket away.
     pending: HashMap<u128, u64>,
+    /// Those of them that are open: whoever removes one tells it.
+    large: HashMap<u128, Weak<Large>>,
     bytes: u64,
     next: u64,
 }
@@ -43,6 +47,8 @@ struct Index {
 pub struct Disk {
     dir: PathBuf,
     max: u64,
+    /// So much of the file system is left to others.
+    reserve: u64,
     index: Mutex<Index>,
     scanned: AtomicBool,
     temporary: AtomicU64,
@@ -76,6 +82,9 @@ impl Index {
     fn remove(&mut self, number: u128) -> Option<(u64, u64)> {
         let (at, size) = self.files.remove(&number)?;
         self.order.remove(&at);
+        if let Some(large) = self.large.remove(&number).and_then(|l| l.upgrade()) {
+            large.close();
+        }
         self.bytes -= on_disk(size);
         Some((at, size))
     }
@@ -91,6 +100,7 @@ impl Disk {
         Disk {
             dir,
             max,
+            reserve: RESERVE,
             index: Mutex::default(),
             scanned: AtomicBool::new(false),
             temporary: AtomicU64::new(0),
@@ -171,25 +181,85 @@ impl Disk {
     }
 
     /// What there is for a key.
-    pub fn read(&self, key: &str) -> Option<Entry> {
+    pub fn read(self: &Arc<Self>, key: &str) -> Option<Entry> {
         let number = record::number(key);
         let (at, size) = *self.index.lock().expect("never poisoned").files.get(&number)?;
         let path = self.path(number, at, size);
-        let found = fs::read(&path).ok().filter(|f| f.len() as u64 == size);
-        let now = (Instant::now(), SystemTime::now());
-        match found.and_then(|f| record::decode(Bytes::from(f), now)) {
-            Some((k, entry)) if k == key => Some(entry),
+        match read_file(&path, size) {
+            Some((k, entry)) if k == key => {
+                if let Entry::Object(o) = &entry
+                    && let Some(large) = o.on_disk()
+                {
+                    large.set_place(self, key.into());
+                    let mut index = self.index.lock().expect("never poisoned");
+                    // it may have gone meanwhile
+                    match index.files.get(&number) {
+                        Some(&now) if now == (at, size) => {
+                            index.large.insert(number, Arc::downgrade(large));
+                        }
+                        _ => large.close(),
+                    }
+                }
+                Some(entry)
+            }
             // two keys with one number: it is the other's
             Some(_) => None,
+            None if path.exists() => {
+                self.damaged(key);
+                None
+            }
             None => {
-                if path.exists() {
-                    self.damaged.fetch_add(1, Ordering::Relaxed);
-                    log::warn!("event=cache-file-damaged path={:?}", path.display().to_string());
-                }
                 self.remove(key);
                 None
             }
         }
+    }
+
+    /// Drops what turned out to be damaged.
+    pub(super) fn damaged(&self, key: &str) {
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+        log::warn!("event=cache-file-damaged dir={:?} key={key:?}", self.dir.display().to_string());
+        self.remove(key);
+    }
+
+    /// Something couldn't be written.
+    pub(super) fn refuse(&self, e: &io::Error) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        log::debug!("event=cache-file-not-written: {e}");
+    }
+
+    /// May a body of this size be kept at all?
+    pub(super) fn takes(&self, len: u64) -> bool {
+        on_disk(Writer::size(len)) <= self.max
+    }
+
+    /// A file for a body of `len` bytes.
+    ///
+    /// # Errors
+    /// No room, or what the file system says.
+    pub(super) fn begin_large(&self, len: u64) -> io::Result<Writer> {
+        let size = Writer::size(len);
+        self.room(size)?;
+        let gone = self.evict(&mut self.index.lock().expect("never poisoned"), on_disk(size));
+        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+        Writer::new(self.temporary_name(), len)
+    }
+
+    /// Gives a written body its header and its name, unless its ticket has been taken away.
+    pub(super) fn publish_large(self: &Arc<Self>, key: &Key, o: &Object, file: Temporary, ticket: u64) {
+        let Some(large) = o.on_disk() else { return };
+        let number = record::number(key);
+        let size = Writer::size(large.len());
+        let path = self.path(number, ticket, size);
+        large.set_place(self, key.clone());
+        let now = (Instant::now(), SystemTime::now());
+        let put = large.put_header(|at| record::encode_large(key, o, large, at, now));
+        if let Err(e) = put.and_then(|()| file.publish(&path)) {
+            self.refuse(&e);
+            large.close();
+            return self.remove_if(number, Some(ticket));
+        }
+        self.publish(number, ticket, size, path, Some(large));
     }
 
     /// Writes an entry, in the place of an older one, unless its ticket has been taken away.
@@ -197,13 +267,11 @@ impl Disk {
         let number = record::number(key);
         let temporary = self.temporary_name();
         let written = self.write_temporary(key, entry, &temporary);
-        let mut gone = Vec::new();
         let size = match written {
             Ok(Some(size)) => size,
             other => {
                 if let Err(e) = other {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
-                    log::debug!("event=cache-file-not-written: {e}");
+                    self.refuse(&e);
                 }
                 let _ = fs::remove_file(&temporary);
                 // what is there is older than what isn't written
@@ -216,12 +284,20 @@ impl Disk {
             let _ = fs::remove_file(&temporary);
             return self.remove_if(number, Some(ticket));
         }
+        self.publish(number, ticket, size, path, None);
+    }
+
+    /// Puts a file that has its name into the index, unless its ticket has been taken away.
+    fn publish(&self, number: u128, ticket: u64, size: u64, path: PathBuf, large: Option<&Arc<Large>>) {
+        let mut gone = Vec::new();
         let mut index = self.index.lock().expect("never poisoned");
         if index.pending.get(&number) == Some(&ticket) {
             index.pending.remove(&number);
             gone.extend(index.add(number, ticket, size).map(|(at, size)| self.path(number, at, size)));
+            index.large.extend(large.map(|l| (number, Arc::downgrade(l))));
             gone.extend(self.evict(&mut index, 0));
         } else {
+            large.into_iter().for_each(|l| l.close());
             gone.push(path);
         }
         drop(index);
@@ -268,8 +344,7 @@ impl Disk {
     }
 
     fn room(&self, size: u64) -> io::Result<()> {
-        let s = rustix::fs::statvfs(&self.dir)?;
-        match s.f_bavail.saturating_mul(s.f_frsize) >= size.saturating_add(RESERVE) {
+        match fs2::available_space(&self.dir)? >= size.saturating_add(self.reserve) {
             true => Ok(()),
             false => Err(io::ErrorKind::StorageFull.into()),
         }
@@ -308,6 +383,23 @@ fn is_old_temporary(entry: &fs::DirEntry) -> bool {
     let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with("tmp-"));
     let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
     ours && age.is_ok_and(|a| a.as_secs() > 60)
+}
+
+/// What a file of this size says; None if anything is wrong with it.
+fn read_file(path: &Path, size: u64) -> Option<(String, Entry)> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut start = [0; 8];
+    if file.metadata().ok()?.len() != size || file.read_exact(&mut start).is_err() {
+        return None;
+    }
+    let now = (Instant::now(), SystemTime::now());
+    if record::is_large(&start) {
+        return record::decode_large(file, size, now);
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    bytes.extend_from_slice(&start);
+    file.read_to_end(&mut bytes).ok()?;
+    record::decode(Bytes::from(bytes), now)
 }
 
 fn write_file(path: &Path, head: &[u8], body: &[u8]) -> io::Result<()> {

@@ -24,8 +24,8 @@ fn entry(body: &[u8]) -> Entry {
     Entry::Object(Arc::new(Object::new(head, Bytes::copy_from_slice(body))))
 }
 
-fn open(dir: &Path, max: u64) -> Disk {
-    let d = Disk::new(dir.to_owned(), max);
+fn open(dir: &Path, max: u64) -> Arc<Disk> {
+    let d = Arc::new(Disk::new(dir.to_owned(), max));
     d.scan().unwrap();
     d
 }
@@ -35,7 +35,7 @@ fn put(d: &Disk, key: &str, entry: &Entry) {
     d.write(key, entry, ticket);
 }
 
-fn body(d: &Disk, key: &str) -> Option<Vec<u8>> {
+fn body(d: &Arc<Disk>, key: &str) -> Option<Vec<u8>> {
     match d.read(key)? {
         Entry::Object(o) => Some(o.body.to_vec()),
         _ => None,
@@ -115,7 +115,7 @@ fn an_unusable_directory_is_an_error_and_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
-    let d = Disk::new(file.join("below"), 1 << 20);
+    let d = Arc::new(Disk::new(file.join("below"), 1 << 20));
     assert!(d.scan().is_err());
     put(&d, "a", &entry(b"1"));
     assert_eq!((d.stats().refused, d.read("a").is_none()), (1, true));
@@ -136,4 +136,170 @@ fn what_is_removed_or_replaced_before_it_is_written_does_not_come_back() {
     assert_eq!(body(&d, "b"), Some(b"2".to_vec()));
     let d = open(dir.path(), 1 << 20);
     assert_eq!((body(&d, "b"), d.stats().files), (Some(b"2".to_vec()), 1));
+}
+
+/// Runs an ignored test of this file in a process of its own.
+fn elsewhere(program: &str, before: &[&str], test: &str, dir: &Path) -> std::process::Child {
+    let name = format!("cache::disk::tests::{test}");
+    std::process::Command::new(program)
+        .args(before)
+        .args(["--exact", &name, "--ignored", "--nocapture"])
+        .env("DISK_TEST_DIR", dir)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn given_dir() -> PathBuf {
+    std::env::var_os("DISK_TEST_DIR").expect("said by the test that runs this one").into()
+}
+
+/// The same for whoever knows the key.
+fn bytes_of(key: &str) -> Vec<u8> {
+    let n: usize = key.parse().unwrap();
+    (0..1000 + n * 7919 % 600_000).map(|i| (i * (n + 1) % 251) as u8).collect()
+}
+
+fn put_large(d: &Arc<Disk>, key: &str, bytes: &[u8]) -> io::Result<()> {
+    let Entry::Object(o) = entry(b"") else { unreachable!() };
+    let mut w = d.begin_large(bytes.len() as u64)?;
+    bytes.chunks(10_000).try_for_each(|c| w.write(c))?;
+    let (large, file) = w.end()?;
+    let o = Object::large(o.head.clone(), Arc::new(large));
+    let ticket = d.announce(key);
+    d.publish_large(&key.into(), &o, file, ticket);
+    Ok(())
+}
+
+/// The whole body, wherever it is.
+fn whole(d: &Arc<Disk>, key: &str) -> Option<Vec<u8>> {
+    let Entry::Object(o) = d.read(key)? else { return None };
+    let engine = engine::Engine::builder().group("task", Default::default()).start().unwrap();
+    let (tx, rx) = std::sync::mpsc::channel();
+    let task = engine.handle().group("task").unwrap();
+    engine.handle().spawn_on(task, move || async move {
+        let all = http_body_util::BodyExt::collect(o.part(0, o.len())).await;
+        tx.send(all.ok().map(|all| all.to_bytes().to_vec())).unwrap();
+    });
+    let all = rx.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+    engine.shutdown(std::time::Duration::ZERO);
+    all
+}
+
+#[test]
+#[ignore = "is run, and killed, by the next test"]
+fn writes_until_it_is_killed() {
+    let d = open(&given_dir(), 1 << 30);
+    for n in 0.. {
+        let key = (n % 50).to_string();
+        match n % 2 {
+            0 => put(&d, &key, &entry(&bytes_of(&key))),
+            _ => put_large(&d, &key, &bytes_of(&key)).unwrap(),
+        }
+        println!("{n}");
+    }
+}
+
+#[test]
+fn a_kill_at_any_instant_leaves_whole_entries_alone() {
+    use std::io::BufRead;
+    let dir = tempfile::tempdir().unwrap();
+    let exe = std::env::current_exe().unwrap();
+    let mut found = 0;
+    for n in 0..8 {
+        let mut child = elsewhere(exe.to_str().unwrap(), &[], "writes_until_it_is_killed", dir.path());
+        // some way into its work, which is somewhere else each time
+        let out = io::BufReader::new(child.stdout.take().unwrap());
+        let lines = out.lines().map_while(Result::ok).filter(|l| l.parse::<u64>().is_ok());
+        assert_eq!(lines.take(5 + n * 7).count(), 5 + n * 7);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let d = open(dir.path(), 1 << 30);
+        for key in 0..50 {
+            let key = key.to_string();
+            if d.knows(&key) {
+                assert_eq!(whole(&d, &key).as_ref(), Some(&bytes_of(&key)), "{key}");
+                found += 1;
+            }
+        }
+        assert_eq!(d.stats().damaged, 0);
+    }
+    assert!(found > 50, "only {found}");
+}
+
+#[test]
+#[ignore = "is run by the next test, on a file system of its own"]
+fn fills_a_small_file_system() {
+    let dir = given_dir();
+    let mut d = Disk::new(dir.clone(), 1 << 30);
+    d.reserve = 0;
+    let d = Arc::new(d);
+    d.scan().unwrap();
+    put(&d, "first", &entry(&[1; 100_000]));
+    assert_eq!(whole(&d, "first"), Some(vec![1; 100_000]));
+    for n in 0..100 {
+        put(&d, &n.to_string(), &entry(&[2; 100_000]));
+    }
+    let s = d.stats();
+    assert!(s.refused > 50 && s.files > 5 && s.damaged == 0, "{s:?}");
+    assert!(put_large(&d, "large", &[3; 3_000_000]).is_err());
+    assert_eq!(whole(&d, "first"), Some(vec![1; 100_000]));
+    // what doesn't fit leaves nothing lying about
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), s.files);
+    // and with the usual reserve nothing is written at all
+    let d = open(&dir.join("more"), 1 << 30);
+    put(&d, "a", &entry(b"1"));
+    assert_eq!((d.stats().files, d.stats().refused), (0, 1));
+    println!("filled");
+}
+
+#[test]
+fn a_full_disk_means_no_caching_and_no_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let exe = std::env::current_exe().unwrap();
+    let script = "mount -t tmpfs -o size=2m none \"$DISK_TEST_DIR\" && exec \"$@\"";
+    let before = ["--map-root-user", "--mount", "sh", "-c", script, "sh", exe.to_str().unwrap()];
+    let child = elsewhere("unshare", &before, "fills_a_small_file_system", dir.path());
+    let out = child.wait_with_output().unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if errors.contains("unshare:") || errors.contains("mount:") {
+        eprintln!("not tested: this system allows no mount namespace: {errors}");
+        return;
+    }
+    assert!(out.status.success() && text.contains("filled"), "{text}{errors}");
+}
+
+#[test]
+fn large_bodies_are_read_by_the_block_and_damage_in_one_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = open(dir.path(), 1 << 30);
+    let bytes: Vec<u8> = (0..1_000_000usize).map(|i| (i % 253) as u8).collect();
+    put_large(&d, "a", &bytes).unwrap();
+    put_large(&d, "b", &bytes).unwrap();
+    let d = open(dir.path(), 1 << 30);
+    assert_eq!((whole(&d, "a").as_ref(), d.stats().files), (Some(&bytes), 2));
+    let path = {
+        let number = record::number("a");
+        let (at, size) = d.index.lock().unwrap().files[&number];
+        d.path(number, at, size)
+    };
+    let mut all = fs::read(&path).unwrap();
+    let n = all.len();
+    all[n - 600_000] ^= 1;
+    fs::write(&path, &all).unwrap();
+    assert_eq!((whole(&d, "a"), d.stats().damaged, d.stats().files), (None, 1, 1));
+    assert!(d.read("a").is_none() && !path.exists());
+    // who has it in hand learns that it was removed
+    let Some(Entry::Object(o)) = d.read("b") else { panic!() };
+    d.remove("b");
+    assert!(o.is_gone());
+    // less than was announced is nothing
+    let mut w = d.begin_large(1000).unwrap();
+    w.write(&[0; 999]).unwrap();
+    assert!(w.end().is_err());
+    let mut w = d.begin_large(1000).unwrap();
+    assert!(w.write(&[0; 1001]).is_err());
+    drop(w);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -11,6 +11,7 @@ use super::Cache;
 use super::flight::{Leader, Outcome};
 use super::object::{Head, Object};
 use super::pump::{self, Pumped};
+use super::spool;
 use super::store::Key;
 use crate::body::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
@@ -102,6 +103,11 @@ impl Drop for Copying {
 pub fn fill(body: Body, keep: Keep) -> (Body, bool) {
     let limit = keep.cache.store.max_object() as usize;
     let exact = body.size_hint().exact();
+    if let Some(len) = exact
+        && let Some(disk) = keep.cache.disk_for(len).cloned()
+    {
+        return spool::spool(body, keep, &disk, len);
+    }
     if exact.is_some_and(|n| n > limit as u64) {
         // dropping the leader tells the others
         return (body, false);

@@ -5,7 +5,7 @@
 //! 1. [`directives`], [`policy`], [`vary`], [`target`]: the rules; pure;
 //! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
-//! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm;
+//! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm; [`large`], `spool`: what is there alone;
 //! 5. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
@@ -14,11 +14,13 @@ pub mod directives;
 pub mod disk;
 pub mod fill;
 pub mod flight;
+pub mod large;
 pub mod object;
 pub mod policy;
 mod pump;
 mod record;
 pub mod serve;
+mod spool;
 pub mod store;
 pub mod target;
 pub mod vary;
@@ -27,6 +29,7 @@ pub mod wire;
 use self::disk::{Disk, DiskStats};
 use self::flight::Flights;
 use self::object::Object;
+use self::spool::Written;
 use self::store::{Entry, Key, Store};
 use http::header::{CONTENT_LOCATION, HeaderMap, LOCATION};
 use http::{HeaderName, Uri};
@@ -38,6 +41,9 @@ use std::time::Duration;
 
 /// Bytes that may wait to be written to disk; what comes beyond isn't written.
 const MAX_WRITING: u64 = 32 << 20;
+
+/// Bodies beyond this are on disk alone, if there is a disk.
+const LARGE: u64 = 4 << 20;
 
 /// How a cache is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +122,11 @@ impl Cache {
     pub fn put(self: &Arc<Self>, key: &Key, request: &HeaderMap, object: Object) {
         let new = self.store.put(key, request, object);
         let Some(disk) = &self.disk else { return };
+        // a new head for a body that is on disk alone: the old one there is good enough to ask with
+        let new: Vec<_> = new
+            .into_iter()
+            .filter(|(_, e)| !matches!(e, Entry::Object(o) if o.on_disk().is_some()))
+            .collect();
         let bytes: u64 = new.iter().map(|(_, e)| if let Entry::Object(o) = e { o.weight() } else { 0 }).sum();
         if self.writing.fetch_add(bytes, Relaxed) > MAX_WRITING {
             self.writing.fetch_sub(bytes, Relaxed);
@@ -130,6 +141,30 @@ impl Cache {
             let _ = engine::blocking::run(write).await;
             cache.writing.fetch_sub(bytes, Relaxed);
         }));
+    }
+
+    /// Keeps an answer whose body is on disk already, in a file without a name.
+    async fn put_large(self: &Arc<Self>, key: &Key, request: &HeaderMap, object: Object, file: Written) {
+        let Some(disk) = self.disk.clone() else { return };
+        let new = self.store.put(key, request, object);
+        let new: Vec<_> = new.into_iter().map(|(key, e)| (disk.announce(&key), key, e)).collect();
+        let mut file = Some(file);
+        let write = move || {
+            for (ticket, key, entry) in &new {
+                match entry {
+                    Entry::Object(o) => {
+                        file.take().into_iter().for_each(|file| disk.publish_large(key, o, file, *ticket));
+                    }
+                    other => disk.write(key, other, *ticket),
+                }
+            }
+        };
+        let _ = engine::blocking::run(write).await;
+    }
+
+    /// The tier on disk, if there is one and something of this size belongs there alone.
+    fn disk_for(&self, len: u64) -> Option<&Arc<Disk>> {
+        self.disk.as_ref().filter(|d| len > LARGE.min(self.store.max_object()) && d.takes(len))
     }
 
     /// Brings an entry from disk into memory; false if there is none. The first one to ask waits until it is known what

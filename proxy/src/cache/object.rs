@@ -1,19 +1,23 @@
 //! A kept answer.
 
 use super::directives;
+use super::large::Large;
 use super::policy::{self, Freshness};
 use super::wire::Wire;
+use crate::body::Body;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
     LAST_MODIFIED, TRAILER,
 };
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 /// What an object costs besides its bytes: map entries, allocations.
 const OVERHEAD: u64 = 640;
+/// A file is open: descriptors are scarcer than memory.
+const OPEN_FILE: u64 = 64 << 10;
 /// One field: two pointers and lengths, and its place in the map.
 const FIELD: u64 = 96;
 
@@ -62,8 +66,9 @@ impl Head {
 pub struct Object {
     /// Its head.
     pub head: Head,
-    /// Shared with all who are being sent it.
+    /// Shared with all who are being sent it. Empty if it is on disk alone.
     pub body: Bytes,
+    large: Option<Arc<Large>>,
     weight: u64,
     wire: OnceLock<Option<Wire>>,
 }
@@ -78,7 +83,52 @@ impl Object {
         // the names and values a second time, in one piece
         let wire: usize = head.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
         let weight = OVERHEAD + fields + wire as u64 + body.len() as u64;
-        Object { head, body, weight, wire: OnceLock::new() }
+        Object { head, body, large: None, weight, wire: OnceLock::new() }
+    }
+
+    /// Of a head and a body on disk.
+    pub fn large(head: Head, large: Arc<Large>) -> Object {
+        let mut object = Object::new(head, Bytes::new());
+        object.head.headers.insert(CONTENT_LENGTH, large.len().into());
+        object.weight += OPEN_FILE + large.weight();
+        object.large = Some(large);
+        object
+    }
+
+    /// The same body with another head.
+    pub fn renewed(&self, head: Head) -> Object {
+        match &self.large {
+            Some(large) => Object::large(head, large.clone()),
+            None => Object::new(head, self.body.clone()),
+        }
+    }
+
+    /// Its body on disk, if it is there alone.
+    pub fn on_disk(&self) -> Option<&Arc<Large>> {
+        self.large.as_ref()
+    }
+
+    /// Its body was removed from disk.
+    pub fn is_gone(&self) -> bool {
+        self.large.as_ref().is_some_and(|l| l.is_gone())
+    }
+
+    /// Bytes of its body.
+    pub fn len(&self) -> u64 {
+        self.large.as_ref().map_or(self.body.len() as u64, |l| l.len())
+    }
+
+    /// It has no body.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of its body from `from` to before `to`. No copy.
+    pub fn part(&self, from: u64, to: u64) -> Body {
+        match &self.large {
+            Some(large) => large.part(from, to),
+            None => Body::Full(self.body.slice(from as usize..to as usize)),
+        }
     }
 
     /// Its head as it goes out to a plain request, if that is known.

@@ -7,12 +7,15 @@
 //! Numbers are little-endian. Nothing in a file is believed before its checksum is right, and even then no length leads out
 //! of it: a file may be of another version, or of somebody else.
 
+use super::large::{self, Large};
 use super::object::{Head, Object};
 use super::policy::Freshness;
 use super::store::{Entry, Spec};
 use bytes::{BufMut, Bytes};
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,18 +37,7 @@ pub fn encode(key: &str, entry: &Entry, now: (Instant, SystemTime)) -> Option<(V
         }
         Entry::Object(o) => {
             meta.put_u8(0);
-            meta.put_u16_le(o.head.status.as_u16());
-            meta.put_u64_le(unix(now.1).saturating_sub(o.head.age(now.0)));
-            let f = &o.head.freshness;
-            meta.put_u64_le(f.lifetime);
-            meta.put_u64_le(f.stale_while_revalidate);
-            meta.put_u64_le(f.stale_if_error.unwrap_or(u64::MAX));
-            meta.put_u8(u8::from(f.strict) | u8::from(f.ask_always) << 1);
-            meta.put_u32_le(o.head.headers.len() as u32);
-            for (name, value) in &o.head.headers {
-                put(&mut meta, name.as_str().as_bytes());
-                put(&mut meta, value.as_bytes());
-            }
+            put_head(&mut meta, &o.head, now);
             o.body.clone()
         }
     };
@@ -77,29 +69,82 @@ pub fn decode(file: Bytes, now: (Instant, SystemTime)) -> Option<(String, Entry)
             Entry::Spec(Arc::new(Spec { names: names.collect::<Option<_>>()?, generation }))
         }
         0 => {
-            let status = StatusCode::from_u16(r.u16()?).ok()?;
-            let born = r.u64()?;
-            let freshness = Freshness {
-                lifetime: r.u64()?,
-                stale_while_revalidate: r.u64()?,
-                stale_if_error: Some(r.u64()?).filter(|n| *n != u64::MAX),
-                strict: false,
-                ask_always: false,
-            };
-            let flags = r.u8()?;
-            let freshness = Freshness { strict: flags & 1 != 0, ask_always: flags & 2 != 0, ..freshness };
-            let mut headers = HeaderMap::new();
-            for _ in 0..r.u32()?.min(10_000) {
-                let name = HeaderName::from_bytes(r.bytes()?).ok()?;
-                headers.append(name, HeaderValue::from_bytes(r.bytes()?).ok()?);
-            }
-            let initial_age = unix(now.1).saturating_sub(born);
-            let head = Head { status, headers, freshness, received: now.0, initial_age };
+            let head = r.head(now)?;
             Entry::Object(Arc::new(Object::new(head, file.slice(START + meta_len..))))
         }
         _ => return None,
     };
     Some((key, entry))
+}
+
+const LARGE: &[u8; 8] = b"TRAFFIC2";
+const LARGE_START: usize = 36;
+
+/// The header of a file whose body begins at `at`, see [`super::large`]:
+///
+/// ```text
+/// magic 8 | checksum of the header 8 | meta's length 4 | where the body begins 8 | its length 8 | meta | checksums
+/// ```
+pub fn encode_large(key: &str, o: &Object, large: &Large, at: u64, now: (Instant, SystemTime)) -> Vec<u8> {
+    let mut meta = Vec::with_capacity(512);
+    put(&mut meta, key.as_bytes());
+    put_head(&mut meta, &o.head, now);
+    let mut out = Vec::with_capacity(LARGE_START + meta.len() + 8 * large.sums().len());
+    out.extend_from_slice(LARGE);
+    out.put_u64_le(0);
+    out.put_u32_le(meta.len() as u32);
+    out.put_u64_le(at);
+    out.put_u64_le(large.len());
+    out.extend_from_slice(&meta);
+    large.sums().iter().for_each(|sum| out.put_u64_le(*sum));
+    let sum = checksum(&[&out[16..]]);
+    out[8..16].copy_from_slice(&sum.to_le_bytes());
+    out
+}
+
+/// Is a file that begins like this one with a large body?
+pub fn is_large(start: &[u8]) -> bool {
+    start.starts_with(LARGE)
+}
+
+/// The key and the entry of a file of `size` bytes; None if anything is wrong with its header.
+pub fn decode_large(file: File, size: u64, now: (Instant, SystemTime)) -> Option<(String, Entry)> {
+    let mut start = [0; LARGE_START];
+    file.read_exact_at(&mut start, 0).ok()?;
+    let mut r = Reader(&start[8..]);
+    let (sum, meta_len, at, len) = (r.u64()?, r.u32()? as usize, r.u64()?, r.u64()?);
+    let blocks = len.div_ceil(large::BLOCK);
+    let header = (LARGE_START + meta_len) as u64 + blocks.checked_mul(8)?;
+    if !is_large(&start) || header > at || at.checked_add(len)? != size {
+        return None;
+    }
+    let mut bytes = vec![0; header as usize];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    if checksum(&[&bytes[16..]]) != sum {
+        return None;
+    }
+    let mut r = Reader(&bytes[LARGE_START..]);
+    let key = String::from_utf8(r.bytes()?.to_vec()).ok()?;
+    let head = r.head(now)?;
+    let mut r = Reader(&bytes[LARGE_START + meta_len..]);
+    let sums = (0..blocks).map(|_| r.u64()).collect::<Option<Vec<u64>>>()?;
+    let large = Large::new(file, at, len, sums);
+    Some((key, Entry::Object(Arc::new(Object::large(head, Arc::new(large))))))
+}
+
+fn put_head(meta: &mut Vec<u8>, head: &Head, now: (Instant, SystemTime)) {
+    meta.put_u16_le(head.status.as_u16());
+    meta.put_u64_le(unix(now.1).saturating_sub(head.age(now.0)));
+    let f = &head.freshness;
+    meta.put_u64_le(f.lifetime);
+    meta.put_u64_le(f.stale_while_revalidate);
+    meta.put_u64_le(f.stale_if_error.unwrap_or(u64::MAX));
+    meta.put_u8(u8::from(f.strict) | u8::from(f.ask_always) << 1);
+    meta.put_u32_le(head.headers.len() as u32);
+    for (name, value) in &head.headers {
+        put(meta, name.as_str().as_bytes());
+        put(meta, value.as_bytes());
+    }
 }
 
 fn unix(t: SystemTime) -> u64 {
@@ -136,6 +181,27 @@ impl<'a> Reader<'a> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
+    fn head(&mut self, now: (Instant, SystemTime)) -> Option<Head> {
+        let status = StatusCode::from_u16(self.u16()?).ok()?;
+        let born = self.u64()?;
+        let freshness = Freshness {
+            lifetime: self.u64()?,
+            stale_while_revalidate: self.u64()?,
+            stale_if_error: Some(self.u64()?).filter(|n| *n != u64::MAX),
+            strict: false,
+            ask_always: false,
+        };
+        let flags = self.u8()?;
+        let freshness = Freshness { strict: flags & 1 != 0, ask_always: flags & 2 != 0, ..freshness };
+        let mut headers = HeaderMap::new();
+        for _ in 0..self.u32()?.min(10_000) {
+            let name = HeaderName::from_bytes(self.bytes()?).ok()?;
+            headers.append(name, HeaderValue::from_bytes(self.bytes()?).ok()?);
+        }
+        let initial_age = unix(now.1).saturating_sub(born);
+        Some(Head { status, headers, freshness, received: now.0, initial_age })
+    }
+
     fn bytes(&mut self) -> Option<&'a [u8]> {
         let n = self.u32()? as usize;
         self.take(n)
@@ -143,8 +209,8 @@ impl<'a> Reader<'a> {
 }
 
 /// Finds damage, not forgery; the parts count as one.
-fn checksum(parts: &[&[u8]]) -> u64 {
-    let mut sum = Sum::new(0x7261_6666_6963_3173);
+pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
+    let mut sum = Sum::default();
     parts.iter().for_each(|p| sum.add(p));
     sum.end()
 }
@@ -160,11 +226,17 @@ pub fn number(key: &str) -> u128 {
 }
 
 /// Eight bytes at a time, each of them mixed into all bits (the multiply and fold of wyhash). Parts need not be aligned.
-struct Sum {
+pub(super) struct Sum {
     state: u64,
     rest: [u8; 8],
     rest_len: usize,
     len: u64,
+}
+
+impl Default for Sum {
+    fn default() -> Sum {
+        Sum::new(0x7261_6666_6963_3173)
+    }
 }
 
 impl Sum {
@@ -177,7 +249,7 @@ impl Sum {
         self.state = (wide as u64 ^ (wide >> 64) as u64).wrapping_add(0xe703_7ed1_a0b4_28db);
     }
 
-    fn add(&mut self, mut bytes: &[u8]) {
+    pub(super) fn add(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len() as u64;
         if self.rest_len > 0 {
             let n = bytes.len().min(8 - self.rest_len);
@@ -199,7 +271,7 @@ impl Sum {
         self.rest_len = left.len();
     }
 
-    fn end(mut self) -> u64 {
+    pub(super) fn end(mut self) -> u64 {
         self.rest[self.rest_len..].fill(0);
         self.word(self.rest);
         self.word(self.len.to_le_bytes());

@@ -44,16 +44,16 @@ pub fn kept(
     if *method == Method::HEAD {
         return r;
     }
-    let len = object.body.len() as u64;
+    let len = object.len();
     let ranged =
         object.head.status == StatusCode::OK && conditional::range_applies(request, &object.head.headers);
     match if ranged { range::part(request, len) } else { Part::Whole } {
-        Part::Whole => *r.body_mut() = Body::Full(object.body.clone()),
+        Part::Whole => *r.body_mut() = object.part(0, len),
         Part::Bytes(from, to) => {
             *r.status_mut() = StatusCode::PARTIAL_CONTENT;
             r.headers_mut().insert(CONTENT_RANGE, range::content_range(from, to, len));
             r.headers_mut().insert(CONTENT_LENGTH, (to - from).into());
-            *r.body_mut() = Body::Full(object.body.slice(from as usize..to as usize));
+            *r.body_mut() = object.part(from, to);
         }
         Part::Unsatisfiable => {
             *r.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;

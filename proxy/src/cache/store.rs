@@ -117,26 +117,31 @@ impl Store {
         key: &str,
         fields: impl FnOnce(&[HeaderName]) -> Cow<'a, HeaderMap>,
     ) -> Option<Arc<Object>> {
-        match self.cache.get(key)? {
-            Entry::Object(o) => Some(o),
-            Entry::Uncacheable(_) => None,
+        let object = match self.cache.get(key)? {
+            Entry::Object(o) => o,
+            Entry::Uncacheable(_) => return None,
             Entry::Spec(spec) => match self.cache.get(&*variant(key, &spec, &fields(&spec.names)))? {
-                Entry::Object(o) => Some(o),
-                _ => None,
+                Entry::Object(o) => o,
+                _ => return None,
             },
-        }
+        };
+        (!object.is_gone()).then_some(object)
     }
 
     /// What there is for a request, and the key of just this variant.
     pub fn find(&self, key: &Key, request: &HeaderMap, now: Instant) -> (Found, Key) {
-        match self.cache.get(&**key) {
+        let there = |key: &Key| match self.cache.get(&**key) {
+            Some(Entry::Object(o)) if o.is_gone() => None,
+            other => other,
+        };
+        match there(key) {
             None => (Found::Nothing, key.clone()),
             Some(Entry::Object(o)) => (Found::Object(o), key.clone()),
             Some(Entry::Uncacheable(until)) if until > now => (Found::Uncacheable, key.clone()),
             Some(Entry::Uncacheable(_)) => (Found::Nothing, key.clone()),
             Some(Entry::Spec(spec)) => {
                 let variant = variant(key, &spec, request);
-                match self.cache.get(&*variant) {
+                match there(&variant) {
                     Some(Entry::Object(o)) => (Found::Object(o), variant),
                     Some(Entry::Uncacheable(until)) if until > now => (Found::Uncacheable, variant),
                     _ => (Found::Nothing, variant),

@@ -1,0 +1,184 @@
+//! An answer on its way to a client, and to disk: what is too large for memory.
+//!
+//! What passes is written by a thread that may block, in order, one batch after the other. If the disk is slower than the
+//! origin, the origin has to wait: no more than [`AHEAD`] is held. If the disk fails, the answer just isn't kept. A client
+//! that goes away leaves the rest to a task, for a limited time.
+
+use super::disk::Disk;
+use super::fill::{self, Keep};
+use super::flight::Outcome;
+use super::large::{Temporary, Writer};
+use super::object::Object;
+use crate::body::{Body, BodyError};
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+
+/// Bytes that may wait for the disk.
+const AHEAD: usize = 1 << 20;
+
+/// A blocking job on the file, which gives it back.
+type Job = Pin<Box<dyn Future<Output = io::Result<Writer>>>>;
+
+enum State {
+    Ready(Writer),
+    Busy(Job),
+    Failed,
+}
+
+/// The file, and what waits for it.
+struct Spool {
+    keep: Keep,
+    disk: Arc<Disk>,
+    state: State,
+    waiting: Vec<Bytes>,
+    bytes: usize,
+}
+
+async fn job<R: Send + 'static>(f: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
+    engine::blocking::run(f).await.map_err(io::Error::other)?
+}
+
+impl Spool {
+    /// Goes on with writing. Pending while the thread is busy.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.state = match std::mem::replace(&mut self.state, State::Failed) {
+                State::Busy(mut job) => match job.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.state = State::Busy(job);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(writer)) => State::Ready(writer),
+                    Poll::Ready(Err(e)) => {
+                        self.disk.refuse(&e);
+                        return Poll::Ready(());
+                    }
+                },
+                State::Ready(writer) if self.waiting.is_empty() => {
+                    self.state = State::Ready(writer);
+                    return Poll::Ready(());
+                }
+                State::Ready(mut writer) => {
+                    let batch = std::mem::take(&mut self.waiting);
+                    self.bytes = 0;
+                    State::Busy(Box::pin(job(move || {
+                        batch.iter().try_for_each(|b| writer.write(b))?;
+                        Ok(writer)
+                    })))
+                }
+                State::Failed => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// All has come: writes the rest, and has it kept.
+    async fn finish(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+        let State::Ready(writer) = std::mem::replace(&mut self.state, State::Failed) else { return };
+        let (large, path) = match writer.end() {
+            Ok(both) => both,
+            Err(e) => return self.disk.refuse(&e),
+        };
+        let object = Object::large(self.keep.head.clone(), Arc::new(large));
+        self.keep.cache.put_large(&self.keep.key, &self.keep.request, object, path).await;
+        if let Some(leader) = self.keep.leader.take() {
+            leader.done(Outcome::Stored);
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.keep.cache.filling.fetch_sub(AHEAD as u64, Relaxed);
+    }
+}
+
+/// The file that was written, without its name.
+pub(super) type Written = Temporary;
+
+/// Sends a body of `len` bytes on and writes it to disk. False if that can't be; then the leader has told the others.
+pub(super) fn spool(body: Body, keep: Keep, disk: &Arc<Disk>, len: u64) -> (Body, bool) {
+    let booked = keep.cache.filling.fetch_add(AHEAD as u64, Relaxed) + AHEAD as u64;
+    let ours = disk.clone();
+    let begin = job(move || ours.begin_large(len));
+    let (waiting, bytes) = (Vec::new(), 0);
+    let room = booked <= keep.cache.max_filling;
+    let spool = Spool { keep, disk: disk.clone(), state: State::Busy(Box::pin(begin)), waiting, bytes };
+    match room {
+        true => (Body::Stream(Box::pin(Spooling { body, spool: Some(spool) })), true),
+        false => (body, false),
+    }
+}
+
+struct Spooling {
+    body: Body,
+    spool: Option<Spool>,
+}
+
+impl HttpBody for Spooling {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(spool) = &mut this.spool {
+            let busy = spool.poll(cx).is_pending();
+            if matches!(spool.state, State::Failed) {
+                this.spool = None;
+            } else if busy && spool.bytes >= AHEAD {
+                return Poll::Pending;
+            }
+        }
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let ended = match &frame {
+            None => true,
+            Some(Err(_)) => {
+                this.spool = None;
+                false
+            }
+            Some(Ok(frame)) => {
+                if let (Some(data), Some(spool)) = (frame.data_ref(), &mut this.spool) {
+                    spool.bytes += data.len();
+                    spool.waiting.push(data.clone());
+                    // what comes next may take a while: it is begun now
+                    let _ = spool.poll(cx);
+                }
+                this.body.is_end_stream()
+            }
+        };
+        if ended && let Some(spool) = this.spool.take() {
+            drop(engine::spawn(spool.finish()));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Spooling {
+    fn drop(&mut self) {
+        // the client has gone; the length is known, so there is an end
+        if self.spool.is_some() && !engine::is_draining() {
+            let body = std::mem::replace(&mut self.body, Body::Empty);
+            let rest = Spooling { body, spool: self.spool.take() };
+            drop(engine::spawn(async move {
+                fill::unless_draining(fill::read(Body::Stream(Box::pin(rest)))).await;
+            }));
+        }
+    }
+}
