@@ -85,6 +85,8 @@ pub struct Suite {
     pub log: Arc<Log>,
     /// Where the programs are, if not where they were built.
     pub programs: Option<PathBuf>,
+    /// For cop's environment.
+    pub env: Vec<(String, String)>,
     cop: Option<Child>,
     old: Vec<Child>,
 }
@@ -96,6 +98,7 @@ impl Suite {
             dir: tempfile::Builder::new().prefix("traffic-test-").tempdir().unwrap(),
             log: Arc::default(),
             programs: None,
+            env: Vec::new(),
             cop: None,
             old: Vec::new(),
         };
@@ -131,6 +134,7 @@ impl Suite {
     pub fn spawn_cop(&mut self) {
         let mut cop = clean(&self.program(COP));
         cop.args(["start", "-f", "-c"]).arg(self.path("traffic.toml"));
+        cop.envs(self.env.iter().cloned());
         // its end is ours: the pipe ends with this process, however that ends
         cop.env("TRAFFIC_STOP_ON_STDIN_EOF", "1").stdin(Stdio::piped()).process_group(0);
         let mut cop = cop.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

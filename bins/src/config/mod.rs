@@ -48,6 +48,14 @@ pub struct Suite {
     pub log_file: Option<PathBuf>,
     /// Pictures of hung processes that are kept; 0 takes none.
     pub snapshots: usize,
+    /// Bytes after which it is rotated; 0 is never.
+    pub log_max_size: u64,
+    /// Seconds after midnight (UTC) at which it is rotated.
+    pub log_rotate_at: Option<u64>,
+    /// Days that rotated logs are kept; 0 is for ever.
+    pub log_keep_days: u64,
+    /// How many of them at most.
+    pub log_keep_files: usize,
     /// Who the server is, if the suite is started by root.
     pub user: Option<String>,
     /// Its group, if not that user's own.
@@ -211,6 +219,13 @@ pub enum AccessLog {
     Combined,
     /// A JSON object.
     Json,
+}
+
+impl Suite {
+    /// Where the daemon logs.
+    pub fn log_path(&self) -> PathBuf {
+        self.log_file.clone().unwrap_or_else(|| self.state_dir.join("traffic.log"))
+    }
 }
 
 impl Server {

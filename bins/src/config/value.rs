@@ -113,6 +113,17 @@ pub fn signed(v: &Raw, min: i32, max: i32) -> Result<i32, Wrong> {
     }
 }
 
+/// `"HH:MM"` as seconds after midnight, or `none`.
+pub fn time_of_day(v: &Raw) -> Result<Option<u64>, Wrong> {
+    let s = text(v)?;
+    if s == "none" {
+        return Ok(None);
+    }
+    let digits = |t: &str, limit: u64| t.parse::<u64>().ok().filter(|n| t.len() == 2 && *n < limit);
+    let parsed = s.split_once(':').and_then(|(h, m)| Some(digits(h, 24)? * 3600 + digits(m, 60)? * 60));
+    parsed.map(Some).ok_or_else(|| format!("{s:?} is neither a time of day such as \"03:30\" nor \"none\""))
+}
+
 /// A name, or `none`.
 pub fn name_or_none(v: &Raw) -> Result<Option<String>, Wrong> {
     match text(v)? {
@@ -282,6 +293,14 @@ mod tests {
         assert_eq!(network(&t("10.1.2.3/8")).unwrap().to_string(), "10.0.0.0/8");
         assert_eq!(network(&t("::1")).unwrap().to_string(), "::1/128");
         assert!(network(&t("10.0.0.0/33")).is_err() && network(&t("localhost")).is_err());
+    }
+
+    #[test]
+    fn times_of_day() {
+        assert_eq!((time_of_day(&t("03:30")), time_of_day(&t("none"))), (Ok(Some(12_600)), Ok(None)));
+        for bad in ["24:00", "3:30", "03:60", "0330", "aa:bb", ""] {
+            assert!(time_of_day(&t(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,15 +4,15 @@ use super::watch::Cop;
 use crate::cli::Common;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::logging::rotate::Rotation;
 use crate::logging::{self, Fatal};
 use crate::privileges;
 use crate::suite::Runtime;
 use anyhow::Context;
 use lockfile::{Got, Lockfile};
 use std::cell::{Cell, RefCell};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use supervisor::daemonize::{Side, daemonize, redirect_std};
@@ -33,7 +33,7 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     // the daemon's directory is /: what was given relative to ours is made absolute now
     let common = common.absolute().context("reading the current directory")?;
     let config = common.load()?.config;
-    privileges::prepare(&config)?;
+    let who = privileges::prepare(&config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
@@ -42,11 +42,15 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     if foreground {
         // first of all, so that no signal is lost
         let signals = catch()?;
-        logging::init(NAME, &config.suite.log);
+        logging::init(NAME, &config.suite);
         store.adopt(inherited)?;
         return watch(config, common, signals, store, Box::new(|_| {}));
     }
     let log = open_log(&config)?;
+    let rotation = Rotation::new(&config.suite, who);
+    if log.1.metadata().is_ok_and(|m| m.is_file()) {
+        rotation.share().with_context(|| format!("sharing {}", log.0.display()))?;
+    }
     let keep: Vec<_> = inherited.iter().map(|i| i.fd.as_fd()).chain([log.1.as_fd()]).collect();
     let side = daemonize(0o027, &keep).context("detaching")?;
     let reporter = match side {
@@ -56,8 +60,11 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     // nothing but the reporter can tell anybody anything from here on
     let signals = catch()?;
     redirect_std(None, Some(&log.1), Some(&log.1))?;
+    if log.1.metadata().is_ok_and(|m| m.is_file()) {
+        logging::rotate_by(rotation);
+    }
     drop(log);
-    logging::init(NAME, &config.suite.log);
+    logging::init(NAME, &config.suite);
     store.adopt(inherited)?;
     // whoever comes first uses it: the loop, or an error before there is a loop
     let reporter = Rc::new(Cell::new(Some(reporter)));
@@ -124,8 +131,8 @@ fn held(runtime: &Runtime, pid: i32) -> Fatal {
 
 /// The daemon's log, opened while errors can still be shown.
 fn open_log(config: &Config) -> anyhow::Result<(PathBuf, File)> {
-    let path = config.suite.log_file.clone().unwrap_or_else(|| config.suite.state_dir.join("traffic.log"));
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&path);
+    let path = config.suite.log_path();
+    let file = logging::sink::open(&path, true);
     let file = file.with_context(|| format!("opening the log {}", path.display()))?;
     Ok((path, file))
 }

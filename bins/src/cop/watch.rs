@@ -296,6 +296,7 @@ impl Cop {
         }
         if now >= self.next_check && !self.is_stopping() {
             self.next_check = now + self.config.cop.interval;
+            crate::logging::tick();
             self.check(now);
         }
         if let Some((every, next)) = &mut self.watchdog

@@ -119,7 +119,7 @@ fn live(
 ) -> anyhow::Result<Exit> {
     let common = common.absolute()?;
     let config = common.load()?.config;
-    logging::init(NAME, &config.suite.log);
+    logging::init(NAME, &config.suite);
     let credentials = privileges::prepare(&config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut lock = Lockfile::new(runtime.lock("manager"));
@@ -206,7 +206,12 @@ async fn hear_signals(keep: Rc<Keep>, mut signals: Signals) {
 fn on_signal(keep: &Rc<Keep>, signal: i32) {
     match signal {
         SIGCHLD => {}
-        SIGHUP => match keep.reload() {
+        SIGHUP => match {
+            // said before anything is started, which inherits the file that this line goes to
+            logging::reopen();
+            log::info!("event=reload-asked signal={signal}");
+            keep.reload()
+        } {
             Ok(text) => log::info!("event=reload: {text}"),
             Err(e) => log::error!("event=reload-refused: {e:#}"),
         },

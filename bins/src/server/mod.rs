@@ -75,7 +75,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let mut inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
     let channel = succession::channel(&mut inherited);
     let config = common.absolute()?.load()?.config;
-    logging::init(NAME, &config.suite.log);
+    logging::init(NAME, &config.suite);
     privileges::refuse_root(&config)?;
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);

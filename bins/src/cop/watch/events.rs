@@ -8,6 +8,7 @@ impl Cop {
             match signal {
                 signals::SIGCHLD => {}
                 signals::SIGHUP => {
+                    crate::logging::reopen();
                     log::info!("event=reload");
                     if let Some(w) = &self.ward {
                         let _ = w.signal(signals::SIGHUP);

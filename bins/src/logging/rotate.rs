@@ -1,0 +1,172 @@
+//! Rotation of the daemon's log, by cop: by size and at a time of day. The others follow the name (see [`super::sink`]).
+
+use super::sink;
+use crate::config::Suite;
+use rustix::fs::fstat;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use supervisor::privileges::{self, Credentials};
+
+const DAY: u64 = 86_400;
+/// After a failure: it would only fail again.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// When to rotate, and what to keep.
+#[derive(Debug)]
+pub struct Rotation {
+    path: PathBuf,
+    max_size: u64,
+    /// Seconds after midnight, UTC.
+    at: Option<u64>,
+    keep_days: u64,
+    keep_files: usize,
+    /// Whose group may write to it too.
+    share: Option<Credentials>,
+    due: SystemTime,
+    not_before: SystemTime,
+}
+
+impl Rotation {
+    /// As the configuration has it.
+    pub fn new(suite: &Suite, share: Option<Credentials>) -> Rotation {
+        let now = SystemTime::now();
+        Rotation {
+            path: suite.log_path(),
+            max_size: suite.log_max_size,
+            at: suite.log_rotate_at,
+            keep_days: suite.log_keep_days,
+            keep_files: suite.log_keep_files,
+            share,
+            due: next(suite.log_rotate_at, now),
+            not_before: UNIX_EPOCH,
+        }
+    }
+
+    /// Gives the log the rights that the server needs.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn share(&self) -> io::Result<()> {
+        self.share.as_ref().map_or(Ok(()), |who| privileges::share_file(&self.path, who, 0o660))
+    }
+
+    /// Rotates if it is time to.
+    pub fn look(&mut self) {
+        let now = SystemTime::now();
+        let Ok(stat) = fstat(rustix::stdio::stderr()) else { return };
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let (full, due) = (self.max_size > 0 && size >= self.max_size, now >= self.due);
+        if due {
+            self.due = next(self.at, now);
+        }
+        if now < self.not_before || size == 0 || !(full || due) {
+            return;
+        }
+        match self.rotate(now) {
+            Ok(to) => log::info!("event=log-rotated to={:?} bytes={size}", to.display().to_string()),
+            Err(e) => {
+                self.not_before = now + AGAIN;
+                log::warn!("event=log-rotation-failed path={}: {e}", self.path.display());
+            }
+        }
+        for gone in self.expired(now) {
+            let _ = fs::remove_file(gone);
+        }
+    }
+
+    fn rotate(&self, now: SystemTime) -> io::Result<PathBuf> {
+        let stamp = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+        let name = |n: u32| match n {
+            0 => with_suffix(&self.path, &stamp),
+            n => with_suffix(&self.path, &format!("{stamp}-{n:03}")),
+        };
+        let to = (0..1000).map(name).find(|p| !p.exists());
+        let to = to.ok_or_else(|| io::Error::other("a thousand rotations in one second"))?;
+        fs::rename(&self.path, &to)?;
+        let file = sink::open(&self.path, true)?;
+        self.share()?;
+        rustix::stdio::dup2_stderr(&file)?;
+        rustix::stdio::dup2_stdout(&file)?;
+        sink::reopen();
+        Ok(to)
+    }
+
+    /// Old logs that are too old or too many.
+    fn expired(&self, now: SystemTime) -> Vec<PathBuf> {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        let prefix = with_suffix(&self.path, "");
+        let is_ours = |p: &PathBuf| {
+            let stamp = p.to_str().zip(prefix.to_str()).and_then(|(p, prefix)| p.strip_prefix(prefix));
+            stamp.is_some_and(|s| s.len() >= 16 && s.as_bytes()[8] == b'T' && s.as_bytes()[15] == b'Z')
+        };
+        let mut list: Vec<PathBuf> =
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(is_ours).collect();
+        // the names are in the order of time
+        list.sort();
+        let too_many = list.len().saturating_sub(self.keep_files);
+        let oldest = now - Duration::from_secs(self.keep_days * DAY);
+        let too_old = |p: &PathBuf| {
+            self.keep_days > 0 && fs::metadata(p).and_then(|m| m.modified()).is_ok_and(|t| t < oldest)
+        };
+        list.iter().enumerate().filter(|(n, p)| *n < too_many || too_old(p)).map(|(_, p)| p.clone()).collect()
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// The next time of day `at` (seconds after midnight, UTC) after `now`.
+fn next(at: Option<u64>, now: SystemTime) -> SystemTime {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let never = u64::from(u32::MAX) * 10;
+    let today = |at: u64| now / DAY * DAY + at;
+    let secs = at.map_or(never, |at| if today(at) > now { today(at) } else { today(at) + DAY });
+    UNIX_EPOCH + Duration::from_secs(secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_time_of_day() {
+        let t = |s: u64| UNIX_EPOCH + Duration::from_secs(s);
+        assert_eq!(next(Some(3600), t(10 * DAY)), t(10 * DAY + 3600));
+        assert_eq!(next(Some(3600), t(10 * DAY + 3600)), t(11 * DAY + 3600));
+        assert_eq!(next(Some(0), t(10 * DAY + 1)), t(11 * DAY));
+        assert!(next(None, t(10 * DAY)) > t(36_500 * DAY));
+    }
+
+    #[test]
+    fn old_logs_go_by_number_and_age_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("traffic.log");
+        let stamps = ["20260101T000000Z", "20260102T000000Z", "20260103T000000Z", "20260103T000000Z-001"];
+        for s in stamps {
+            fs::write(with_suffix(&path, s), "x").unwrap();
+        }
+        for other in ["traffic.log", "traffic.log.gz", "traffic.log.20260101", "other.20260101T000000Z"] {
+            fs::write(dir.path().join(other), "x").unwrap();
+        }
+        let mut r = Rotation {
+            path: path.clone(),
+            max_size: 0,
+            at: None,
+            keep_days: 0,
+            keep_files: 3,
+            share: None,
+            due: UNIX_EPOCH,
+            not_before: UNIX_EPOCH,
+        };
+        assert_eq!(r.expired(SystemTime::now()), [with_suffix(&path, stamps[0])]);
+        (r.keep_files, r.keep_days) = (100, 2);
+        assert!(r.expired(SystemTime::now()).is_empty());
+        assert_eq!(r.expired(SystemTime::now() + Duration::from_secs(3 * DAY)).len(), 4);
+    }
+}
