@@ -58,7 +58,7 @@ fn a_server_that_is_not_ours_has_to_feed_its_watchdog() {
     let mut s = Suite::new("");
     let other = s.path("other");
     let command = format!(
-        "[{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]"
+        "[{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"suite.allow_root=true\", \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]"
     );
     let more = "watchdog = \"1s\"\n[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n";
     s.write_config(&foreign(&command, more));

@@ -206,15 +206,15 @@ async fn hear_signals(keep: Rc<Keep>, mut signals: Signals) {
 fn on_signal(keep: &Rc<Keep>, signal: i32) {
     match signal {
         SIGCHLD => {}
-        SIGHUP => match {
+        SIGHUP => {
             // said before anything is started, which inherits the file that this line goes to
             logging::reopen();
             log::info!("event=reload-asked signal={signal}");
-            keep.reload()
-        } {
-            Ok(text) => log::info!("event=reload: {text}"),
-            Err(e) => log::error!("event=reload-refused: {e:#}"),
-        },
+            match keep.reload() {
+                Ok(text) => log::info!("event=reload: {text}"),
+                Err(e) => log::error!("event=reload-refused: {e:#}"),
+            }
+        }
         SIGUSR1 | SIGUSR2 => log::info!("event=state {}", keep.status()),
         // nobody but cop decides that the suite is to end, and cop uses SIGINT: this is for our program alone
         SIGTERM if keep.has_a_successor() => {
