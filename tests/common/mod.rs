@@ -85,6 +85,8 @@ pub struct Suite {
     pub log: Arc<Log>,
     /// Where the programs are, if not where they were built.
     pub programs: Option<PathBuf>,
+    /// A command in front of cop's.
+    pub wrap: Vec<String>,
     /// For cop's environment.
     pub env: Vec<(String, String)>,
     cop: Option<Child>,
@@ -98,6 +100,7 @@ impl Suite {
             dir: tempfile::Builder::new().prefix("traffic-test-").tempdir().unwrap(),
             log: Arc::default(),
             programs: None,
+            wrap: Vec::new(),
             env: Vec::new(),
             cop: None,
             old: Vec::new(),
@@ -132,7 +135,15 @@ impl Suite {
 
     /// Starts cop in the foreground, as systemd does, and returns at once.
     pub fn spawn_cop(&mut self) {
-        let mut cop = clean(&self.program(COP));
+        let program = self.program(COP);
+        let mut cop = match self.wrap.split_first() {
+            None => clean(&program),
+            Some((first, args)) => {
+                let mut c = clean(first);
+                c.args(args).arg(&program);
+                c
+            }
+        };
         cop.args(["start", "-f", "-c"]).arg(self.path("traffic.toml"));
         cop.envs(self.env.iter().cloned());
         // its end is ours: the pipe ends with this process, however that ends
@@ -233,6 +244,17 @@ impl Suite {
         }
         let status = self.cop.take().unwrap().wait().unwrap();
         assert_eq!(status.code(), Some(0), "{}", self.log.text());
+        self.assert_clean();
+    }
+
+    /// Ends it by SIGTERM to this process, and checks the same.
+    #[track_caller]
+    pub fn terminate(&mut self, first: i32) {
+        PidFd::open(first).unwrap().signal(SIGTERM).unwrap();
+        let mut cop = self.cop.take().unwrap();
+        let ended = PidFd::open(cop.id() as i32).unwrap().poll_exit(LONG).unwrap();
+        assert!(ended.is_some(), "it doesn't end:\n{}", self.log.text());
+        assert_eq!(cop.wait().unwrap().code(), Some(0), "{}", self.log.text());
         self.assert_clean();
     }
 

@@ -6,6 +6,7 @@
 //! [`beats`] (its heartbeats), [`stop`], [`status`].
 
 pub mod beats;
+pub mod init;
 pub mod record;
 pub mod start;
 pub mod status;
@@ -32,6 +33,12 @@ enum Command {
         /// Stay in the foreground, log to stderr
         #[arg(short, long)]
         foreground: bool,
+        /// With -f: be cop's init, as is done where this is the first process of a container
+        #[arg(long, requires = "foreground")]
+        init: bool,
+        /// With -f: don't, even there
+        #[arg(long, requires = "foreground", conflicts_with = "init")]
+        no_init: bool,
         #[command(flatten)]
         common: Common,
     },
@@ -61,7 +68,12 @@ enum Command {
 /// What went wrong, with its exit code (see [`crate::logging::exit_of`]).
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
-        Command::Start { foreground, common } => start::run(&common, foreground),
+        Command::Start { foreground: true, init, no_init, common }
+            if init || (init::is_first() && !no_init) =>
+        {
+            init::run(&common)
+        }
+        Command::Start { foreground, common, .. } => start::run(&common, foreground),
         Command::Stop(common) => stop::run(&common),
         Command::Restart(common) => stop::restart(&common),
         Command::Upgrade(common) => upgrade::run(&common),
