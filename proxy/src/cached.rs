@@ -7,7 +7,7 @@ use crate::cache::flight::{Leader, Outcome as Landing, Part};
 use crate::cache::object::{Head, Object};
 use crate::cache::policy::{self, Decision, Refusal};
 use crate::cache::store::{Found, Key};
-use crate::cache::{self, Cache, object, serve, target};
+use crate::cache::{self, Cache, object, partial, serve, target};
 use crate::forward::CloseDelimited;
 use crate::outward;
 use crate::proxy::{Asked, Proxy};
@@ -123,6 +123,9 @@ impl Proxy {
         // one that can be answered in a way of its own is no leader for others, and doesn't wait for them
         let own = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE, AUTHORIZATION];
         let alone = method == Method::HEAD || own.iter().any(|n| ours.fields.contains_key(n));
+        if let Some(hit) = self.part_hit(cache, &ours) {
+            return Ok((hit, Outcome::Hit));
+        }
         let mut waited = false;
         for _ in 0..ROUNDS {
             let (mut found, mut variant) = cache.store.find(&ours.key, &ours.fields, engine::time::now());
@@ -282,6 +285,20 @@ impl Proxy {
         Ok((answer, Outcome::Miss))
     }
 
+    /// A range out of a part that is kept and fresh.
+    fn part_hit(&self, cache: &Arc<Cache>, ours: &Ours) -> Option<Response<Body>> {
+        if ours.request.method() != Method::GET || !ours.fields.contains_key(RANGE) {
+            return None;
+        }
+        let now = engine::time::now();
+        let part = cache.store.get(&partial::key(&ours.key), |_| Cow::Borrowed(&ours.fields))?;
+        let usable = policy::decide(&ours.directives, &part.head.freshness, part.head.age(now));
+        if usable != Decision::Use {
+            return None;
+        }
+        partial::answer(&part, &ours.fields, &self.config.name, now)
+    }
+
     /// Sends a request, and says how many seconds the answer took.
     async fn fetch(
         &self,
@@ -311,11 +328,16 @@ impl Proxy {
     ) -> (Response<Body>, bool) {
         let now = (engine::time::now(), SystemTime::now());
         let rules = self.config.routes[asked.route].rules;
+        let part = answer.status() == StatusCode::PARTIAL_CONTENT
+            && fields.contains_key(RANGE)
+            && partial::position(answer.headers()).is_some();
+        let status = if part { StatusCode::OK } else { answer.status() };
         let judged = match answer.extensions().get::<CloseDelimited>() {
             // nobody knows whether that was all of it
             Some(_) => Err(Refusal::Useless),
-            None => policy::judge(method, fields, answer.status(), answer.headers(), now.1, rules),
+            None => policy::judge(method, fields, status, answer.headers(), now.1, rules),
         };
+        let key = &if part { partial::key(key) } else { key.clone() };
         let freshness = match judged {
             Ok(f) => f,
             Err(refusal) => {

@@ -647,3 +647,47 @@ fn fields_that_are_withheld_are_for_the_first_client() {
     assert_eq!((second.field("set-cookie"), second.field("x-user")), (None, None));
     assert_eq!(second.field("x-all").as_deref(), Some("1"));
 }
+
+#[test]
+fn parts_are_kept_and_joined() {
+    const ALL: &str = "0123456789";
+    let o = Origin::new(|q| {
+        let range = q.field("range").unwrap_or_default();
+        let Some((from, to)) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')) else {
+            return Do::Send(ok("Cache-Control: max-age=60\r\nETag: \"a\"\r\n", ALL));
+        };
+        let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap_or(9));
+        let body = &ALL[from..=to];
+        Do::Send(
+            format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{to}/10\r\nETag: \"a\"\r\nCache-Control: max-age=60\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .into_bytes(),
+        )
+    });
+    let s = Suite::to(&[&o]);
+    let range = |r: &str, more: &str| s.ask(&get("/x", &format!("Range: bytes={r}\r\n{more}")));
+    let r = range("0-5", "");
+    assert_eq!((r.status, r.body.as_str(), r.cache().contains("stored")), (206, "012345", true));
+    let r = range("2-3", "If-Range: \"a\"\r\n");
+    assert_eq!((r.status, r.body.as_str(), r.cache().starts_with("hit")), (206, "23", true));
+    assert_eq!(r.field("content-range").as_deref(), Some("bytes 2-3/10"));
+    assert_eq!((r.field("content-length").as_deref(), o.count()), (Some("2"), 1));
+    assert!(range("2-3", "If-Range: \"b\"\r\n").cache().contains("fwd=miss"), "of another one");
+    let whole = s.get("/y");
+    assert_eq!((whole.status, o.count()), (200, 3), "a part of one is none of another");
+    assert!(range("5-", "").cache().contains("fwd=miss"));
+    let r = s.get("/x");
+    assert_eq!(
+        (r.status, r.body.as_str(), r.cache().starts_with("hit")),
+        (200, ALL, true),
+        "nothing was missing"
+    );
+    assert_eq!((r.field("content-range"), o.count()), (None, 4));
+    // what is forgotten is forgotten with its parts
+    assert_eq!(s.ask("DELETE /x HTTP/1.1\r\nHost: example.org\r\n\r\n").status, 200);
+    assert!(range("0-5", "").cache().contains("fwd=miss"));
+    s.ask("DELETE /x HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    assert!(range("2-3", "").cache().contains("fwd=miss"));
+}

@@ -10,11 +10,13 @@
 use super::Cache;
 use super::flight::{Leader, Outcome};
 use super::object::{Head, Object};
+use super::partial;
 use super::pump::{self, Pumped};
 use super::spool;
 use super::store::Key;
 use crate::body::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
+use http::StatusCode;
 use http::header::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::future::{Future, poll_fn};
@@ -85,7 +87,12 @@ impl Copying {
             false => body.freeze(),
         };
         let object = Object::new(self.keep.head.clone(), body.clone());
-        self.keep.cache.put(&self.keep.key, &self.keep.request, object);
+        match object.head.status {
+            StatusCode::PARTIAL_CONTENT => {
+                partial::keep(&self.keep.cache, &self.keep.key, &self.keep.request, object);
+            }
+            _ => self.keep.cache.put(&self.keep.key, &self.keep.request, object),
+        }
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);
         }

@@ -3,7 +3,7 @@
 //! Read in this order:
 //!
 //! 1. [`directives`], [`policy`], [`vary`], [`target`]: the rules; pure;
-//! 2. [`object`]: a kept answer; [`store`]: all of them, bounded by bytes;
+//! 2. [`object`]: a kept answer; [`partial`]: parts of one; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
 //! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm; [`large`], `spool`: what is there alone;
 //! 5. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
@@ -16,6 +16,7 @@ pub mod fill;
 pub mod flight;
 pub mod large;
 pub mod object;
+pub mod partial;
 pub mod policy;
 mod pump;
 mod record;
@@ -112,7 +113,8 @@ impl Cache {
 
     /// Forgets all variants of a primary key; false if there was nothing.
     pub async fn purge(&self, key: Key) -> bool {
-        let here = self.store.remove(&key);
+        let part = self.store.remove(&partial::key(&key));
+        let here = self.store.remove(&key) || part;
         let Some(disk) = self.disk.clone().filter(|d| d.knows(&key)) else { return here };
         let _ = engine::blocking::run(move || disk.remove(&key)).await;
         true
