@@ -9,7 +9,7 @@
 //!    [`serve`]: one connection, with its timeouts and its drain;
 //! 2. [`body`], [`headers`], [`edit`], [`pages`]: what messages are made of; [`check`]: what a request must fulfil;
 //! 3. [`route`], [`router`]: routes, and which one a request takes; pure;
-//! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`]: which of them is up;
+//! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`], [`probes`]: which of them is up;
 //! 5. [`forward`], [`upstream`]: one request's way to an origin and back; [`interim`]: what comes before the answer;
 //!    [`tunnel`]: what comes after the last one; [`outward`]: the forward proxy;
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
@@ -42,6 +42,7 @@ pub mod outward;
 pub mod pages;
 pub mod plain;
 pub mod pool;
+pub mod probes;
 pub mod proxy;
 pub mod range;
 pub mod resolve;

@@ -31,6 +31,17 @@ pub fn text(stats: &Stats, routes: &[RouteConfig]) -> String {
         let _ = writeln!(out, "{DURATION}_bucket{{{labels},le=\"+Inf\"}} {n}");
         let _ = writeln!(out, "{DURATION}_sum{{{labels}}} {sum}\n{DURATION}_count{{{labels}}} {n}");
     });
+    for (name, help) in [
+        ("traffic_origin_up", "0 while an origin is left out."),
+        ("traffic_origin_requests_in_progress", "Requests in progress at an origin."),
+    ] {
+        begin(&mut out, name, "gauge", help);
+        for o in &stats.origins {
+            let n = if name.ends_with("up") { usize::from(!o.ejected) } else { o.in_flight };
+            let _ =
+                writeln!(out, "{name}{{route=\"{}\",origin=\"{}\"}} {n}", route(o.route), escape(&o.name));
+        }
+    }
     let d = &stats.disk;
     for (name, kind, help, n) in [
         ("traffic_cache_bytes", "gauge", "Bytes of answers kept in memory.", stats.cache_bytes),
@@ -71,7 +82,7 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cache::disk::DiskStats;
-    use crate::stats::Counters;
+    use crate::stats::{Counters, OriginStats};
     use std::time::Duration;
 
     #[test]
@@ -87,6 +98,7 @@ mod tests {
             cache_objects: 1,
             disk: DiskStats::default(),
             log_dropped: 0,
+            origins: vec![OriginStats { route: 0, name: "a:80".into(), ejected: true, in_flight: 3 }],
         };
         let route = RouteConfig { host: "*".into(), prefix: "/a\"".into(), ..RouteConfig::default() };
         let text = text(&stats, &[route]);
@@ -99,6 +111,7 @@ mod tests {
             format!("{DURATION}_bucket{{{labels},le=\"+Inf\"}} 4"),
             format!("{DURATION}_count{{{labels}}} 4"),
             "traffic_cache_bytes 7".to_owned(),
+            "traffic_origin_up{route=\"*/a\\\"\",origin=\"a:80\"} 0".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

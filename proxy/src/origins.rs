@@ -107,6 +107,11 @@ impl Origins {
         true
     }
 
+    /// Requests in progress at the origin.
+    pub fn in_flight(&self, i: usize) -> usize {
+        self.states[i].in_flight.load(Ordering::Relaxed)
+    }
+
     /// True if the origin is left out at that time.
     pub fn is_ejected(&self, i: usize, now: u64) -> bool {
         self.states[i].ejected_until.load(Ordering::Relaxed) > now

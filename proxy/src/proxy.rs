@@ -19,7 +19,7 @@ use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
 use crate::rt::{Io, WeakIo};
 use crate::serve::{self, Limits};
-use crate::stats::{Counters, Outcome, Stats};
+use crate::stats::{Counters, OriginStats, Outcome, Stats};
 use crate::upstream::{self, Failed, Upstream};
 use bytes::Bytes;
 use engine::net::{Peer, Stream};
@@ -63,7 +63,7 @@ pub struct Proxy {
     pub(crate) counters: Counters,
     pub(crate) access: Option<AccessLog>,
     /// Of each route.
-    upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Vec<Upstream>,
     started: Instant,
 }
 
@@ -127,7 +127,8 @@ impl Proxy {
         let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
         let log_dropped = self.access.as_ref().map_or(0, AccessLog::dropped);
         let (requests, fast) = (self.counters.sum(), self.counters.sum_fast());
-        Stats { requests, fast, cache_bytes, cache_objects, disk, log_dropped }
+        let origins = self.origins();
+        Stats { requests, fast, cache_bytes, cache_objects, disk, log_dropped, origins }
     }
 
     /// Requests are told of one by one.
@@ -286,6 +287,21 @@ impl Proxy {
         Ok((answer, outcome))
     }
 
+    fn origins(&self) -> Vec<OriginStats> {
+        let now = self.millis();
+        let mut all = Vec::new();
+        for (route, (config, up)) in self.config.routes.iter().zip(&self.upstreams).enumerate() {
+            let Target::Origins { list, .. } = &config.target else { continue };
+            all.extend(list.iter().enumerate().map(|(i, o)| OriginStats {
+                route,
+                name: format!("{}:{}", o.host, o.port),
+                ejected: up.origins.is_ejected(i, now),
+                in_flight: up.origins.in_flight(i),
+            }));
+        }
+        all
+    }
+
     /// There is no route yet.
     fn is_unconfigured(&self) -> bool {
         self.config.routes.iter().all(|r| matches!(r.target, Target::Outward))
@@ -365,7 +381,7 @@ impl Proxy {
         answer
     }
 
-    fn millis(&self) -> u64 {
+    pub(crate) fn millis(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 }

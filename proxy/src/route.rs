@@ -3,6 +3,7 @@
 use crate::cache::policy::Rules;
 use crate::cache::target::Query;
 use crate::edit::Edits;
+use crate::probes::Check;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::HeaderValue;
@@ -32,6 +33,8 @@ pub struct RouteConfig {
     pub max_body: MaxBody,
     /// When an origin counts as down.
     pub health: Health,
+    /// Its origins are checked so.
+    pub check: Option<Check>,
     /// Answers may be kept in the cache.
     pub cache: Caching,
     /// For how long, where that differs from what origins say.

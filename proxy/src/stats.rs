@@ -210,6 +210,21 @@ pub struct Stats {
     pub disk: DiskStats,
     /// Lines of the access log that couldn't be written.
     pub log_dropped: u64,
+    /// All origins.
+    pub origins: Vec<OriginStats>,
+}
+
+/// One origin of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginStats {
+    /// The route's number.
+    pub route: usize,
+    /// Host and port.
+    pub name: String,
+    /// It is left out for now.
+    pub ejected: bool,
+    /// Requests in progress there.
+    pub in_flight: usize,
 }
 
 impl Stats {

@@ -2,6 +2,7 @@
 
 mod common;
 use common::*;
+use proxy::probes::Check;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -216,4 +217,30 @@ fn the_answer_is_awaited_from_the_end_of_the_body_on() {
     }
     let r = c.reply();
     assert_eq!((r.status, r.body.as_str()), (200, "8"));
+}
+
+#[test]
+fn checks_find_out_who_is_down_and_who_is_back() {
+    let sick = Arc::new(AtomicBool::new(true));
+    let state = sick.clone();
+    let bad = Origin::new(move |q| match (q.path(), state.load(Ordering::SeqCst)) {
+        ("/health", true) => Do::Send(b"HTTP/1.1 503 Sick\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => Do::Send(ok("Cache-Control: no-store\r\n", "once bad")),
+    });
+    let good = Origin::says(ok("Cache-Control: no-store\r\n", "good"));
+    let mut c = config(vec![to(&[&bad, &good])]);
+    c.routes[0].health.eject = Duration::from_secs(60);
+    c.routes[0].check = Some(Check { path: "/health".into(), interval: Duration::from_millis(20) });
+    let s = Suite::new(c);
+    let up = |i: usize| !s.proxy.stats().origins[i].ejected;
+    until("the sick one is left out", || !up(0));
+    assert!(up(1));
+    for _ in 0..6 {
+        assert_eq!(s.get("/").body, "good", "no request had to find out");
+    }
+    sick.store(false, Ordering::SeqCst);
+    until("it is back", || up(0));
+    until("it is asked again", || s.get("/").body == "once bad");
+    assert!(bad.seen()[0].field("user-agent").unwrap().contains("health check"));
+    assert!(s.drains(), "checks hold nothing up");
 }

@@ -55,6 +55,10 @@ pub struct Route {
     pub max_failures: u32,
     /// For how long at first.
     pub eject_time: Duration,
+    /// A path that origins are asked for regularly.
+    pub health_check: Option<String>,
+    /// How often.
+    pub health_interval: Duration,
     /// Answers may be kept in the cache.
     pub cache: bool,
     /// Lifetimes instead of what origins say; zero is what they say.
@@ -113,6 +117,8 @@ impl Default for Route {
             max_body: 1 << 30,
             max_failures: 3,
             eject_time: Duration::from_secs(5),
+            health_check: None,
+            health_interval: Duration::from_secs(5),
             cache: true,
             cache_ttl: Duration::ZERO,
             cache_default_ttl: Duration::ZERO,
@@ -150,6 +156,8 @@ impl Route {
             "max_body" => value::bytes(v).map(|n| self.max_body = n),
             "max_failures" => value::integer(v, 1, 1000).map(|n| self.max_failures = n as u32),
             "eject_time" => value::positive(v).map(|d| self.eject_time = d),
+            "health_check" => prefix(v).map(|p| self.health_check = Some(p)),
+            "health_interval" => value::positive(v).map(|d| self.health_interval = d),
             "cache" => value::boolean(v).map(|b| self.cache = b),
             "cache_ttl" => value::duration(v).map(|d| self.cache_ttl = d),
             "cache_default_ttl" => value::duration(v).map(|d| self.cache_default_ttl = d),
@@ -228,6 +236,12 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     ),
     ("max_failures", "3", "Failures in a row after which an origin is left out while there are others."),
     ("eject_time", "\"5s\"", "For how long; doubled up to 16 times while it keeps failing."),
+    (
+        "health_check",
+        "no",
+        "A path that every origin is asked for regularly; any other answer than 2xx or 3xx is a failure as one of a request is.",
+    ),
+    ("health_interval", "\"5s\"", "Between two such questions; also the longest that an answer may take."),
     ("connect_timeout", "\"5s\"", "For the origin's name and all its addresses."),
     (
         "first_byte_timeout",

@@ -160,6 +160,8 @@ fn accept(
 ) -> anyhow::Result<Acceptor> {
     let handle = engine.handle();
     let net = handle.group("net").context("the group net")?;
+    // not before it serves: a standby asks nobody
+    proxy::probes::start(&proxy, &handle, net);
     let acceptor = AcceptorConfig {
         listeners,
         held,

@@ -10,6 +10,7 @@ use proxy::cache::policy::Rules;
 use proxy::cache::target::Query;
 use proxy::edit::Edits;
 use proxy::outward::OutwardConfig;
+use proxy::probes::Check;
 use proxy::route::{Balance, Caching, Health, HostHeader, MaxBody, Timeouts};
 use proxy::serve::Limits;
 use proxy::{CacheConfig, OriginConfig, ProxyConfig, RouteConfig, Target};
@@ -118,6 +119,7 @@ fn route_config(r: &config::Route) -> anyhow::Result<RouteConfig> {
             None if r.cache_ignore_query.is_empty() => Query::All,
             None => Query::Without(r.cache_ignore_query.clone()),
         },
+        check: r.health_check.clone().map(|path| Check { path, interval: r.health_interval }),
         upgrade: r.upgrade.clone(),
     })
 }

@@ -53,6 +53,7 @@ impl Suite {
         let handle = engine.handle();
         let net = handle.group("net").unwrap();
         let config = AcceptorConfig { listeners: vec![listener.into()], ..AcceptorConfig::default() };
+        proxy::probes::start(&proxy, &handle, net);
         let acceptor = Acceptor::start(&handle, net, config, serve).unwrap();
         Suite { addr, proxy, acceptor: Some(acceptor), engine: Some(engine) }
     }
