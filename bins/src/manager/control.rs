@@ -9,7 +9,7 @@
 //! | `POST /resume` | how many had waited: the server has them now |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
-//! `manager.admin` answers `GET /status`, `/metrics`, `/healthz` and `/proxy.pac` over TCP, to anybody who can reach it, and nothing else.
+//! `manager.admin` answers `GET /` (a page for people), `GET /status`, `/metrics`, `/healthz` and `/proxy.pac` over TCP, to anybody who can reach it, and nothing else.
 
 use super::keep::Keep;
 use super::{pac, scrape};
@@ -148,6 +148,7 @@ async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
 
 async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
     match (method, path) {
+        (&Method::GET | &Method::HEAD, "/") => page(),
         (&Method::GET | &Method::HEAD, "/status") => status(keep),
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let mut r = text(StatusCode::OK, keep.metrics() + &scrape::server(keep).await);
@@ -169,10 +170,22 @@ async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str, headers: &He
             false => text(StatusCode::SERVICE_UNAVAILABLE, "the server is not ready\n".into()),
         },
         (&Method::GET | &Method::HEAD, _) => {
-            text(StatusCode::NOT_FOUND, "try /status, /metrics, /healthz or /proxy.pac\n".into())
+            text(StatusCode::NOT_FOUND, "try /, /status, /metrics, /healthz or /proxy.pac\n".into())
         }
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "this port is read-only\n".into()),
     }
+}
+
+/// The status for people: one page without anything from elsewhere, which asks for `/status` every two seconds.
+fn page() -> Response<Body> {
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let mut r = text(StatusCode::OK, include_str!("page.html").to_owned());
+    let headers = r.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    r
 }
 
 fn status(keep: &Rc<Keep>) -> Response<Body> {
