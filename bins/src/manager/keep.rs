@@ -227,6 +227,11 @@ impl Keep {
         drop(engine::spawn(self.clone().sweep_servers()));
         self.adopt_retiring();
         self.feed(Event::WantUp);
+        // what a cop has kept of servers that are no more
+        for (pid, _) in self.channels.take() {
+            self.upstream.forget_fds(&channel_name(pid));
+        }
+        self.forget_pages_but(&self.pids());
     }
 
     /// Servers of an earlier manager that hold no lock (a standby, one that finishes its last requests) end by themselves;
@@ -259,7 +264,6 @@ impl Keep {
                 }
             }
         }
-        self.forget_pages_but(ward.pid);
         self.hold(ward);
         self.feed(Event::Adopted { ready: true });
         self.begin_watchdog();

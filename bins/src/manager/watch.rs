@@ -123,10 +123,10 @@ impl Keep {
         self.watch.borrow_mut().pages.retain(|(pid, _)| *pid != server);
     }
 
-    /// Only the server that was adopted is left of those that an earlier manager had.
-    pub(super) fn forget_pages_but(&self, server: i32) {
+    /// Only these servers are left of those that an earlier manager had.
+    pub(super) fn forget_pages_but(&self, servers: &[i32]) {
         let pages = std::mem::take(&mut self.watch.borrow_mut().pages);
-        let (keep, others): (Vec<_>, Vec<_>) = pages.into_iter().partition(|(pid, _)| *pid == server);
+        let (keep, others): (Vec<_>, Vec<_>) = pages.into_iter().partition(|(pid, _)| servers.contains(pid));
         others.iter().for_each(|(pid, _)| self.upstream.forget_fds(&pulse_name(*pid)));
         self.watch.borrow_mut().pages = keep;
     }
