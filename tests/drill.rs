@@ -45,6 +45,55 @@ fn without_kills_nothing_fails() {
 }
 
 #[test]
+fn chaos_is_survived_and_leaks_nothing() {
+    let args = ["--chaos", "--seed", "3", "--mix", "--seconds", "12", "--every", "1s", "--json"];
+    let (dir, c) = drill(&args);
+    let o = output(c);
+    let all = String::from_utf8_lossy(&o.stdout);
+    let said = String::from_utf8_lossy(&o.stderr);
+    let v: serde_json::Value = serde_json::from_str(all.lines().last().unwrap()).unwrap();
+    assert!(said.contains("--seed 3"), "{said}");
+    assert_eq!(v["chaos"]["seed"], 3, "{v}");
+    // from that seed: every kind of signal, and each program was hit
+    for signal in ["SIGKILL", "SIGSTOP", "SIGSEGV", "SIGTERM"] {
+        assert!(v["chaos"]["done"][signal].as_u64().unwrap_or(0) > 0, "{signal}: {v}");
+    }
+    for program in ["cop", "manager", "server"] {
+        assert!(v["chaos"]["hit"][program].as_u64().unwrap_or(0) > 0, "{program}: {v}");
+    }
+    for kind in ["refused", "wrong_body", "not_http", "timeout"] {
+        assert_eq!(v["failed_by_kind"].get(kind), None, "{v}\n{said}");
+    }
+    assert_eq!(
+        (v["posts_twice"].as_u64(), &v["complaints"]),
+        (Some(0), &serde_json::json!([])),
+        "{v}\n{said}"
+    );
+    assert_eq!(v["chaos"]["after"]["processes"], 7, "{v}");
+    assert!(v["ok"].as_u64().unwrap() > 2000, "{v}");
+    assert_eq!(o.status.code(), Some(0), "{v}\n{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its directory is gone");
+}
+
+#[test]
+fn options_that_make_no_sense_together_are_refused() {
+    for (args, why) in [
+        (&["--seed", "1"][..], "--chaos"),
+        (&["--chaos", "--kill", "server"], "--kill"),
+        (&["--chaos", "--seed", "x"], "--seed"),
+        (&["--chaos", "--every", "1ms"], "--every"),
+        (&["--seconds", "0"], "--seconds"),
+    ] {
+        let (dir, c) = drill(args);
+        let o = output(c);
+        let said = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(o.status.code(), Some(64), "{args:?}: {said}");
+        assert!(said.contains(why), "{args:?}: {said}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was begun");
+    }
+}
+
+#[test]
 fn an_interrupt_ends_it_and_leaves_no_process() {
     let (dir, mut c) = drill(&["--seconds", "60"]);
     let mut child = c.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();

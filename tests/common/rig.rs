@@ -153,6 +153,7 @@ impl Rig {
             keepalive_rate: 20,
             rate: 40,
             seconds: 600,
+            timeout: LONG,
         };
         Load::start(plan, self.stats.clone())
     }

@@ -139,9 +139,9 @@ impl Init {
         self.starts
     }
 
-    /// How many fds are kept.
-    pub fn stored(&self) -> usize {
-        lock(&self.heard).store.len()
+    /// The names of the fds that are kept.
+    pub fn stored(&self) -> Vec<String> {
+        lock(&self.heard).store.iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// Waits `at_most` for cop's end, then sees to it: one that has ended is followed by the next (true), one that hangs is

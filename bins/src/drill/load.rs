@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A request without its whole answer after this long has failed.
-const TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once that make one request each; more is a suite that doesn't answer at all.
 const MAX_ONCE: usize = 20_000;
+/// Requests that are due on a keep-alive connection while one is out; what comes after them has failed.
+const MAX_WAITING: usize = 5_000;
 
 /// What to ask for, and how often.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct Plan {
     pub rate: u32,
     /// No new request after so many seconds.
     pub seconds: u64,
+    /// A request without its whole answer after this long has failed.
+    pub timeout: Duration,
 }
 
 /// The running load.
@@ -183,7 +185,9 @@ impl Clients {
                         at + Duration::from_secs(1) / self.plan.keepalive_rate,
                         Due::Request(i),
                     )));
-                    if self.clients[i].out.is_some() {
+                    if self.clients[i].out.is_some() && self.clients[i].waiting.len() >= MAX_WAITING {
+                        self.stats.lock().expect("nobody panics with it").bad(Failure::Timeout);
+                    } else if self.clients[i].out.is_some() {
                         self.clients[i].waiting.push_back(at);
                     } else {
                         self.request(i, at);
@@ -208,7 +212,7 @@ impl Clients {
         c.request = page.request(!c.keep_alive);
         c.out = Some((at, page, 0));
         c.answer.clear();
-        self.due.push(Reverse((Instant::now() + TIMEOUT, Due::Timeout(i, c.generation))));
+        self.due.push(Reverse((Instant::now() + self.plan.timeout, Due::Timeout(i, c.generation))));
         if c.fd.is_none()
             && let Err(e) = self.open(i)
         {

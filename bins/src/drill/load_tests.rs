@@ -29,6 +29,7 @@ fn plan(connections: u32, rate: u32) -> Plan {
         keepalive_rate: 50,
         rate,
         seconds: 1,
+        timeout: Duration::from_secs(10),
     }
 }
 

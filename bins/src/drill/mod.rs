@@ -4,9 +4,11 @@
 //! having said so is lost. The drill plays init for its suite: it restarts a killed cop at once, and reaps orphans.
 //!
 //! Read in this order: this file (options, the course), [`suite`], [`init`], [`origin`], [`client`] (one answer, pure), [`load`]
-//! (all clients), [`kills`], [`stats`], [`view`].
+//! (all clients), [`kills`], [`chaos`] and [`figures`], [`stats`], [`view`].
 
+pub mod chaos;
 pub mod client;
+pub mod figures;
 pub mod init;
 pub mod kills;
 pub mod load;
@@ -46,6 +48,13 @@ pub struct DrillArgs {
     /// New connections a second, each with one request
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub rate: u32,
+    /// Chaos instead of kills in turn: random programs get random signals, reloads, restarts and pauses in between; "--every"
+    /// is the mean time from one to the next
+    #[arg(long, conflicts_with = "kill")]
+    pub chaos: bool,
+    /// Where the choices of --chaos come from; it is printed, so that a run can be repeated [default: another each time]
+    #[arg(long, requires = "chaos")]
+    pub seed: Option<u64>,
     /// Ask the built-in origin for all kinds: cached pages up to 1 MiB, slow ones, and POSTs that must arrive once
     #[arg(long)]
     pub mix: bool,
@@ -64,17 +73,25 @@ pub struct DrillArgs {
 const TICK: Duration = Duration::from_millis(200);
 /// How long the suite may take to serve.
 const START: Duration = Duration::from_secs(30);
+/// A request without its whole answer after this long has failed.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same under chaos, where one outage follows another before the first is over.
+const CHAOS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the suite may take to come to rest.
+const REST: Duration = Duration::from_secs(40);
 
 /// Runs the drill.
 ///
 /// # Errors
 /// The drill itself couldn't be held: no origin, no suite. What the clients suffered is no error but the exit code.
 pub fn run(args: &DrillArgs) -> anyhow::Result<Exit> {
-    anyhow::ensure!(args.every >= Duration::from_millis(100), "--every: at least 100ms");
-    anyhow::ensure!(
-        args.rate > 0 || args.connections > 0,
-        "--rate and --connections: without both there is no load"
-    );
+    let usage = |why: &str| Fatal::new(Exit::Usage, why);
+    if args.every < Duration::from_millis(100) {
+        return Err(usage("--every: at least 100ms").into());
+    }
+    if args.rate == 0 && args.connections == 0 {
+        return Err(usage("--rate and --connections: without both there is no load").into());
+    }
     let mut signals = Signals::catch(&[SIGINT, SIGTERM, SIGHUP])?;
     supervisor::reaper::become_subreaper()?;
     let origin = match &args.origin {
@@ -109,6 +126,28 @@ pub fn run(args: &DrillArgs) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
+/// Who does something to the suite.
+enum Hand {
+    Kills(kills::Kills),
+    Chaos(Box<chaos::Chaos>),
+}
+
+impl Hand {
+    fn due(&self) -> Duration {
+        match self {
+            Hand::Kills(k) => k.due(),
+            Hand::Chaos(c) => c.due(),
+        }
+    }
+
+    fn hit(&self, target: Target) -> usize {
+        match self {
+            Hand::Kills(k) => k.records().iter().filter(|r| r.target == target).count(),
+            Hand::Chaos(c) => c.hit.get(target.name()).copied().unwrap_or(0),
+        }
+    }
+}
+
 /// Load and kills, from the first answer to the last.
 fn course(
     args: &DrillArgs,
@@ -118,6 +157,21 @@ fn course(
 ) -> anyhow::Result<stats::Outcome> {
     suite.wait_serving(origin, START, signals)?;
     let addr = suite.address()?;
+    let mut complaints = Vec::new();
+    let mut view =
+        view::View::new(args.json, std::io::stdout().is_terminal(), Duration::from_secs(args.seconds));
+    let mut hand = match args.chaos {
+        false => Hand::Kills(kills::Kills::new(&args.kill, args.every, addr, origin.paths())),
+        true => {
+            let seed = args.seed.unwrap_or_else(chaos::any_seed);
+            view.line(
+                &format!("chaos: --seed {seed} --every {}", humantime::format_duration(args.every)),
+                Duration::ZERO,
+            );
+            Hand::Chaos(Box::new(chaos::Chaos::new(seed, args.every)))
+        }
+    };
+    let before = if args.chaos { suite.rest(REST, signals)? } else { figures::Figures::default() };
     let stats = Arc::new(Mutex::new(stats::Stats::default()));
     let plan = Plan {
         addr,
@@ -126,23 +180,29 @@ fn course(
         keepalive_rate: args.keepalive_rate,
         rate: args.rate,
         seconds: args.seconds,
+        timeout: if args.chaos { CHAOS_TIMEOUT } else { TIMEOUT },
     };
     let load = Load::start(plan, stats.clone());
     let begun = Instant::now();
     let total = Duration::from_secs(args.seconds);
-    let mut view = view::View::new(args.json, std::io::stdout().is_terminal(), total);
-    let mut kills = kills::Kills::new(&args.kill, args.every, addr, origin.paths());
     let mut interrupted = false;
     while begun.elapsed() < total && !interrupted {
-        let due = kills.due().saturating_sub(begun.elapsed()).min(TICK);
+        let due = hand.due().saturating_sub(begun.elapsed()).min(TICK);
         interrupted = suite.watch(due, signals)?;
-        // the last kill leaves the time to see its end
-        if begun.elapsed() >= kills.due() && begun.elapsed() + args.every.min(Duration::from_secs(1)) < total
-        {
-            let line = kills.next(suite, &stats)?;
-            view.line(&line, begun.elapsed());
+        let now = begun.elapsed();
+        // the last one leaves the time to see its end
+        if now >= hand.due() && now + args.every.min(Duration::from_secs(1)) < total {
+            let line = match &mut hand {
+                Hand::Kills(kills) => Some(kills.next(suite, &stats)?),
+                Hand::Chaos(chaos) => chaos.step(now, suite)?,
+            };
+            line.iter().for_each(|l| view.line(l, begun.elapsed()));
         }
-        view.refresh(begun.elapsed(), suite, &stats, &kills);
+        view.refresh(begun.elapsed(), suite, &stats, &|t| hand.hit(t));
+    }
+    if args.chaos {
+        // one that has died with its manager by now is none
+        suite.command("resume")?;
     }
     load.stop();
     // requests that are out still have their time; cop is still looked after
@@ -151,20 +211,42 @@ fn course(
     }
     load.join();
     view.end();
+    let chaos = match hand {
+        Hand::Kills(_) => None,
+        Hand::Chaos(ref c) => {
+            let after = suite.rest(REST, signals)?;
+            if after.processes != figures::PROCESSES {
+                complaints.push(format!(
+                    "{} processes at the end, not {}",
+                    after.processes,
+                    figures::PROCESSES
+                ));
+            }
+            complaints.extend(before.leaks(&after));
+            if !complaints.is_empty() {
+                complaints.push(format!("kept by init: {}", suite.init().stored().join(" ")));
+            }
+            Some(stats::ChaosOutcome {
+                seed: c.seed,
+                done: c.done.clone(),
+                hit: c.hit.clone(),
+                before,
+                after,
+            })
+        }
+    };
     let serves = kills::fetch(addr, &origin.paths()[0], Duration::from_secs(5));
     let stats = stats.lock().map_err(|_| Fatal::new(Exit::Bug, "the load died"))?.clone();
     let stats = stats::Stats { posts_twice: origin.posts_twice(), ..stats };
-    let mut complaints = Vec::new();
     if let Err(e) = serves {
         complaints.push(format!("the suite doesn't serve at the end: {e}"));
     }
     if interrupted {
         complaints.push("interrupted".into());
     }
-    Ok(stats::Outcome {
-        stats,
-        kills: kills.records().to_vec(),
-        seconds: begun.elapsed().as_secs_f64(),
-        complaints,
-    })
+    let kills = match hand {
+        Hand::Kills(k) => k.records().to_vec(),
+        Hand::Chaos(_) => Vec::new(),
+    };
+    Ok(stats::Outcome { stats, kills, seconds: begun.elapsed().as_secs_f64(), complaints, chaos })
 }

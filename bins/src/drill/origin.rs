@@ -5,7 +5,7 @@
 
 use super::client::Page;
 use super::kills;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
@@ -29,8 +29,29 @@ pub struct Origin {
     posts: Posts,
 }
 
-/// How often each POST has come.
-type Posts = Arc<Mutex<HashMap<u64, u32>>>;
+/// The POSTs that have come.
+type Posts = Arc<Mutex<Seen>>;
+
+/// POSTs by their numbers, which only grow: of those long ago, how many came twice is all that is kept.
+#[derive(Debug, Default)]
+struct Seen {
+    recent: BTreeMap<u64, u32>,
+    twice: u64,
+}
+
+/// POSTs that are remembered one by one: minutes of them.
+const MAX_POSTS: usize = 100_000;
+
+impl Seen {
+    fn count(&mut self, id: u64) {
+        let times = self.recent.entry(id).or_default();
+        *times += 1;
+        self.twice += u64::from(*times == 2);
+        if self.recent.len() > MAX_POSTS {
+            self.recent.pop_first();
+        }
+    }
+}
 
 impl Origin {
     /// Starts our own. Its threads end with the process.
@@ -84,8 +105,7 @@ impl Origin {
 
     /// POSTs that came more than once.
     pub fn posts_twice(&self) -> u64 {
-        let posts = self.posts.lock().expect("nobody panics with it");
-        posts.values().filter(|n| **n > 1).count() as u64
+        self.posts.lock().expect("nobody panics with it").twice
     }
 
     /// The pages to ask for.
@@ -156,7 +176,7 @@ fn serve(mut stream: TcpStream, posts: &Posts) -> io::Result<()> {
                 }
             }
             buf.drain(..5);
-            *posts.lock().expect("nobody panics with it").entry(id).or_default() += 1;
+            posts.lock().expect("nobody panics with it").count(id);
             stream.write_all(&page(&format!("done {id}").into_bytes(), "Cache-Control: no-store\r\n"))?;
             continue;
         }
@@ -191,6 +211,17 @@ mod tests {
             assert_eq!(kills::get(addr, "x", &p.path, Duration::from_secs(10)).unwrap(), p.body);
         }
         assert_ne!(body(100), body(1000)[..100]);
+    }
+
+    #[test]
+    fn posts_that_come_twice_are_counted_once_each_and_memory_is_bounded() {
+        let mut seen = Seen::default();
+        for id in [1, 2, 2, 2, 3, 3] {
+            seen.count(id);
+        }
+        assert_eq!(seen.twice, 2);
+        (10..10 + 2 * MAX_POSTS as u64).for_each(|id| seen.count(id));
+        assert_eq!((seen.twice, seen.recent.len()), (2, MAX_POSTS));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is counted, and what follows from it.
 
+use super::figures::Figures;
 use super::kills::{Record, Target};
 use crate::exit::Exit;
 use std::collections::BTreeMap;
@@ -27,6 +28,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Is it what may become of a request that was in progress in two deaths, or of half an answer?
+    fn is_fate(self) -> bool {
+        matches!(self, Failure::Status(502 | 503) | Failure::Reset | Failure::ClosedEarly)
+    }
+
     /// Its name in the summary and in JSON.
     pub fn name(self) -> String {
         match self {
@@ -162,13 +168,36 @@ pub struct Outcome {
     pub seconds: f64,
     /// What else speaks against it.
     pub complaints: Vec<String>,
+    /// What chaos did, if there was some.
+    pub chaos: Option<ChaosOutcome>,
+}
+
+/// What was done at random, and what the suite takes at rest before and after it.
+#[derive(Debug)]
+pub struct ChaosOutcome {
+    /// Everything that was done follows from it.
+    pub seed: u64,
+    /// How often each kind was done.
+    pub done: BTreeMap<&'static str, u64>,
+    /// Signals to each program.
+    pub hit: BTreeMap<&'static str, usize>,
+    /// Before the load.
+    pub before: Figures,
+    /// When it is at rest again.
+    pub after: Figures,
 }
 
 impl Outcome {
-    /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer.
+    /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer. Under chaos outages
+    /// overlap: what was cut in two of them is answered 502, and half an answer may end; that is counted, and only what
+    /// must never happen is held against the suite.
     pub fn verdict(&self) -> Exit {
         let answered = self.kills.iter().all(|k| k.takeover.is_some());
-        let lost = self.stats.connections_lost + self.stats.failures() + self.stats.posts_twice;
+        let failed = match self.chaos {
+            None => self.stats.connections_lost + self.stats.failures(),
+            Some(_) => self.stats.failed.iter().filter(|(how, _)| !how.is_fate()).map(|(_, n)| n).sum(),
+        };
+        let lost = failed + self.stats.posts_twice;
         let good = lost == 0 && self.stats.ok > 0 && self.complaints.is_empty() && answered;
         if good { Exit::Done } else { Exit::Failure }
     }
@@ -224,10 +253,33 @@ mod tests {
     fn one_failure_is_a_failed_drill() {
         let mut stats = Stats::default();
         stats.good(Duration::from_millis(1));
-        let mut o = Outcome { stats, kills: vec![], seconds: 1.0, complaints: vec![] };
+        let mut o = Outcome { stats, kills: vec![], seconds: 1.0, complaints: vec![], chaos: None };
         assert_eq!(o.verdict(), Exit::Done);
         o.stats.bad(Failure::Reset);
         assert_eq!(o.verdict(), Exit::Failure);
+    }
+
+    #[test]
+    fn under_chaos_only_what_must_never_happen_is_a_failure() {
+        let verdict = |how: &[Failure], complaints: Vec<String>| {
+            let mut stats = Stats::default();
+            stats.good(Duration::from_millis(1));
+            how.iter().for_each(|h| stats.bad(*h));
+            let (done, hit) = Default::default();
+            let (before, after) = Default::default();
+            let chaos = Some(ChaosOutcome { seed: 1, done, hit, before, after });
+            Outcome { stats, kills: vec![], seconds: 1.0, complaints, chaos }.verdict()
+        };
+        assert_eq!(
+            verdict(&[Failure::Status(502), Failure::Reset, Failure::ClosedEarly], vec![]),
+            Exit::Done
+        );
+        for never in
+            [Failure::Refused, Failure::Body, Failure::Timeout, Failure::Protocol, Failure::Status(500)]
+        {
+            assert_eq!(verdict(&[never], vec![]), Exit::Failure, "{never:?}");
+        }
+        assert_eq!(verdict(&[], vec!["fds grew".into()]), Exit::Failure);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The private suite: its directory, its cop, and its end.
 
+use super::figures::{Figures, PROCESSES};
 use super::init::Init;
 use super::kills::{self, Target};
 use super::origin::Origin;
@@ -8,14 +9,18 @@ use crate::suite::Runtime;
 use anyhow::Context;
 use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use supervisor::pidfd::PidFd;
 use supervisor::reaper;
 use supervisor::signals::Signals;
+use supervisor::spawn::{Spec, spawn};
 
 /// A suite of our own.
 #[derive(Debug)]
@@ -135,6 +140,50 @@ impl Suite {
         Ok(())
     }
 
+    /// Runs `traffic_manager` with that word. What it says goes to the log; its end is seen by [`Suite::tend`].
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn command(&self, word: &'static str) -> anyhow::Result<()> {
+        let program = crate::suite::sibling("traffic_manager")?;
+        let log = File::options().append(true).open(self.dir.join("log"))?;
+        let mut env = crate::suite::child_env(&[]);
+        env.retain(|(k, _)| !k.to_string_lossy().starts_with("TRAFFIC_"));
+        let argv = ["traffic_manager", word, "--config"].map(OsString::from);
+        spawn(&Spec {
+            program,
+            argv: argv.into_iter().chain([self.dir.join("traffic.toml").into()]).collect(),
+            env,
+            fds: Vec::new(),
+            stdio: [None, Some(log.as_fd()), Some(log.as_fd())],
+            cwd: None,
+            umask: 0o027,
+            nofile: None,
+            nice: 0,
+            oom_score_adj: None,
+            credentials: None,
+        })?;
+        Ok(())
+    }
+
+    /// Waits until the suite is whole, `limit` at most: what it takes then.
+    ///
+    /// # Errors
+    /// Cop can't be started again, or somebody interrupts.
+    pub fn rest(&mut self, limit: Duration, signals: &mut Signals) -> anyhow::Result<Figures> {
+        let until = Instant::now() + limit;
+        loop {
+            let figures = Figures::of(&self.dir, self.init.stored().len());
+            let held = [Target::Cop, Target::Manager, Target::Server].iter().all(|t| self.pid(*t).is_some());
+            if held && figures.processes == PROCESSES || Instant::now() >= until {
+                return Ok(figures);
+            }
+            if self.watch(Duration::from_millis(100), signals)? {
+                return Err(Fatal::new(crate::exit::Exit::Failure, "interrupted").into());
+            }
+        }
+    }
+
     /// Ends it in order, and with force what doesn't end; removes the directory unless it is to be kept.
     ///
     /// # Errors
@@ -166,7 +215,16 @@ impl Suite {
 
     /// The last lines of its log.
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        // the end of it: after a day of chaos it is large
+        let read = || -> std::io::Result<String> {
+            let mut log = File::open(self.dir.join("log"))?;
+            let size = log.metadata()?.len();
+            log.seek(SeekFrom::Start(size.saturating_sub(64 << 10)))?;
+            let mut end = Vec::new();
+            log.read_to_end(&mut end)?;
+            Ok(String::from_utf8_lossy(&end).into_owned())
+        };
+        let text = read().unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }

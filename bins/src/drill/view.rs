@@ -1,6 +1,6 @@
 //! What people see of a drill: a live table on a terminal, plain lines elsewhere, a summary at the end.
 
-use super::kills::{Kills, Target};
+use super::kills::Target;
 use super::stats::{Outcome, Stats, quantile};
 use super::suite::Suite;
 use crate::exit::Exit;
@@ -45,7 +45,13 @@ impl View {
     }
 
     /// Draws again.
-    pub fn refresh(&mut self, at: Duration, suite: &Suite, stats: &Mutex<Stats>, kills: &Kills) {
+    pub fn refresh(
+        &mut self,
+        at: Duration,
+        suite: &Suite,
+        stats: &Mutex<Stats>,
+        hit: &dyn Fn(Target) -> usize,
+    ) {
         let Ok(stats) = stats.lock().map(|s| s.clone()) else { return };
         if !self.live {
             if at >= self.next_plain {
@@ -60,10 +66,7 @@ impl View {
             }
             return;
         }
-        let rows = [Target::Cop, Target::Manager, Target::Server].map(|t| {
-            let killed = kills.records().iter().filter(|k| k.target == t).count();
-            (t.name(), suite.pid(t), killed)
-        });
+        let rows = [Target::Cop, Target::Manager, Target::Server].map(|t| (t.name(), suite.pid(t), hit(t)));
         let text = table(at, self.total, &rows, &stats, &self.last);
         let up = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
         self.drawn = text.lines().count();
@@ -158,6 +161,12 @@ pub fn summary(o: &Outcome) -> String {
         ms(s.latency.quantile_ms(0.99)),
         s.latency.max_ms()
     );
+    if let Some(c) = &o.chaos {
+        let done: Vec<_> = c.done.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        let _ = writeln!(out, "chaos               seed {}: {}", c.seed, done.join("   "));
+        let _ = writeln!(out, "at rest, before     {}", c.before.text());
+        let _ = writeln!(out, "at rest, after      {}", c.after.text());
+    }
     let t = o.takeovers();
     let _ = writeln!(
         out,
@@ -171,6 +180,11 @@ pub fn summary(o: &Outcome) -> String {
     }
     let refused = s.failed.get(&super::stats::Failure::Refused).copied().unwrap_or(0);
     let verdict = match (o.verdict(), refused) {
+        (Exit::Done, _) if s.failures() + s.connections_lost > 0 => format!(
+            "PASSED: serving and whole at the end, nobody was refused; {} requests failed and {} connections were lost",
+            s.failures(),
+            s.connections_lost
+        ),
         (Exit::Done, _) => "PASSED: no client noticed more than a pause".to_owned(),
         _ if s.failures() + s.connections_lost + s.posts_twice == 0 => {
             "FAILED: no client lost anything, but see above".to_owned()
@@ -211,6 +225,13 @@ pub fn json(o: &Outcome) -> serde_json::Value {
             "max": s.latency.max_ms(),
         },
         "seconds": o.seconds,
+        "chaos": o.chaos.as_ref().map(|c| json!({
+            "seed": c.seed,
+            "done": c.done,
+            "hit": c.hit,
+            "before": c.before.json(),
+            "after": c.after.json(),
+        })),
         "complaints": o.complaints,
         "passed": o.verdict() == Exit::Done,
     })
@@ -231,8 +252,13 @@ mod tests {
 
     #[test]
     fn json_has_what_is_promised() {
-        let o =
-            Outcome { stats: Stats::default(), kills: vec![], seconds: 1.0, complaints: vec!["x".into()] };
+        let o = Outcome {
+            stats: Stats::default(),
+            kills: vec![],
+            seconds: 1.0,
+            complaints: vec!["x".into()],
+            chaos: None,
+        };
         let v = json(&o);
         for key in ["requests", "ok", "failed", "failed_by_kind", "connections_lost", "kills", "takeover_ms"]
         {
