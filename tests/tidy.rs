@@ -149,6 +149,40 @@ fn exit_codes_of_the_docs_are_those_of_the_enum() {
     assert_eq!(rows.count(), traffic::exit::Exit::ALL.len());
 }
 
+/// Tests that a page names as `file::test`, in code type.
+fn named_tests(page: &str) -> Vec<(&str, &str)> {
+    page.split('`')
+        .filter_map(|code| code.split_once("::"))
+        .filter(|(file, _)| file.ends_with(".rs"))
+        .collect()
+}
+
+fn has_test(file: &str, name: &str) -> bool {
+    let Ok(text) = fs::read_to_string(root().join(file)) else { return false };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let Some(at) = lines.iter().position(|l| l.starts_with(&format!("fn {name}("))) else { return false };
+    // the attribute stands above it, others may stand between
+    lines[..at]
+        .iter()
+        .rev()
+        .take_while(|l| l.starts_with("#[") || l.starts_with("//"))
+        .any(|l| *l == "#[test]")
+}
+
+#[test]
+fn tests_that_the_docs_name_exist() {
+    let page = read("docs/reliability.md");
+    let named = named_tests(&page);
+    let rows = page.lines().filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit()).count();
+    assert!(rows == 16 && named.len() > 2 * rows, "{rows} rows, {} tests", named.len());
+    for (file, name) in named {
+        assert!(has_test(file, name), "docs/reliability.md names {file}::{name}, which is no test");
+    }
+    // and the check can fail
+    assert!(!has_test("tests/tidy.rs", "no_such_test"));
+    assert!(!has_test("tests/tidy.rs", "has_test"));
+}
+
 #[test]
 fn no_path_of_a_development_machine_is_in_the_tree() {
     let root = root();
