@@ -5,7 +5,15 @@ mod common;
 use common::*;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use supervisor::pidfd::PidFd;
+
+/// One load at a time: they measure what clients notice, not what two loads do to each other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn drill(args: &[&str]) -> (tempfile::TempDir, Command) {
     let dir = tempfile::tempdir().unwrap();
@@ -16,6 +24,7 @@ fn drill(args: &[&str]) -> (tempfile::TempDir, Command) {
 
 #[test]
 fn under_load_no_kill_costs_a_request_or_a_connection() {
+    let _alone = alone();
     let (dir, c) =
         drill(&["--mix", "--seconds", "5", "--every", "500ms", "--kill", "server,manager,cop", "--json"]);
     let o = output(c);
@@ -36,6 +45,7 @@ fn under_load_no_kill_costs_a_request_or_a_connection() {
 
 #[test]
 fn without_kills_nothing_fails() {
+    let _alone = alone();
     let (_dir, c) = drill(&["--seconds", "2", "--kill", "none", "--json"]);
     let o = output(c);
     let said = expect_code(&o, 0);
@@ -46,6 +56,7 @@ fn without_kills_nothing_fails() {
 
 #[test]
 fn chaos_is_survived_and_leaks_nothing() {
+    let _alone = alone();
     let args = ["--chaos", "--seed", "3", "--mix", "--seconds", "12", "--every", "1s", "--json"];
     let (dir, c) = drill(&args);
     let o = output(c);

@@ -63,6 +63,21 @@ fn a_new_cop_adopts_both_and_keeps_their_listeners() {
 }
 
 #[test]
+fn a_new_cop_finds_out_that_the_manager_it_adopted_hangs() {
+    let mut s = Suite::serving("");
+    s.kill("cop", SIGKILL);
+    // stopped after that: the kernel wakes a stopped process when its parent dies
+    let stopped = s.kill("manager", SIGSTOP);
+    let (mark, from) = (s.mark(), Instant::now());
+    s.spawn_cop();
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    // by three heartbeats, not by the 30 s that a start may take
+    assert!(from.elapsed() < Duration::from_secs(15), "{:?}", from.elapsed());
+    assert_ne!(s.pid("manager"), stopped);
+    s.stop();
+}
+
+#[test]
 fn manager_and_server_killed_together_come_back_on_the_same_port() {
     let mut s = Suite::serving("");
     let port = s.addr();

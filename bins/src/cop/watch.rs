@@ -83,6 +83,8 @@ pub struct Cop {
     since: Time,
     /// A suite ran before this cop did: nothing that goes wrong at its start is a reason to stop it.
     found_running: bool,
+    /// The generation of the manager that was adopted last: it isn't starting, so it gets no grace.
+    adopted: u64,
     /// The hung server that was given the core signal.
     cored: i32,
     record: Record,
@@ -151,6 +153,7 @@ impl Cop {
             watch_stdin: std::env::var_os(suite::STOP_ON_EOF).is_some(),
             since: now,
             found_running: false,
+            adopted: 0,
             cored: 0,
             record: Record::open(&config.suite),
             sweep_at: None,
@@ -367,8 +370,9 @@ impl Cop {
             Ok(Some(w)) => {
                 log::info!("event=adopt of=manager pid={}", w.pid);
                 self.ward = Some(w);
-                // it says READY to a cop it hasn't met; one that hangs doesn't, and is replaced when its grace is over
+                // it says READY to a cop it hasn't met; one that hangs doesn't, and its heartbeat tells
                 self.feed(Event::Adopted { ready: false }, now);
+                self.adopted = self.manager.generation();
                 self.found_running = true;
                 self.sweep_at = Some(now + SWEEP_AFTER);
                 self.record.take_over();

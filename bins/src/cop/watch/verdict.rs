@@ -12,7 +12,8 @@ impl Cop {
         let stall = self.stalled_thread(now);
         let observation = Observation {
             manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
-            manager_starting: !matches!(self.manager.state(), State::Ready { .. }),
+            manager_starting: !matches!(self.manager.state(), State::Ready { .. })
+                && self.manager.generation() != self.adopted,
             manager_pulse: pulse(self.manager_beat.has_failed()),
             server_wanted: self.server_wanted && self.server.as_ref().is_some_and(|w| !w.has_ended()),
             server: lock_state(&self.runtime.lock("server"), self.server.as_ref()),
