@@ -6,6 +6,8 @@ use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::privileges;
 use crate::suite::Runtime;
+use serde_json::Value;
+use std::time::Duration;
 
 /// Sends one request over the control socket and prints the answer.
 ///
@@ -15,11 +17,84 @@ pub fn ask(common: &Common, method: &str, target: &str) -> anyhow::Result<Exit> 
     let config = common.load()?.config;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let patience = config.cop.start_grace + config.server.drain_timeout + config.cop.kill_timeout;
-    match control::request(&runtime.control(), method, target, patience) {
-        Ok((200, text)) => {
-            println!("{}", text.trim_end());
-            Ok(Exit::Done)
+    println!("{}", request(&runtime, method, target, patience)?.trim_end());
+    Ok(Exit::Done)
+}
+
+/// The path of a job's commands.
+///
+/// # Errors
+/// No job can have that name.
+pub fn job_path(name: &str) -> anyhow::Result<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match !name.is_empty() && name.chars().all(fits) {
+        true => Ok(format!("/jobs/{name}")),
+        false => Err(Fatal::new(Exit::Usage, format!("{name:?} is no name of a job")).into()),
+    }
+}
+
+/// Commands one job.
+///
+/// # Errors
+/// As [`ask`].
+pub fn job(common: &Common, name: &str, what: &str) -> anyhow::Result<Exit> {
+    ask(common, "POST", &format!("{}/{what}", job_path(name)?))
+}
+
+/// Prints what is there, and with `follow` what comes, for ever.
+///
+/// # Errors
+/// As [`ask`].
+pub fn follow(common: &Common, path: &str, follow: bool) -> anyhow::Result<Exit> {
+    let config = common.load()?.config;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let mut target = path.to_owned();
+    loop {
+        let text = request(&runtime, "GET", &target, Duration::from_secs(30))?;
+        let (next, lines) = text.split_once('\n').unwrap_or((&text, ""));
+        if !lines.trim_end().is_empty() {
+            println!("{}", lines.trim_end());
         }
+        if !follow {
+            return Ok(Exit::Done);
+        }
+        target = format!("{path}?from={}", next.trim());
+    }
+}
+
+/// Prints the jobs as a table.
+///
+/// # Errors
+/// As [`ask`].
+pub fn list(common: &Common) -> anyhow::Result<Exit> {
+    let config = common.load()?.config;
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    let jobs: Value = serde_json::from_str(&request(&runtime, "GET", "/jobs", Duration::from_secs(5))?)?;
+    println!("{:<20}{:<10}{:>8}{:>8}{:>10}  last exit", "job", "state", "pid", "since", "restarts");
+    for job in jobs.as_array().into_iter().flatten() {
+        let name = job["name"].as_str().unwrap_or("?");
+        let workers = job["workers"].as_array().cloned().unwrap_or_default();
+        if workers.is_empty() {
+            println!("{name:<20}{:<10}", "down");
+        }
+        for w in workers {
+            println!(
+                "{:<20}{:<10}{:>8}{:>8}{:>10}  {}",
+                format!("{name}.{}", w["index"]),
+                w["state"].as_str().unwrap_or("?"),
+                w["pid"].as_i64().map_or("-".into(), |p| p.to_string()),
+                format!("{}s", w["since_s"]),
+                w["restarts"],
+                w["last_exit"].as_str().unwrap_or("-"),
+            );
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn request(runtime: &Runtime, method: &str, target: &str, patience: Duration) -> anyhow::Result<String> {
+    match control::request(&runtime.control(), method, target, patience) {
+        Ok((200, text)) => Ok(text),
         Ok((code, text)) => {
             Err(Fatal::new(Exit::Failure, format!("the manager refused ({code}): {}", text.trim_end()))
                 .into())

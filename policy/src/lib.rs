@@ -13,13 +13,15 @@
 //! 5. [`check`]: cop's `check_programs`, in the order of Traffic Server's `traffic_cop`;
 //! 6. [`pulse`]: what a server's threads are doing, and when one has stalled;
 //! 7. [`watchdog`]: a process that has to say that it lives;
-//! 8. [`handover`]: what the next server does with a connection of a killed one.
+//! 8. [`jobs`]: which of several jobs may start or stop;
+//! 9. [`handover`]: what the next server does with a connection of a killed one.
 
 pub mod backoff;
 pub mod check;
 pub mod child;
 pub mod handover;
 pub mod heartbeat;
+pub mod jobs;
 pub mod ladder;
 pub mod pulse;
 pub mod watchdog;

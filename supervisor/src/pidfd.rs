@@ -49,6 +49,13 @@ impl std::fmt::Display for ExitStatus {
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
+impl From<OwnedFd> for PidFd {
+    /// A pidfd that somebody else has opened, and that was kept since: it names the process that it always did.
+    fn from(fd: OwnedFd) -> PidFd {
+        PidFd(fd)
+    }
+}
+
 impl PidFd {
     /// Takes hold of the process that has this number now. Whether it is the one that is meant, the caller has to look
     /// at after this, not before.

@@ -26,6 +26,8 @@ pub struct Spec<'a> {
     pub env: Vec<(OsString, OsString)>,
     /// Fds to hand over, as 3, 4, …, each with its name.
     pub fds: Vec<(String, BorrowedFd<'a>)>,
+    /// More fds, after those, without a name: who gets them is told their numbers otherwise.
+    pub plain: Vec<BorrowedFd<'a>>,
     /// In the place of stdin, stdout, stderr; inherited where `None`.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// Working directory.
@@ -160,7 +162,7 @@ const LISTEN_PID: &str = "LISTEN_PID=";
 impl Prepared {
     fn new(spec: &Spec<'_>) -> io::Result<Prepared> {
         let c = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::other);
-        if spec.fds.len() > listen_fds::MAX {
+        if spec.fds.len() + spec.plain.len() > listen_fds::MAX {
             return Err(io::Error::other("too many fds to hand over"));
         }
         let mut env = Vec::with_capacity(spec.env.len() + 3);
@@ -184,7 +186,7 @@ impl Prepared {
             argv: spec.argv.iter().map(|a| c(a.as_bytes())).collect::<io::Result<_>>()?,
             env,
             listen_pid,
-            fds: spec.fds.iter().map(|(_, f)| f.as_raw_fd()).collect(),
+            fds: spec.fds.iter().map(|(_, f)| f).chain(&spec.plain).map(|f| f.as_raw_fd()).collect(),
             stdio: spec.stdio.map(|f| f.map(|f| f.as_raw_fd())),
             cwd: spec.cwd.as_ref().map(|p| c(p.as_os_str().as_bytes())).transpose()?,
             umask: spec.umask,

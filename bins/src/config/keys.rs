@@ -214,7 +214,7 @@ pub fn find(path: &str) -> Option<&'static Key> {
 
 /// The key that was probably meant: nearest by edits, if near enough.
 pub fn nearest(path: &str) -> Option<&'static str> {
-    let known = KEYS.iter().map(|k| k.path).chain(["route"]);
+    let known = KEYS.iter().map(|k| k.path).chain(["route", "job"]);
     known.map(|k| (distance(k, path), k)).min().filter(|(d, k)| *d <= 1 + k.len() / 4).map(|(_, k)| k)
 }
 

@@ -1,5 +1,6 @@
 //! The sources, their precedence, and every fault with its place.
 
+use super::job::{JOB_KEYS, Job};
 use super::keys::{self, KEYS, Key};
 use super::route::{self, Route};
 use super::value::Raw;
@@ -77,6 +78,9 @@ impl Loaded {
         }
         for r in &self.config.routes {
             out += &format!("route {}{} -> {}\n", r.host, r.prefix, r.target().unwrap_or_default());
+        }
+        for j in &self.config.jobs {
+            out += &format!("job {} x{}: {}\n", j.name, j.workers, j.command.join(" "));
         }
         out
     }
@@ -244,6 +248,8 @@ impl Loader {
             };
             if path == "route" {
                 self.routes(value, place);
+            } else if path == "job" {
+                self.jobs(value, place);
             } else if let Some(key) = keys::find(&path) {
                 self.set(key, &raw(value.get_ref()), || place(value.span()), line(value.span()));
             } else if let (DeValue::Table(t), true) = (value.get_ref(), is_section(&path)) {
@@ -290,6 +296,47 @@ impl Loader {
                 self.fault(place(item.span()), format!("route: {}{} is there twice", r.host, r.prefix));
             }
             self.config.routes.push(r);
+        }
+    }
+
+    fn jobs(&mut self, value: &toml::Spanned<DeValue<'_>>, place: &impl Fn(Range<usize>) -> String) {
+        let DeValue::Array(list) = value.get_ref() else {
+            return self.fault(place(value.span()), "job: is an array of tables: write [[job]]");
+        };
+        let mut places = Vec::new();
+        for item in list.iter() {
+            let DeValue::Table(t) = item.get_ref() else {
+                self.fault(place(item.span()), "job: expected a table");
+                continue;
+            };
+            let mut j = Job::default();
+            for (name, value) in t {
+                let Some(outcome) = j.set(name.get_ref(), &raw(value.get_ref())) else {
+                    let known = JOB_KEYS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
+                    let what = format!("unknown key job.{}; known are {known}", name.get_ref());
+                    self.fault(place(name.span()), what);
+                    continue;
+                };
+                if let Err(why) = outcome {
+                    self.fault(place(value.span()), format!("job.{}: {why}", name.get_ref()));
+                }
+            }
+            for required in ["name", "command"] {
+                if !t.keys().any(|k| k.get_ref() == required) {
+                    self.fault(place(item.span()), format!("job: needs a {required}"));
+                }
+            }
+            if !j.name.is_empty() && self.config.jobs.iter().any(|o| o.name == j.name) {
+                self.fault(place(item.span()), format!("job: {:?} is there twice", j.name));
+            }
+            self.config.jobs.push(j);
+            places.push(item.span());
+        }
+        let table: Vec<_> = self.config.jobs.iter().map(|j| (j.name.clone(), j.after.clone())).collect();
+        if let Err(mistake) = policy::jobs::Order::new(&table) {
+            let names: Vec<String> = table.into_iter().map(|(n, _)| n).collect();
+            let at = places.get(mistake.job()).cloned().unwrap_or(value.span());
+            self.fault(place(at), format!("job.after: {}", mistake.with(&names)));
         }
     }
 

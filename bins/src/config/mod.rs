@@ -2,9 +2,10 @@
 //!
 //! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
 //!
-//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`route_values`],
+//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`job`], [`route_values`],
 //! [`load`](mod@load) (the sources and their faults), [`mod@reference`] (the table as text).
 
+pub mod job;
 pub mod keys;
 pub mod load;
 pub mod reference;
@@ -12,6 +13,7 @@ pub mod route;
 pub mod route_values;
 pub mod value;
 
+pub use job::Job;
 pub use load::{Fault, Faults, Loaded, Source, Sources, load};
 pub use route::{Balance, Changes, Origin, Route};
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub server: Server,
     /// `[[route]]`
     pub routes: Vec<Route>,
+    /// `[[job]]`
+    pub jobs: Vec<Job>,
 }
 
 /// What all three programs share.

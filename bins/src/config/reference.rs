@@ -1,5 +1,6 @@
 //! The table of keys as text: the reference in docs/ and the commented default file.
 
+use super::job::JOB_KEYS;
 use super::keys::KEYS;
 use super::route::ROUTE_KEYS;
 
@@ -26,6 +27,11 @@ pub fn markdown() -> String {
     }
     out += "\n## [[route]]\n\n| key | default | |\n|---|---|---|\n";
     for (name, default, doc) in ROUTE_KEYS {
+        let default = if default.is_empty() { "required".into() } else { format!("`{default}`") };
+        out += &format!("| `{name}` | {default} | {doc} |\n");
+    }
+    out += "\n## [[job]]\n\nA program that the manager keeps running (docs/jobs.md).\n\n| key | default | |\n|---|---|---|\n";
+    for (name, default, doc) in JOB_KEYS {
         let default = if default.is_empty() { "required".into() } else { format!("`{default}`") };
         out += &format!("| `{name}` | {default} | {doc} |\n");
     }

@@ -421,6 +421,7 @@ impl Cop {
                 ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
             ]),
             fds: self.store.iter().map(|(n, f)| (n.clone(), f.as_fd())).collect(),
+            plain: Vec::new(),
             stdio: [None; 3],
             cwd: None,
             umask: 0o027,

@@ -39,6 +39,7 @@ impl Keep {
             };
             list.iter().map(copy).collect::<std::io::Result<Vec<_>>>()?
         };
+        let sockets = self.job_sockets(&new.jobs)?;
         let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
         listeners::publish(&listeners, &self.runtime)?;
         for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
@@ -50,6 +51,8 @@ impl Keep {
         let limits = limits(&new);
         *self.config.borrow_mut() = new;
         self.renew_watch();
+        let jobs = self.config.borrow().jobs.clone();
+        self.reload_jobs(jobs, sockets);
         self.renew_standby(limits);
         self.restart();
         let note = match kept.as_slice() {
@@ -124,6 +127,7 @@ impl Keep {
                 "status": s.said,
             },
             "incidents": self.incidents.borrow().status(),
+            "jobs": self.jobs_status(),
             "queue": self.queue.borrow().status(now),
             "listen": listeners::names(&self.listeners.borrow()),
         })

@@ -9,8 +9,11 @@
 //! | `POST /resume` | how many had waited: the server has them now |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
+//! Those of jobs are in [`command`](super::jobs::command).
+//!
 //! `manager.admin` answers `GET /` (a page for people), `GET /status`, `/metrics`, `/healthz` and `/proxy.pac` over TCP, to anybody who can reach it, and nothing else.
 
+use super::jobs;
 use super::keep::Keep;
 use super::{pac, scrape};
 use crate::exit::Exit;
@@ -247,7 +250,10 @@ async fn answer(
         (_, "/heartbeat" | "/status" | "/restart" | "/reload" | "/pause" | "/resume") => {
             text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n"))
         }
-        _ => text(StatusCode::NOT_FOUND, format!("{path}: no such command\n")),
+        _ => match jobs::command::answer(keep, method, path, query).await {
+            Some((status, said)) => text(status, said),
+            None => text(StatusCode::NOT_FOUND, format!("{path}: no such command\n")),
+        },
     }
 }
 

@@ -42,6 +42,9 @@ impl Keep {
             return self.heard_standby(&d.message);
         }
         let ours = self.server.borrow().ward.as_ref().is_some_and(|w| w.pid == d.pid);
+        if !ours && self.heard_job(d.pid, &d.message) {
+            return;
+        }
         if !ours {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
         }

@@ -42,6 +42,7 @@ impl Keep {
                 ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
             ]),
             fds: Vec::new(),
+            plain: Vec::new(),
             stdio: [None; 3],
             cwd: None,
             umask: 0o027,

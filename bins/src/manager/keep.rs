@@ -5,6 +5,7 @@
 
 use super::estate::Estates;
 use super::incident::Incidents;
+use super::jobs::Jobs;
 use super::listeners::Listener;
 use super::queue::Queue;
 use super::replace::Replace;
@@ -63,6 +64,7 @@ pub struct Keep {
     pub(super) queue: RefCell<Queue>,
     pub(super) standby: RefCell<Standby>,
     pub(super) watch: RefCell<Watch>,
+    pub(super) jobs: RefCell<Jobs>,
     /// Commands that run for us and aren't servers.
     pub(super) hooks: RefCell<Vec<i32>>,
     pub(super) estates: RefCell<Estates>,
@@ -106,6 +108,8 @@ pub struct Start {
     pub channels: Vec<(i32, OwnedFd)>,
     /// Their pulse pages.
     pub pages: Vec<(i32, OwnedFd)>,
+    /// Jobs that an earlier manager had.
+    pub jobs: Jobs,
     /// To cop.
     pub upstream: Notifier,
     /// From servers.
@@ -123,8 +127,19 @@ struct End {
 impl Keep {
     /// Nothing runs yet: see [`Keep::begin`].
     pub fn new(start: Start) -> Rc<Keep> {
-        let Start { config, common, runtime, listeners, legacy, estates, channels, pages, upstream, notify } =
-            start;
+        let Start {
+            config,
+            common,
+            runtime,
+            listeners,
+            legacy,
+            estates,
+            channels,
+            pages,
+            jobs,
+            upstream,
+            notify,
+        } = start;
         let now = clock::now();
         let server = Server {
             machine: Child::new(limits(&config)),
@@ -141,6 +156,7 @@ impl Keep {
         Rc::new(Keep {
             watch: RefCell::new(Watch::new(&config, pages, now)),
             hooks: RefCell::default(),
+            jobs: RefCell::new(jobs),
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
             legacy: RefCell::new(Some(legacy)),
@@ -193,6 +209,7 @@ impl Keep {
         }
         self.estates.borrow().store(cop);
         self.store_pages(cop);
+        self.store_jobs(cop);
         if let Some(legacy) = &*self.legacy.borrow() {
             legacy.announce(cop);
         }
@@ -318,6 +335,7 @@ impl Keep {
         self.end_queue();
         let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
         self.feed(Event::WantDown);
+        self.settle_jobs();
         self.maybe_end();
     }
 
@@ -479,6 +497,7 @@ impl Keep {
             cwd: None,
             umask: 0o027,
             nofile: privileges::nofile(config.server.nofile),
+            plain: Vec::new(),
             oom_score_adj: Some(config.server.oom_score_adj),
             nice: config.server.nice,
             credentials,
@@ -574,7 +593,7 @@ impl Keep {
         let alone = self.server.borrow().ward.is_none()
             && self.standby.borrow().ward.is_none()
             && self.retiring.borrow().is_empty();
-        if end.stopping && down && alone {
+        if end.stopping && down && alone && self.jobs_are_down() {
             self.estates.borrow_mut().end_all(&self.upstream);
             end.exit = Some(Exit::Done);
             end.waker.take().into_iter().for_each(Waker::wake);

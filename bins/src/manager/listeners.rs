@@ -22,6 +22,8 @@ const BACKLOG: i32 = 65_535;
 pub struct Listener {
     /// As configured.
     pub wanted: Listen,
+    /// The name under which it is stored and handed over.
+    name: String,
     /// As bound: differs from `wanted` for port 0.
     pub bound: String,
     /// The socket, non-blocking.
@@ -31,7 +33,7 @@ pub struct Listener {
 impl Listener {
     /// The name under which it is stored and handed over.
     pub fn fd_name(&self) -> String {
-        name_for(&format!("listen {}", self.wanted))
+        self.name.clone()
     }
 }
 
@@ -40,12 +42,29 @@ impl Listener {
 /// # Errors
 /// An address can't be bound: the reason, and who has it if that can be seen.
 pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
+    let list = take_or_bind_as(wanted, &mut inherited, |w| name_for(&format!("listen {w}")))?;
+    for left in inherited.iter().filter(|i| i.name.starts_with("listen")) {
+        log::info!("event=listener-dropped name={:?}: not configured any more", left.name);
+    }
+    Ok(list)
+}
+
+/// The same, under other names; what isn't wanted stays where it is.
+///
+/// # Errors
+/// As [`take_or_bind`].
+pub fn take_or_bind_as(
+    wanted: &[Listen],
+    inherited: &mut Vec<Inherited>,
+    name: impl Fn(&Listen) -> String,
+) -> anyhow::Result<Vec<Listener>> {
     let mut list = Vec::with_capacity(wanted.len());
     for w in wanted {
-        let name = name_for(&format!("listen {w}"));
+        let name = name(w);
         let at = inherited.iter().position(|i| i.name == name).or_else(|| {
             // from systemd's socket units: no name of ours, but the right address
-            inherited.iter().position(|i| !i.name.starts_with("listen") && is_bound_to(&i.fd, w))
+            let ours = |i: &Inherited| i.name.starts_with("listen") || i.name.starts_with("job-listen");
+            inherited.iter().position(|i| !ours(i) && is_bound_to(&i.fd, w))
         });
         let fd = match at {
             Some(i) => {
@@ -56,10 +75,7 @@ pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow:
             None => open(w).map_err(|e| refused(w, &e))?,
         };
         let bound = address(&fd, w).map_err(|e| refused(w, &e))?;
-        list.push(Listener { wanted: w.clone(), bound, fd });
-    }
-    for left in inherited.iter().filter(|i| i.name.starts_with("listen")) {
-        log::info!("event=listener-dropped name={:?}: not configured any more", left.name);
+        list.push(Listener { wanted: w.clone(), name, bound, fd });
     }
     Ok(list)
 }

@@ -13,6 +13,7 @@ pub mod estate;
 mod hear;
 mod hook;
 pub mod incident;
+pub mod jobs;
 pub mod keep;
 pub mod listeners;
 mod pac;
@@ -23,6 +24,7 @@ pub mod standby;
 mod watch;
 
 use self::estate::Estates;
+use self::jobs::Jobs;
 use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
@@ -63,7 +65,71 @@ enum Command {
     /// Have the running manager take its configuration anew
     Reload(Common),
     /// Replace the server in order
-    Restart(Common),
+    Restart {
+        /// A job: its workers are restarted one after the other; without it the server is replaced
+        name: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List the jobs with their workers
+    List(Common),
+    /// Start a job, and wait until it is ready
+    Start {
+        /// The job
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Stop a job, and wait until it is down
+    Stop {
+        /// The job
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Wait until all workers of a job are ready
+    WaitReady {
+        /// The job
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Change how many workers a job has, until the next reload that says otherwise
+    Want {
+        /// The job
+        name: String,
+        /// How many
+        workers: usize,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Send a signal to all workers of a job
+    Signal {
+        /// The job
+        name: String,
+        /// HUP, USR1 …
+        signal: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print the last lines that a job wrote
+    Tail {
+        /// The job
+        name: String,
+        /// Go on printing
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print what has happened to jobs, one JSON object a line
+    Events {
+        /// Go on printing
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Hold new connections in the manager; open ones go on
     Pause {
         /// After this long a waiting client is told 503 (default: manager.queue.max_wait)
@@ -87,7 +153,22 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Run(common) => serve(&common),
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
         Command::Reload(common) => commands::ask(&common, "POST", "/reload"),
-        Command::Restart(common) => commands::ask(&common, "POST", "/restart"),
+        Command::Restart { name: None, common } => commands::ask(&common, "POST", "/restart"),
+        Command::Restart { name: Some(name), common } => commands::job(&common, &name, "restart"),
+        Command::List(common) => commands::list(&common),
+        Command::Start { name, common } => commands::job(&common, &name, "start"),
+        Command::Stop { name, common } => commands::job(&common, &name, "stop"),
+        Command::WaitReady { name, common } => commands::job(&common, &name, "wait-ready"),
+        Command::Want { name, workers, common } => {
+            commands::job(&common, &name, &format!("want?n={workers}"))
+        }
+        Command::Signal { name, signal, common } => {
+            commands::job(&common, &name, &format!("signal?signal={}", signal.to_uppercase()))
+        }
+        Command::Tail { name, follow, common } => {
+            commands::job_path(&name).and_then(|p| commands::follow(&common, &format!("{p}/tail"), follow))
+        }
+        Command::Events { follow, common } => commands::follow(&common, "/events", follow),
         Command::Pause { max_wait, common } => match max_wait {
             Some(d) => commands::ask(&common, "POST", &format!("/pause?max_wait={}", d.replace(' ', ""))),
             None => commands::ask(&common, "POST", "/pause"),
@@ -130,6 +211,8 @@ fn live(
     let channels = orders::take_channels(&mut inherited);
     let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
+    let jobs = Jobs::take(&mut inherited);
+    let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
     let notify = NotifySocket::bind(&runtime.notify("manager"))?;
     privileges::share_notify(&runtime, credentials.as_ref())?;
@@ -154,12 +237,13 @@ fn live(
         estates,
         channels,
         pages,
+        jobs,
         upstream: Notifier::from_env()?,
         notify,
     });
     keep.store_fds(upstream);
     let end = keep.clone();
-    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin));
+    let exit = engine::Local::new()?.run(main_loop(keep, signals, control, admin, sockets));
     // also when it ends for a fault: nothing that was ours stays
     end.end_legacy();
     lock.close()?;
@@ -172,6 +256,7 @@ async fn main_loop(
     signals: Signals,
     control: std::os::unix::net::UnixListener,
     admin: Option<std::net::TcpListener>,
+    sockets: Vec<(String, Vec<listeners::Listener>)>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
     drop(engine::spawn(hear_server(keep.clone())));
@@ -180,6 +265,7 @@ async fn main_loop(
         drop(engine::spawn(control::serve_admin(keep.clone(), admin)));
     }
     keep.begin();
+    keep.begin_jobs(sockets);
     let exit = keep.ended().await?;
     keep.runtime().clean_manager();
     Ok(exit)

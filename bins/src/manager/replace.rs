@@ -199,7 +199,13 @@ impl Keep {
     pub fn pids(&self) -> Vec<i32> {
         let standby = self.standby.borrow().ward.as_ref().map(|w| w.pid);
         let hooks = self.hooks.borrow().clone();
-        self.retiring_pids().into_iter().chain(self.server_pid()).chain(standby).chain(hooks).collect()
+        self.retiring_pids()
+            .into_iter()
+            .chain(self.server_pid())
+            .chain(standby)
+            .chain(hooks)
+            .chain(self.job_pids())
+            .collect()
     }
 
     /// Servers that still live and have let go.

@@ -1,0 +1,369 @@
+//! `[[job]]`: a program that the manager keeps running.
+
+use super::Listen;
+use super::value::{self, Raw, Wrong};
+use policy::jobs::Restart;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// More workers than this are a mistake.
+pub const MAX_WORKERS: u64 = 1000;
+
+/// One job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Letters, digits, `-`, `_` and `.`; what commands call it.
+    pub name: String,
+    /// The program and its arguments; `{fd}`, `{fd1}` … stand for the numbers of its listeners.
+    pub command: Vec<String>,
+    /// How many of it.
+    pub workers: usize,
+    /// Start when those are ready; stop before them.
+    pub after: Vec<String>,
+    /// Start it with the manager.
+    pub autostart: bool,
+    /// When it counts as ready.
+    pub ready: Ready,
+    /// It says `WATCHDOG=1` at least so often; zero: it doesn't.
+    pub watchdog: Duration,
+    /// What is done when it ends by itself.
+    pub restart: Restart,
+    /// Longest wait before a respawn in a crash loop.
+    pub respawn_max: Duration,
+    /// Ready for so long: its crashes are forgiven.
+    pub stable_after: Duration,
+    /// So many crashes in a row are answered; 0: all.
+    pub give_up_after: u32,
+    /// From spawn to ready.
+    pub start_grace: Duration,
+    /// Sent to end it.
+    pub stop_signal: i32,
+    /// From then to SIGKILL.
+    pub stop_timeout: Duration,
+    /// Sockets that the manager holds for it.
+    pub listen: Vec<Listen>,
+    /// Working directory.
+    pub cwd: Option<PathBuf>,
+    /// `NAME=value`, besides PATH and what the manager adds.
+    pub env: Vec<(String, String)>,
+    /// It gets our environment too.
+    pub inherit_env: bool,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Open files; 0 leaves the limit as it is.
+    pub nofile: u64,
+    /// Who it runs as; None: who we are.
+    pub user: Option<String>,
+    /// Its group, if not that of its user.
+    pub group: Option<String>,
+    /// nice(2).
+    pub nice: i32,
+    /// How readily the kernel kills it when memory is short.
+    pub oom_score_adj: Option<i32>,
+    /// Where its standard output goes.
+    pub stdout: Output,
+    /// Where its standard error goes.
+    pub stderr: Output,
+}
+
+/// When a job counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// When it has run for so long.
+    Running(Duration),
+    /// It says `READY=1` on NOTIFY_SOCKET.
+    Notify,
+    /// It writes a newline to the descriptor in NOTIFY_FD, or `{notify_fd}` in its command (s6).
+    Fd,
+    /// Somebody accepts there.
+    Tcp(SocketAddr),
+    /// Somebody accepts there.
+    Unix(PathBuf),
+}
+
+/// Where output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// To our log, each line with the job's name.
+    Log,
+    /// Nowhere.
+    Null,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+impl Default for Job {
+    fn default() -> Job {
+        Job {
+            name: String::new(),
+            command: Vec::new(),
+            workers: 1,
+            after: Vec::new(),
+            autostart: true,
+            ready: Ready::Running(Duration::from_secs(1)),
+            watchdog: Duration::ZERO,
+            restart: Restart::Always,
+            respawn_max: Duration::from_secs(30),
+            stable_after: Duration::from_secs(10),
+            give_up_after: 0,
+            start_grace: Duration::from_secs(30),
+            stop_signal: nix::libc::SIGTERM,
+            stop_timeout: Duration::from_secs(10),
+            listen: Vec::new(),
+            cwd: None,
+            env: Vec::new(),
+            inherit_env: false,
+            umask: 0o022,
+            nofile: 0,
+            user: None,
+            group: None,
+            nice: 0,
+            oom_score_adj: None,
+            stdout: Output::Log,
+            stderr: Output::Log,
+        }
+    }
+}
+
+/// The keys of `[[job]]`: name, default as an operator would write it (empty: required), what it is for.
+pub static JOB_KEYS: &[(&str, &str, &str)] = &[
+    ("name", "", "What commands call it: letters, digits, \"-\", \"_\" and \".\", at most 32."),
+    (
+        "command",
+        "",
+        "An array: the program (looked for in PATH without a slash) and its arguments. {fd}, {fd1} … stand for the numbers of its listeners, {notify_fd} for that of `ready = \"fd\"`.",
+    ),
+    ("workers", "1", "How many of it; `traffic_manager want NAME N` changes it while it runs."),
+    ("after", "[]", "Names of jobs: it starts when they are ready, and stops before they do."),
+    ("autostart", "true", "false: it waits for `traffic_manager start NAME`."),
+    (
+        "ready",
+        "\"running 1s\"",
+        "When it counts as ready: \"notify\" (READY=1 on NOTIFY_SOCKET), \"fd\" (a newline on the descriptor NOTIFY_FD, as s6), \"tcp HOST:PORT\" or \"unix /PATH\" (somebody accepts there), \"running 1s\".",
+    ),
+    (
+        "watchdog",
+        "\"0s\"",
+        "It gets WATCHDOG_USEC and says WATCHDOG=1 at least so often, else it is replaced. \"0s\": nothing is asked of it.",
+    ),
+    (
+        "restart",
+        "\"always\"",
+        "What is done when it ends by itself: always, on-failure (unless with code 0), never.",
+    ),
+    ("respawn_max", "\"30s\"", "The first respawn is immediate; in a crash loop the wait grows up to this."),
+    ("stable_after", "\"10s\"", "One that was ready for so long is forgiven its earlier crashes."),
+    ("give_up_after", "0", "So many crashes in a row are answered with a respawn; 0: all."),
+    ("start_grace", "\"30s\"", "One that isn't ready after this long has hung."),
+    ("stop_signal", "\"SIGTERM\"", "Sent to end it."),
+    ("stop_timeout", "\"10s\"", "From then to SIGKILL of its process group."),
+    (
+        "listen",
+        "[]",
+        "Sockets that the manager binds and holds for ever, and hands over as LISTEN_FDS: as `server.listen`.",
+    ),
+    ("cwd", "\"/\"", "Working directory."),
+    ("env", "[]", "\"NAME=value\", besides PATH, LANG and what the manager adds."),
+    ("inherit_env", "false", "true: it gets the manager's environment too."),
+    ("umask", "\"022\"", "File mode creation mask, octal."),
+    ("user", "\"none\"", "Who it runs as, without any privilege of ours; \"none\": who the manager is."),
+    ("group", "\"none\"", "Its group, if not that of `user`."),
+    ("nice", "0", "-20 to 19: added to its scheduling priority."),
+    ("nofile", "0", "Limit of open files; 0: as the manager's."),
+    ("oom_score_adj", "\"none\"", "-1000 to 1000: how readily the kernel kills it when memory is short."),
+    ("stdout", "\"log\"", "\"log\" (each line with the job's name), \"null\", or a file to append to."),
+    ("stderr", "\"log\"", "As `stdout`."),
+];
+
+impl Job {
+    /// Sets a key; `None` if there is no such key.
+    pub fn set(&mut self, key: &str, v: &Raw) -> Option<Result<(), Wrong>> {
+        let done = match key {
+            "name" => name(v).map(|n| self.name = n),
+            "command" => command(v).map(|c| self.command = c),
+            "workers" => value::integer(v, 0, MAX_WORKERS).map(|n| self.workers = n as usize),
+            "after" => value::list(v, name).map(|l| self.after = l),
+            "autostart" => value::boolean(v).map(|b| self.autostart = b),
+            "ready" => ready(v).map(|r| self.ready = r),
+            "watchdog" => value::duration(v).map(|d| self.watchdog = d),
+            "restart" => restart(v).map(|r| self.restart = r),
+            "respawn_max" => value::positive(v).map(|d| self.respawn_max = d),
+            "stable_after" => value::positive(v).map(|d| self.stable_after = d),
+            "give_up_after" => value::integer(v, 0, 1_000_000).map(|n| self.give_up_after = n as u32),
+            "start_grace" => value::positive(v).map(|d| self.start_grace = d),
+            "stop_signal" => stop_signal(v).map(|s| self.stop_signal = s),
+            "stop_timeout" => value::duration(v).map(|d| self.stop_timeout = d),
+            "listen" => value::list(v, value::listen).map(|l| self.listen = l),
+            "cwd" => value::path(v).map(|p| self.cwd = Some(p)),
+            "env" => value::list(v, variable).map(|l| self.env = l),
+            "inherit_env" => value::boolean(v).map(|b| self.inherit_env = b),
+            "umask" => umask(v).map(|n| self.umask = n),
+            "user" => value::name_or_none(v).map(|u| self.user = u),
+            "group" => value::name_or_none(v).map(|g| self.group = g),
+            "nice" => nice(v).map(|n| self.nice = n),
+            "nofile" => value::integer(v, 0, 1 << 30).map(|n| self.nofile = n),
+            "oom_score_adj" => oom(v).map(|n| self.oom_score_adj = n),
+            "stdout" => output(v).map(|o| self.stdout = o),
+            "stderr" => output(v).map(|o| self.stderr = o),
+            _ => return None,
+        };
+        Some(done)
+    }
+
+    /// Does another configuration need other processes?
+    pub fn differs(&self, other: &Job) -> bool {
+        let same = |j: &Job| Job { workers: 0, after: Vec::new(), autostart: true, ..j.clone() };
+        same(self) != same(other)
+    }
+}
+
+fn name(v: &Raw) -> Result<String, Wrong> {
+    let n = value::text(v)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if n.is_empty() || n.len() > 32 || !n.chars().all(fits) || n == "server" {
+        return Err(format!(
+            "{n:?} is no name for a job: 1 to 32 letters, digits, \"-\", \"_\" and \".\", and not \"server\""
+        ));
+    }
+    Ok(n)
+}
+
+fn command(v: &Raw) -> Result<Vec<String>, Wrong> {
+    let list = match v {
+        Raw::List(_) => value::list(v, value::text)?,
+        _ => return Err("expected an array: [\"program\", \"argument\"]".into()),
+    };
+    if list.first().is_none_or(String::is_empty) {
+        return Err("needs at least a program".into());
+    }
+    Ok(list)
+}
+
+fn ready(v: &Raw) -> Result<Ready, Wrong> {
+    let text = value::text(v)?;
+    let (kind, rest) = text.split_once(' ').unwrap_or((text.as_str(), ""));
+    let raw = Raw::Text(rest.trim().to_owned());
+    match (kind, rest.is_empty()) {
+        ("notify", true) => Ok(Ready::Notify),
+        ("fd", true) => Ok(Ready::Fd),
+        ("running", false) => value::duration(&raw).map(Ready::Running),
+        ("tcp", false) => rest.trim().parse().map(Ready::Tcp).map_err(|_| format!("{rest:?} is no IP:PORT")),
+        ("unix", false) => value::path(&raw).map(Ready::Unix),
+        _ => Err(format!(
+            "{text:?} is none of \"notify\", \"fd\", \"tcp IP:PORT\", \"unix /PATH\", \"running 1s\""
+        )),
+    }
+}
+
+fn restart(v: &Raw) -> Result<Restart, Wrong> {
+    match value::text(v)?.as_str() {
+        "always" => Ok(Restart::Always),
+        "on-failure" => Ok(Restart::OnFailure),
+        "never" => Ok(Restart::Never),
+        other => Err(format!("{other:?} is none of \"always\", \"on-failure\", \"never\"")),
+    }
+}
+
+fn stop_signal(v: &Raw) -> Result<i32, Wrong> {
+    value::signal(v)?.ok_or_else(|| "needs a signal".into())
+}
+
+fn variable(v: &Raw) -> Result<(String, String), Wrong> {
+    let text = value::text(v)?;
+    match text.split_once('=') {
+        Some((k, v)) if !k.is_empty() => Ok((k.into(), v.into())),
+        _ => Err(format!("{text:?} is not NAME=value")),
+    }
+}
+
+fn umask(v: &Raw) -> Result<u32, Wrong> {
+    let text = value::text(v)?;
+    u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|n| *n <= 0o777)
+        .ok_or_else(|| format!("{text:?} is no octal mask such as \"022\""))
+}
+
+fn nice(v: &Raw) -> Result<i32, Wrong> {
+    match v {
+        Raw::Int(n) if (-20..=19).contains(n) => Ok(*n as i32),
+        other => Err(format!("{other} is not -20 to 19")),
+    }
+}
+
+fn oom(v: &Raw) -> Result<Option<i32>, Wrong> {
+    match v {
+        Raw::Text(t) if t == "none" => Ok(None),
+        Raw::Int(n) if (-1000..=1000).contains(n) => Ok(Some(*n as i32)),
+        other => Err(format!("{other} is neither \"none\" nor -1000 to 1000")),
+    }
+}
+
+fn output(v: &Raw) -> Result<Output, Wrong> {
+    match value::text(v)?.as_str() {
+        "log" => Ok(Output::Log),
+        "null" => Ok(Output::Null),
+        _ => value::path(v).map(Output::File).map_err(|e| format!("{e} (or \"log\", or \"null\")")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an operator would write, as the parser sees it.
+    fn raw(toml: &str) -> Option<Raw> {
+        Some(match format!("x = {toml}").parse::<toml::Table>().ok()?.remove("x")? {
+            toml::Value::String(s) => Raw::Text(s),
+            toml::Value::Integer(n) => Raw::Int(n),
+            toml::Value::Boolean(b) => Raw::Bool(b),
+            toml::Value::Array(a) => {
+                Raw::List(a.iter().map(|v| Raw::Text(v.as_str().unwrap().into())).collect())
+            }
+            other => panic!("{other}"),
+        })
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_taken_and_its_default_is_the_default() {
+        for (key, default, _) in JOB_KEYS {
+            let mut j = Job::default();
+            assert!(j.set(key, &Raw::Other("nothing")).is_some(), "{key}");
+            let Some(v) = raw(default) else { continue };
+            j.set(key, &v).unwrap().unwrap_or_else(|e| panic!("{key}: {e}"));
+            if *key == "cwd" {
+                j.cwd = None;
+            }
+            assert_eq!(j, Job::default(), "{key}");
+        }
+        assert!(Job::default().set("moon", &Raw::Bool(true)).is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_says_what_was_expected() {
+        let wrong = |key: &str, toml: &str| {
+            Job::default().set(key, &raw(toml).unwrap()).unwrap().expect_err(&format!("{key} = {toml}"))
+        };
+        assert!(wrong("name", "\"a b\"").contains("no name"));
+        assert!(wrong("name", "\"server\"").contains("not \"server\""));
+        assert!(wrong("command", "\"sleep 1\"").contains("array"));
+        assert!(wrong("command", "[]").contains("program"));
+        assert!(wrong("ready", "\"maybe\"").contains("notify"));
+        assert!(wrong("ready", "\"tcp nowhere\"").contains("IP:PORT"));
+        assert!(wrong("restart", "\"sometimes\"").contains("on-failure"));
+        assert!(wrong("env", "[\"A\"]").contains("NAME=value"));
+        assert!(wrong("umask", "\"9\"").contains("octal"));
+        assert!(wrong("oom_score_adj", "2000").contains("1000"));
+        assert!(wrong("stdout", "\"relative\"").contains("log"));
+        assert!(wrong("workers", "100000").contains("range"));
+    }
+
+    #[test]
+    fn only_what_processes_depend_on_makes_a_difference() {
+        let a = Job { name: "a".into(), ..Job::default() };
+        assert!(!a.differs(&Job { workers: 7, after: vec!["b".into()], autostart: false, ..a.clone() }));
+        assert!(a.differs(&Job { command: vec!["x".into()], ..a.clone() }));
+        assert!(a.differs(&Job { stop_timeout: Duration::from_secs(1), ..a.clone() }));
+    }
+}

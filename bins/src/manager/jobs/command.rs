@@ -1,0 +1,216 @@
+//! What may be asked of jobs over the control socket.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /jobs` | all of them, as JSON |
+//! | `POST /jobs/NAME/start`, `stop`, `restart` | when it has happened, or why it hasn't; `restart` is one worker after the other |
+//! | `POST /jobs/NAME/want?n=N` | other workers are started or stopped |
+//! | `POST /jobs/NAME/signal?signal=HUP` | how many got it |
+//! | `POST /jobs/NAME/wait-ready` | when all its workers are ready |
+//! | `GET /jobs/NAME/tail?from=N` | its last lines, from number N on, as soon as there is one; the first line is the next number |
+//! | `GET /events?from=N` | transitions, one JSON object a line, in the same way |
+
+use super::Job;
+use crate::config::job::MAX_WORKERS;
+use crate::config::value::{self, Raw};
+use crate::manager::keep::Keep;
+use http::{Method, StatusCode};
+use policy::child::Event;
+use serde_json::Value;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How long somebody who follows waits for something new.
+const FOLLOW: Duration = Duration::from_secs(20);
+
+/// An answer: status and text.
+pub type Answer = (StatusCode, String);
+
+const OK: StatusCode = StatusCode::OK;
+
+/// Answers what is asked of jobs; `None`: it is about something else.
+pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -> Option<Answer> {
+    let parameter = |name: &str| {
+        query
+            .split('&')
+            .filter_map(|p| p.split_once('='))
+            .find(|(k, _)| *k == name)
+            .map(|(_, v)| v.to_owned())
+    };
+    let get = method == Method::GET;
+    if path == "/jobs" {
+        return Some(only(get).unwrap_or_else(|| (OK, format!("{}\n", Value::from(keep.jobs_status())))));
+    }
+    let from = || parameter("from").and_then(|n| n.parse().ok());
+    if path == "/events" {
+        return Some(match only(get) {
+            Some(wrong) => wrong,
+            None => events(keep, from()).await,
+        });
+    }
+    let (name, verb) = path.strip_prefix("/jobs/")?.split_once('/')?;
+    let Some(job) = keep.job(name) else {
+        let known: Vec<String> = keep.jobs.borrow().list.iter().map(|j| j.name.clone()).collect();
+        let why = format!("there is no job {name:?}; there are: {}\n", known.join(", "));
+        return Some((StatusCode::NOT_FOUND, why));
+    };
+    if let Some(wrong) = only(get == (verb == "tail")) {
+        return Some(wrong);
+    }
+    if keep.is_stopping() && verb != "tail" {
+        return Some((StatusCode::CONFLICT, "the suite is being stopped\n".into()));
+    }
+    Some(match verb {
+        "start" => {
+            job.up.set(true);
+            job.workers.borrow().iter().for_each(|w| w.forget_finish());
+            // one that has given up, or waits, tries again at once
+            let waiting: Vec<_> = job.workers.borrow().iter().filter(|w| !w.exists()).cloned().collect();
+            waiting.iter().for_each(|w| keep.feed_job(&job, w, Event::WantUp));
+            keep.settle_jobs();
+            wait_ready(keep, &job).await
+        }
+        "stop" => {
+            job.up.set(false);
+            keep.settle_jobs();
+            wait_down(keep, &job).await
+        }
+        "restart" => {
+            job.up.set(true);
+            job.workers.borrow().iter().for_each(|w| w.forget_finish());
+            match keep.roll_now(&job).await {
+                Ok(()) => wait_ready(keep, &job).await,
+                Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
+            }
+        }
+        "wait-ready" => wait_ready(keep, &job).await,
+        "want" => match parameter("n").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_WORKERS as usize) {
+            Some(n) => {
+                job.want.set(n);
+                keep.settle_jobs();
+                (OK, format!("{name} is to have {n} workers\n"))
+            }
+            None => (StatusCode::BAD_REQUEST, format!("n has to be 0 to {MAX_WORKERS}\n")),
+        },
+        "signal" => signal(&job, parameter("signal").as_deref().unwrap_or("")),
+        "tail" => tail(keep, &job, from()).await,
+        _ => (StatusCode::NOT_FOUND, format!("{verb}: no such command for a job\n")),
+    })
+}
+
+fn only(allowed: bool) -> Option<Answer> {
+    (!allowed)
+        .then(|| (StatusCode::METHOD_NOT_ALLOWED, "GET is for questions, POST for commands\n".to_owned()))
+}
+
+fn signal(job: &Job, name: &str) -> Answer {
+    let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
+    match value::signal(&Raw::Text(full)) {
+        Ok(Some(signal)) => {
+            let workers = job.workers.borrow();
+            let sent = workers.iter().filter(|w| w.signal(signal).is_ok()).count();
+            (OK, format!("{sent} workers of {} got it\n", job.name))
+        }
+        _ => (StatusCode::BAD_REQUEST, format!("{name:?} is no signal\n")),
+    }
+}
+
+/// Waits until something is there, or the patience is over.
+async fn until<T>(keep: &Rc<Keep>, patience: Duration, mut what: impl FnMut() -> Option<T>) -> Option<T> {
+    let there = poll_fn(|cx| match what() {
+        Some(t) => Poll::Ready(t),
+        None => {
+            keep.changes.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        }
+    });
+    engine::time::timeout(patience, there).await.ok()
+}
+
+async fn wait_ready(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+    let patience = job.config.borrow().start_grace + Duration::from_secs(5);
+    let done = until(keep, patience, || {
+        let given_up =
+            job.workers.borrow().iter().any(|w| w.has_given_up() || w.has_finished() == Some(false));
+        if given_up { Some(false) } else { (job.is_ready() || job.want.get() == 0).then_some(true) }
+    });
+    match done.await {
+        Some(true) => (OK, format!("{} is ready\n", job.name)),
+        _ => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("{} isn't ready: {}\n", job.name, job.status()["workers"]),
+        ),
+    }
+}
+
+async fn wait_down(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+    let patience = job.config.borrow().stop_timeout + Duration::from_secs(15);
+    match until(keep, patience, || job.is_down().then_some(())).await {
+        Some(()) => (OK, format!("{} is stopped\n", job.name)),
+        None => {
+            let why = format!("{} isn't down: {}\n", job.name, job.status()["workers"]);
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        }
+    }
+}
+
+async fn tail(keep: &Rc<Keep>, job: &Rc<Job>, from: Option<u64>) -> Answer {
+    let look = || {
+        let tail = job.tail.borrow();
+        let (lines, next) = tail.from(from.unwrap_or(0));
+        (from.is_none() || !lines.is_empty()).then(|| format!("{next}\n{}\n", lines.join("\n")))
+    };
+    let text = until(keep, FOLLOW, look).await.unwrap_or_else(|| format!("{}\n", from.unwrap_or(0)));
+    (OK, text)
+}
+
+async fn events(keep: &Rc<Keep>, from: Option<u64>) -> Answer {
+    let look = || {
+        let jobs = keep.jobs.borrow();
+        let news = jobs.events.iter().filter(|(n, _)| *n >= from.unwrap_or(0));
+        let lines: Vec<String> = news.map(|(_, v)| v.to_string()).collect();
+        (from.is_none() || !lines.is_empty()).then(|| format!("{}\n{}\n", jobs.next_event, lines.join("\n")))
+    };
+    let text = until(keep, FOLLOW, look).await.unwrap_or_else(|| format!("{}\n", from.unwrap_or(0)));
+    (OK, text)
+}
+
+impl Keep {
+    /// Restarts a job, one worker after the other, in the background.
+    pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>) {
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            if let Err(why) = keep.roll_now(&job).await {
+                log::error!("event=roll-failed of=job job={}: {}", job.name, why.trim_end());
+            }
+        }));
+    }
+
+    /// The next worker is restarted when the last one is ready again.
+    async fn roll_now(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
+        let workers = job.workers.borrow().clone();
+        for w in workers.iter().filter(|w| w.index < job.want.get()) {
+            let before = w.generation();
+            w.forget_finish();
+            self.feed_job(job, w, Event::Restart);
+            let patience = {
+                let c = job.config.borrow();
+                c.stop_timeout + c.start_grace + Duration::from_secs(15)
+            };
+            let done = until(self, patience, || {
+                let new = w.generation() != before;
+                (new && (w.is_ready() || w.has_finished() == Some(true))).then_some(true).or_else(|| {
+                    (w.has_given_up() || (new && w.has_finished() == Some(false)) || !job.up.get())
+                        .then_some(false)
+                })
+            });
+            if done.await != Some(true) {
+                let why = format!("worker {} of {} didn't get ready: {}\n", w.index, job.name, w.status());
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! Jobs: other programs that the manager keeps running, with sockets that it holds for them.
+//!
+//! Each worker of a job is a child machine of `policy` with hands ([`worker`]); `policy::jobs` says which job may start or
+//! stop. Whatever happens ends in [`Keep::settle_jobs`], which compares what is wanted with what is.
+//!
+//! A manager that is killed leaves its jobs running: their pidfds, the pipes of their output and their sockets are kept by
+//! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
+//!
+//! Read in this order: this file, [`worker`] (a process's life), [`ready`] (when it counts as ready), [`output`] (what it
+//! writes), [`table`] (a reload), [`command`] (what may be asked).
+
+pub mod command;
+mod output;
+mod ready;
+mod table;
+mod worker;
+
+use super::keep::Keep;
+use super::listeners::Listener;
+use crate::config;
+use policy::child::{Child, Event, Limits, State};
+use policy::jobs::Order;
+use policy::ladder::Rungs;
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use supervisor::clock;
+use supervisor::listen_fds::Inherited;
+use worker::Worker;
+
+pub use table::{listen_name, take_or_bind};
+
+/// Transitions that are remembered.
+const EVENTS: usize = 1000;
+
+/// All jobs.
+#[derive(Default)]
+pub struct Jobs {
+    list: Vec<Rc<Job>>,
+    order: Order,
+    events: VecDeque<(u64, Value)>,
+    next_event: u64,
+    settling: bool,
+    /// What an earlier manager had, until it is adopted.
+    left: Vec<Left>,
+}
+
+/// A worker that an earlier manager had.
+struct Left {
+    job: String,
+    index: usize,
+    pid: i32,
+    /// Its pidfd, and the pipes of its output.
+    fds: Vec<OwnedFd>,
+}
+
+/// One job.
+pub(super) struct Job {
+    name: String,
+    config: RefCell<config::Job>,
+    listeners: RefCell<Vec<Listener>>,
+    workers: RefCell<Vec<Rc<Worker>>>,
+    /// Workers wished for.
+    want: Cell<usize>,
+    /// Wanted by its operator.
+    up: Cell<bool>,
+    /// Not in the configuration any more.
+    removed: Cell<bool>,
+    /// Its last lines.
+    tail: RefCell<output::Tail>,
+}
+
+impl Jobs {
+    /// Takes out of what was inherited what belongs to jobs: their workers, and nothing else (their sockets are taken by
+    /// name when the table is made).
+    pub fn take(inherited: &mut Vec<Inherited>) -> Jobs {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            std::mem::take(inherited).into_iter().partition(|i| worker::parse_name(&i.name).is_some());
+        *inherited = others;
+        let mut left: Vec<Left> = Vec::new();
+        for i in ours {
+            let Some((pid, index, job)) = worker::parse_name(&i.name) else { continue };
+            match left.iter_mut().find(|l| l.pid == pid) {
+                Some(l) => l.fds.push(i.fd),
+                None => left.push(Left { job: job.to_owned(), index, pid, fds: vec![i.fd] }),
+            }
+        }
+        Jobs { left, ..Jobs::default() }
+    }
+}
+
+impl Job {
+    /// Is every worker that is wished for ready? One that has done its work in order is.
+    fn is_ready(&self) -> bool {
+        let workers = self.workers.borrow();
+        let want = self.want.get();
+        let ready = |w: &Rc<Worker>| w.is_ready() || w.has_finished() == Some(true);
+        self.up.get() && want > 0 && workers.iter().filter(|w| w.index < want && ready(w)).count() == want
+    }
+
+    fn is_down(&self) -> bool {
+        self.workers.borrow().iter().all(|w| !w.exists())
+    }
+
+    fn limits(&self) -> Limits {
+        limits(&self.config.borrow())
+    }
+
+    fn status(&self) -> Value {
+        let config = self.config.borrow();
+        let workers: Vec<Value> = self.workers.borrow().iter().map(|w| w.status()).collect();
+        json!({
+            "name": self.name,
+            "command": config.command,
+            "up": self.up.get(),
+            "want": self.want.get(),
+            "ready": self.is_ready(),
+            "listen": self.listeners.borrow().iter().map(|l| l.bound.clone()).collect::<Vec<_>>(),
+            "workers": workers,
+        })
+    }
+}
+
+fn limits(config: &config::Job) -> Limits {
+    Limits {
+        start_grace: config.start_grace,
+        stop: Rungs { polite: config.stop_timeout, core: None, kill: std::time::Duration::from_secs(10) },
+        respawn: policy::backoff::Limits {
+            max: config.respawn_max,
+            stable_after: config.stable_after,
+            give_up_after: config.give_up_after,
+            ..policy::backoff::Limits::default()
+        },
+    }
+}
+
+impl Keep {
+    /// The state of all jobs.
+    pub(super) fn jobs_status(&self) -> Vec<Value> {
+        self.jobs.borrow().list.iter().map(|j| j.status()).collect()
+    }
+
+    /// All processes of jobs.
+    pub(super) fn job_pids(&self) -> Vec<i32> {
+        let jobs = self.jobs.borrow();
+        jobs.list
+            .iter()
+            .flat_map(|j| j.workers.borrow().iter().filter_map(|w| w.pid()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Are all jobs down?
+    pub(super) fn jobs_are_down(&self) -> bool {
+        self.jobs.borrow().list.iter().all(|j| j.is_down())
+    }
+
+    /// What is, is made what is wanted: soon, and once for all that happens until then.
+    pub(super) fn settle_jobs(self: &Rc<Self>) {
+        if std::mem::replace(&mut self.jobs.borrow_mut().settling, true) {
+            return;
+        }
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            keep.jobs.borrow_mut().settling = false;
+            keep.settle_now();
+            keep.wake_changes();
+            keep.maybe_end();
+        }));
+    }
+
+    fn settle_now(self: &Rc<Self>) {
+        let (list, order) = {
+            let jobs = self.jobs.borrow();
+            (jobs.list.clone(), jobs.order.clone())
+        };
+        let stopping = self.is_stopping();
+        let ready: Vec<bool> = list.iter().map(|j| j.is_ready()).collect();
+        let down: Vec<bool> = list.iter().map(|j| j.is_down()).collect();
+        for (n, job) in list.iter().enumerate() {
+            let wanted = if stopping || job.removed.get() || !job.up.get() { 0 } else { job.want.get() };
+            // one that is stopped by itself doesn't wait for those that come after it
+            let may_stop = !stopping || order.may_stop(n, |j| down[j]);
+            let may_start = order.may_start(n, |j| ready[j]);
+            let there = job.workers.borrow().len();
+            for index in there..wanted {
+                let worker = Rc::new(Worker::new(index, Child::new(job.limits())));
+                job.workers.borrow_mut().push(worker);
+            }
+            let workers = job.workers.borrow().clone();
+            for w in &workers {
+                match w.index < wanted {
+                    true if may_start && w.is_at_rest() && w.has_finished().is_none() => {
+                        self.feed_job(job, w, Event::WantUp);
+                    }
+                    false if may_stop && w.is_wanted() => self.feed_job(job, w, Event::WantDown),
+                    _ => {}
+                }
+            }
+            job.workers.borrow_mut().retain(|w| w.index < wanted || w.exists() || w.is_wanted());
+        }
+        self.drop_removed_jobs();
+    }
+
+    /// One line for the log, and one for who follows the events.
+    fn job_event(&self, job: &Job, worker: &Worker, event: &str, detail: &str) {
+        let (name, index, pid) = (&job.name, worker.index, worker.pid().unwrap_or(0));
+        log::info!("event={event} of=job job={name} worker={index} pid={pid} {detail}");
+        let mut jobs = self.jobs.borrow_mut();
+        let seq = jobs.next_event;
+        jobs.next_event += 1;
+        let uptime = clock::now().saturating_sub(self.started).as_millis() as u64;
+        let value = json!({
+            "seq": seq, "uptime_ms": uptime, "job": name, "worker": index, "pid": pid, "event": event,
+            "detail": detail.trim_end(),
+        });
+        jobs.events.push_back((seq, value));
+        if jobs.events.len() > EVENTS {
+            jobs.events.pop_front();
+        }
+        drop(jobs);
+        self.wake_changes();
+    }
+
+    fn job(&self, name: &str) -> Option<Rc<Job>> {
+        self.jobs.borrow().list.iter().find(|j| j.name == name).cloned()
+    }
+}
+
+/// Is that state one of rest, from which a wish makes it start?
+fn is_rest(state: &State) -> bool {
+    matches!(state, State::Down)
+}

@@ -1,0 +1,78 @@
+//! When a job's worker counts as ready.
+
+use super::Job;
+use super::output::read;
+use super::worker::Worker;
+use crate::config::job::Ready;
+use crate::manager::keep::Keep;
+use engine::io::Async;
+use engine::net::Stream;
+use engine::time::{sleep, timeout};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Between attempts to connect; it grows up to [`SELDOM`].
+const OFTEN: Duration = Duration::from_millis(20);
+const SELDOM: Duration = Duration::from_millis(500);
+/// For one attempt.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Waits for the readiness of a worker that was just spawned, in the way its job has it. The start grace of its machine
+/// ends it if that never comes.
+pub(super) fn watch(keep: &Rc<Keep>, job: &Rc<Job>, w: &Rc<Worker>, notify: Option<OwnedFd>) {
+    let (keep, job, w, generation) = (keep.clone(), job.clone(), w.clone(), w.generation());
+    let ready = job.config.borrow().ready.clone();
+    if ready == Ready::Notify {
+        return;
+    }
+    drop(engine::spawn(async move {
+        let came = match ready {
+            Ready::Running(time) => {
+                sleep(time).await;
+                true
+            }
+            Ready::Fd => match notify {
+                Some(fd) => newline(fd).await,
+                None => false,
+            },
+            Ready::Tcp(addr) => {
+                accepts(&w, generation, || async move { Stream::connect_tcp(addr).await.is_ok() }).await
+            }
+            Ready::Unix(path) => {
+                let path = &path;
+                accepts(&w, generation, || async move { Stream::connect_unix(path).await.is_ok() }).await
+            }
+            Ready::Notify => false,
+        };
+        if came {
+            keep.job_ready(&job, &w, generation);
+        }
+    }));
+}
+
+/// Tries until somebody accepts, or the worker is another one.
+async fn accepts<F: Future<Output = bool>>(w: &Worker, generation: u64, attempt: impl Fn() -> F) -> bool {
+    let mut pause = OFTEN;
+    while w.generation() == generation && w.exists() {
+        if timeout(PATIENCE, attempt()).await == Ok(true) {
+            return true;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(SELDOM);
+    }
+    false
+}
+
+/// Reads until a newline comes (true), or the end.
+async fn newline(fd: OwnedFd) -> bool {
+    let Ok(fd) = Async::new(fd) else { return false };
+    let mut bytes = [0; 64];
+    loop {
+        match read(&fd, &mut bytes).await {
+            Ok(0) | Err(_) => return false,
+            Ok(n) if bytes[..n].contains(&b'\n') => return true,
+            Ok(_) => {}
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! One process of a job: the child machine, with hands.
+
+use super::{Job, is_rest, output, ready};
+use crate::config::job::{Output, Ready};
+use crate::manager::keep::Keep;
+use crate::suite;
+use crate::ward::Ward;
+use engine::io::Async;
+use lockfile::{Signal, signal_group};
+use policy::Time;
+use policy::child::{Action, Child, Event};
+use policy::ladder::Rung;
+use policy::watchdog::Watchdog;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
+use supervisor::clock;
+use supervisor::notify::{Field, Message};
+use supervisor::pidfd::PidFd;
+use supervisor::privileges::Credentials;
+use supervisor::spawn::{SpawnError, Spec, spawn};
+
+/// Where programs are looked for by those who are started with an environment of their own.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One worker, which may have a process.
+pub struct Worker {
+    pub(super) index: usize,
+    machine: RefCell<Child>,
+    ward: RefCell<Option<Ward>>,
+    timer: Cell<Option<Time>>,
+    since: Cell<Time>,
+    adopted: Cell<bool>,
+    said: RefCell<String>,
+    last_exit: RefCell<Option<String>>,
+    /// It has ended by itself and isn't started again; true: with success.
+    finished: Cell<Option<bool>>,
+    watchdog: RefCell<Option<Watchdog>>,
+    /// Duplicates of the pipes of its output, for a cop that is to keep them.
+    pipes: RefCell<Vec<OwnedFd>>,
+}
+
+/// What a new process has of pipes: our ends.
+struct Pipes {
+    /// Its output.
+    ours: Vec<OwnedFd>,
+    notify: Option<OwnedFd>,
+}
+
+impl Worker {
+    pub(super) fn new(index: usize, machine: Child) -> Worker {
+        Worker {
+            index,
+            machine: RefCell::new(machine),
+            ward: RefCell::default(),
+            timer: Cell::default(),
+            since: Cell::new(clock::now()),
+            adopted: Cell::default(),
+            said: RefCell::default(),
+            last_exit: RefCell::default(),
+            finished: Cell::default(),
+            watchdog: RefCell::default(),
+            pipes: RefCell::default(),
+        }
+    }
+
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.ward.borrow().as_ref().map(|w| w.pid)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.machine.borrow().state(), policy::child::State::Ready { .. })
+    }
+
+    pub(super) fn is_at_rest(&self) -> bool {
+        is_rest(self.machine.borrow().state())
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.machine.borrow().is_wanted()
+    }
+
+    /// Is there a process?
+    pub(super) fn exists(&self) -> bool {
+        self.ward.borrow().is_some() || self.machine.borrow().state().is_alive()
+    }
+
+    /// Is no more tried?
+    pub(super) fn has_given_up(&self) -> bool {
+        matches!(self.machine.borrow().state(), policy::child::State::GaveUp)
+    }
+
+    /// Has a cop keep its process: what is read of it by us stays with us.
+    pub(super) fn store(&self, job: &str, cop: &supervisor::notify::Notifier) {
+        if let Some(w) = &*self.ward.borrow() {
+            let pipes = self.pipes.borrow();
+            let fds: Vec<_> = [w.as_fd()].into_iter().chain(pipes.iter().map(AsFd::as_fd)).collect();
+            cop.store_fds(&store_name(w.pid, self.index, job), &fds);
+        }
+    }
+
+    pub(super) fn has_finished(&self) -> Option<bool> {
+        self.finished.get()
+    }
+
+    /// It may run again.
+    pub(super) fn forget_finish(&self) {
+        self.finished.set(None);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.machine.borrow().generation()
+    }
+
+    pub(super) fn set_limits(&self, limits: policy::child::Limits) {
+        self.machine.borrow_mut().set_limits(limits);
+    }
+
+    /// Sends a signal by number.
+    ///
+    /// # Errors
+    /// There is no process, or we may not.
+    pub(super) fn signal(&self, signal: i32) -> std::io::Result<()> {
+        match &*self.ward.borrow() {
+            Some(w) => w.signal(signal),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    pub(super) fn status(&self) -> Value {
+        let m = self.machine.borrow();
+        let state = match self.finished.get() {
+            Some(true) => "finished",
+            Some(false) => "failed",
+            None => m.state().name(),
+        };
+        json!({
+            "index": self.index,
+            "pid": self.pid(),
+            "state": state,
+            "since_s": clock::now().saturating_sub(self.since.get()).as_secs(),
+            "restarts": m.restarts(),
+            "crashes_in_a_row": m.crashes(),
+            "adopted": self.adopted.get(),
+            "last_exit": *self.last_exit.borrow(),
+            "status": *self.said.borrow(),
+        })
+    }
+}
+
+/// The name under which a worker's fds are stored.
+pub fn store_name(pid: i32, index: usize, job: &str) -> String {
+    format!("worker-{pid}-{index}-{job}")
+}
+
+/// Its parts.
+pub fn parse_name(name: &str) -> Option<(i32, usize, &str)> {
+    let (pid, rest) = name.strip_prefix("worker-")?.split_once('-')?;
+    let (index, job) = rest.split_once('-')?;
+    Some((pid.parse().ok().filter(|p| *p > 0)?, index.parse().ok()?, job))
+}
+
+impl Keep {
+    pub(super) fn feed_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, event: Event) {
+        let (before, action, after) = {
+            let mut m = w.machine.borrow_mut();
+            let before = m.state().name();
+            let action = m.handle(event, clock::now(), clock::jitter());
+            (before, action, m.state().name())
+        };
+        if before != after {
+            w.since.set(clock::now());
+            self.job_event(job, w, after, "");
+        }
+        match action {
+            Action::Nothing => {}
+            Action::Spawn => self.launch_job(job, w),
+            Action::Send(rung) => send(job, w, rung),
+            Action::AnnounceGaveUp => {
+                let how = w.last_exit.borrow().clone().unwrap_or_default();
+                log::error!("event=gave-up of=job job={} worker={}: the last exit: {how}", job.name, w.index);
+            }
+        }
+        self.arm_job(job, w);
+        self.settle_jobs();
+    }
+
+    fn arm_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        let deadline = w.machine.borrow().deadline();
+        if deadline == w.timer.replace(deadline) {
+            return;
+        }
+        let Some(at) = deadline else { return };
+        let (keep, job, w) = (self.clone(), job.clone(), w.clone());
+        drop(engine::spawn(async move {
+            engine::time::sleep(at.saturating_sub(clock::now())).await;
+            if w.timer.get() == Some(at) {
+                w.timer.set(None);
+                keep.feed_job(&job, &w, Event::Tick);
+            }
+        }));
+    }
+
+    fn launch_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        match self.spawn_worker(job, w) {
+            Ok((pid, pidfd, pipes)) => {
+                w.adopted.set(false);
+                w.said.borrow_mut().clear();
+                self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
+                self.read_job(job, w, pid, pipes.ours);
+                self.feed_job(job, w, Event::Spawned);
+                ready::watch(self, job, w, pipes.notify);
+            }
+            Err(e) => {
+                log::error!("event=spawn-failed of=job job={} worker={}: {e:#}", job.name, w.index);
+                *w.last_exit.borrow_mut() = Some(format!("{e:#}"));
+                let permanent = e.downcast_ref::<SpawnError>().is_some_and(SpawnError::is_permanent);
+                self.feed_job(job, w, Event::SpawnFailed { permanent });
+            }
+        }
+    }
+
+    /// A process that an earlier manager had started.
+    pub(super) fn adopt_worker(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        let Some(pidfd) = fds.next().map(PidFd::from) else { return };
+        w.adopted.set(true);
+        self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
+        self.feed_job(job, w, Event::Adopted { ready: true });
+        self.job_event(job, w, "adopted", "");
+        self.read_job(job, w, pid, fds.collect());
+        self.begin_job_watchdog(job, w);
+    }
+
+    /// Reads its output, and has cop keep it with its pidfd.
+    fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<OwnedFd>) {
+        let duplicates = pipes.iter().filter_map(|p| p.try_clone().ok()).collect();
+        *w.pipes.borrow_mut() = duplicates;
+        w.store(&job.name, &self.upstream);
+        pipes.into_iter().for_each(|fd| output::follow(self, job, pid, fd));
+    }
+
+    /// Waits for its end.
+    fn hold_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, ward: Ward) {
+        let generation = ward.generation;
+        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
+            Ok(end) => {
+                let (keep, job, w) = (self.clone(), job.clone(), w.clone());
+                drop(engine::spawn(async move {
+                    let _ = end.readable().await;
+                    keep.job_exited(&job, &w, generation);
+                }));
+            }
+            Err(e) => log::error!("event=watch-failed of=job job={}: {e}", job.name),
+        }
+        *w.ward.borrow_mut() = Some(ward);
+    }
+
+    fn job_exited(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, generation: u64) {
+        // what it said last is in the socket already
+        self.listen();
+        let Some(ward) = w.ward.borrow_mut().take_if(|w| w.generation == generation) else { return };
+        // those of its group that are left go with it; before it is reaped its number is nobody else's
+        let _ = signal_group(ward.as_fd(), ward.pid, Signal::SIGKILL);
+        let status = ward.reap();
+        let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
+        self.upstream.forget_fds(&store_name(ward.pid, w.index, &job.name));
+        *w.watchdog.borrow_mut() = None;
+        w.pipes.borrow_mut().clear();
+        *w.last_exit.borrow_mut() = Some(how.clone());
+        self.job_event(job, w, "exit", &format!("of_pid={} how={how:?}", ward.pid));
+        let by_itself = w.machine.borrow().is_wanted()
+            && !matches!(w.machine.borrow().state(), policy::child::State::Stopping { .. });
+        let success = status.and_then(|s| s.code()) == Some(0);
+        if by_itself && !job.config.borrow().restart.goes_on(success) {
+            w.finished.set(Some(success));
+            self.feed_job(job, w, Event::WantDown);
+        }
+        self.feed_job(job, w, Event::Exited(generation, false));
+    }
+
+    /// A datagram of a worker. False: that pid is none of theirs.
+    pub(in crate::manager) fn heard_job(self: &Rc<Self>, pid: i32, message: &Message) -> bool {
+        let jobs = self.jobs.borrow().list.clone();
+        let found = jobs.iter().find_map(|j| {
+            let workers = j.workers.borrow();
+            workers.iter().find(|w| w.pid() == Some(pid)).map(|w| (j.clone(), w.clone()))
+        });
+        let Some((job, w)) = found else { return false };
+        let generation = w.generation();
+        let by_notify = job.config.borrow().ready == Ready::Notify;
+        for field in &message.fields {
+            match field {
+                Field::Ready if by_notify => self.job_ready(&job, &w, generation),
+                Field::Status(text) => w.said.borrow_mut().clone_from(text),
+                Field::Watchdog => {
+                    if let Some(dog) = &mut *w.watchdog.borrow_mut() {
+                        dog.feed(clock::now());
+                    }
+                }
+                Field::WatchdogTrigger => self.feed_job(&job, &w, Event::Unhealthy(generation)),
+                Field::ExtendTimeout(more) => self.feed_job(&job, &w, Event::Extend(generation, *more)),
+                _ => {}
+            }
+        }
+        true
+    }
+
+    /// It is ready: from here on it has to feed its watchdog.
+    pub(super) fn job_ready(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, generation: u64) {
+        if w.generation() != generation {
+            return;
+        }
+        self.feed_job(job, w, Event::Ready(generation));
+        self.begin_job_watchdog(job, w);
+    }
+
+    fn begin_job_watchdog(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        let limit = job.config.borrow().watchdog;
+        if limit.is_zero() || w.watchdog.borrow().is_some() {
+            return;
+        }
+        *w.watchdog.borrow_mut() = Some(Watchdog::new(limit, clock::now()));
+        let (keep, job, w, generation) = (self.clone(), job.clone(), w.clone(), w.generation());
+        drop(engine::spawn(async move {
+            loop {
+                let Some(next) = w.watchdog.borrow().as_ref().map(Watchdog::deadline) else { return };
+                engine::time::sleep(next.saturating_sub(clock::now())).await;
+                keep.listen();
+                if w.generation() != generation {
+                    return;
+                }
+                let starved =
+                    w.watchdog.borrow_mut().as_mut().is_some_and(|dog| dog.is_starved(clock::now()));
+                if starved {
+                    *w.watchdog.borrow_mut() = None;
+                    keep.job_event(&job, &w, "hang", &format!("no WATCHDOG=1 for {limit:?}"));
+                    crate::ward::picture(
+                        &keep.config.borrow().suite,
+                        w.pid().unwrap_or(0),
+                        "its watchdog starved",
+                    );
+                    return keep.feed_job(&job, &w, Event::Unhealthy(generation));
+                }
+            }
+        }));
+    }
+
+    fn spawn_worker(&self, job: &Job, w: &Worker) -> anyhow::Result<(i32, PidFd, Pipes)> {
+        let c = job.config.borrow();
+        let listeners = job.listeners.borrow();
+        let mut pipes = Pipes { ours: Vec::new(), notify: None };
+        let mut files: [Option<OwnedFd>; 3] = [Some(std::fs::File::open("/dev/null")?.into()), None, None];
+        for (n, to) in [(1, &c.stdout), (2, &c.stderr)] {
+            let before = files[1].as_ref().filter(|_| c.stdout == c.stderr);
+            files[n] = Some(match (to, before) {
+                // both into one: the order of their lines is kept
+                (_, Some(same)) => same.try_clone()?,
+                (Output::Null, _) => OpenOptions::new().write(true).open("/dev/null")?.into(),
+                (Output::File(path), _) => {
+                    OpenOptions::new().append(true).create(true).mode(0o640).open(path)?.into()
+                }
+                (Output::Log, _) => {
+                    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+                    rustix::io::ioctl_fionbio(&ours, true)?;
+                    pipes.ours.push(ours);
+                    theirs
+                }
+            });
+        }
+        let notify = match c.ready {
+            Ready::Fd => {
+                let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+                rustix::io::ioctl_fionbio(&ours, true)?;
+                pipes.notify = Some(ours);
+                Some(theirs)
+            }
+            _ => None,
+        };
+        let notify_number = 3 + listeners.len();
+        let number = |text: &str| {
+            let mut text = text.replace("{fd}", "3").replace("{notify_fd}", &notify_number.to_string());
+            for n in 0..listeners.len() {
+                text = text.replace(&format!("{{fd{n}}}"), &(3 + n).to_string());
+            }
+            OsString::from(text)
+        };
+        let credentials = match &c.user {
+            Some(user) => Some(Credentials::of(user, c.group.as_deref())?),
+            None => None,
+        };
+        let mut env: Vec<(OsString, OsString)> = match c.inherit_env {
+            true => suite::child_env(&[]),
+            false => vec![("PATH".into(), PATH.into()), ("LANG".into(), "C.UTF-8".into())],
+        };
+        let mut put = |key: &str, value: OsString| {
+            env.retain(|(k, _)| k != key);
+            env.push((key.into(), value));
+        };
+        put("TRAFFIC_JOB", job.name.clone().into());
+        put("TRAFFIC_WORKER", w.index.to_string().into());
+        if c.ready == Ready::Notify || !c.watchdog.is_zero() {
+            put("NOTIFY_SOCKET", self.runtime.notify("manager").into());
+        }
+        if !c.watchdog.is_zero() {
+            put("WATCHDOG_USEC", c.watchdog.as_micros().to_string().into());
+        }
+        if notify.is_some() {
+            put("NOTIFY_FD", notify_number.to_string().into());
+        }
+        for (k, v) in &c.env {
+            put(k, v.into());
+        }
+        let spawned = spawn(&Spec {
+            program: suite::find_program(&c.command[0]),
+            argv: c.command.iter().map(|a| number(a)).collect(),
+            env,
+            fds: listeners.iter().map(|l| (l.bound.clone(), l.fd.as_fd())).collect(),
+            plain: notify.iter().map(AsFd::as_fd).collect(),
+            stdio: [0, 1, 2].map(|n: usize| files[n].as_ref().map(AsFd::as_fd)),
+            cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
+            umask: c.umask,
+            nofile: (c.nofile > 0).then_some((c.nofile, c.nofile)),
+            oom_score_adj: c.oom_score_adj,
+            nice: c.nice,
+            credentials,
+        })?;
+        Ok((spawned.pid, spawned.pidfd, pipes))
+    }
+}
+
+/// Sends a rung: the last ones reach the whole process group.
+fn send(job: &Job, w: &Worker, rung: Rung) {
+    let ward = w.ward.borrow();
+    let Some(ward) = &*ward else { return };
+    let result = match rung {
+        Rung::Polite => {
+            let sent = ward.signal(job.config.borrow().stop_signal);
+            let _ = ward.signal(nix::libc::SIGCONT);
+            sent
+        }
+        Rung::Core | Rung::Kill => signal_group(ward.as_fd(), ward.pid, Signal::SIGKILL),
+        Rung::Stuck => {
+            log::error!(
+                "event=stuck of=job job={} pid={}: SIGKILL was sent and it still exists",
+                job.name,
+                ward.pid
+            );
+            Ok(())
+        }
+    };
+    if let Err(e) = result {
+        log::warn!("event=signal-failed of=job job={} pid={}: {e}", job.name, ward.pid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_name_says_whose_it_is() {
+        let name = store_name(77, 3, "mail-out.v2");
+        assert_eq!(parse_name(&name), Some((77, 3, "mail-out.v2")));
+        for wrong in
+            ["worker-", "worker-x-1-a", "worker--1-1-a", "worker-7-x-a", "worker-7-1", "listen-1-1-a"]
+        {
+            assert_eq!(parse_name(wrong), None, "{wrong}");
+        }
+    }
+}

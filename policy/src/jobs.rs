@@ -1,0 +1,196 @@
+//! Jobs that wait for each other: which may start, and which may stop.
+//!
+//! A job starts when all that it comes after are ready, and stops when all that come after it are down. Who comes after
+//! whom must not go round in a circle.
+
+/// What is done when a worker ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Restart {
+    /// It is started again.
+    #[default]
+    Always,
+    /// It is started again unless it ended with code 0.
+    OnFailure,
+    /// It has done its work, whatever came of it.
+    Never,
+}
+
+impl Restart {
+    /// Is one that ended so to run again?
+    pub fn goes_on(self, success: bool) -> bool {
+        match self {
+            Restart::Always => true,
+            Restart::OnFailure => !success,
+            Restart::Never => false,
+        }
+    }
+}
+
+/// Why a table of jobs can't be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mistake {
+    /// A job comes after one that isn't there.
+    Unknown {
+        /// The job.
+        job: usize,
+        /// Whom it names.
+        after: String,
+    },
+    /// These wait for each other, the last one for the first.
+    Circle(Vec<usize>),
+}
+
+impl Mistake {
+    /// The first job that it is about.
+    pub fn job(&self) -> usize {
+        match self {
+            Mistake::Unknown { job, .. } => *job,
+            Mistake::Circle(jobs) => jobs.first().copied().unwrap_or(0),
+        }
+    }
+
+    /// In words, with the names of the jobs.
+    pub fn with(&self, names: &[String]) -> String {
+        match self {
+            Mistake::Unknown { job, after } => {
+                format!("{} comes after {after:?}, which is no job", names[*job])
+            }
+            Mistake::Circle(jobs) => {
+                let first = jobs.first();
+                let circle: Vec<&str> = jobs.iter().chain(first).map(|j| names[*j].as_str()).collect();
+                format!("these wait for each other: {}", circle.join(" after "))
+            }
+        }
+    }
+}
+
+/// Who comes after whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Order {
+    after: Vec<Vec<usize>>,
+}
+
+impl Order {
+    /// Of jobs with their names and the names of those that they come after.
+    ///
+    /// # Errors
+    /// See [`Mistake`].
+    pub fn new(jobs: &[(String, Vec<String>)]) -> Result<Order, Mistake> {
+        let index = |name: &String| jobs.iter().position(|(n, _)| n == name);
+        let mut after = Vec::with_capacity(jobs.len());
+        for (job, (_, names)) in jobs.iter().enumerate() {
+            let list = names.iter().map(|n| index(n).ok_or(Mistake::Unknown { job, after: n.clone() }));
+            after.push(list.collect::<Result<Vec<_>, _>>()?);
+        }
+        let order = Order { after };
+        match order.circle() {
+            Some(circle) => Err(Mistake::Circle(circle)),
+            None => Ok(order),
+        }
+    }
+
+    /// One more, at the end, that waits for nobody.
+    pub fn push(&mut self) {
+        self.after.push(Vec::new());
+    }
+
+    /// Are all that it comes after ready?
+    pub fn may_start(&self, job: usize, ready: impl Fn(usize) -> bool) -> bool {
+        self.after[job].iter().all(|j| ready(*j))
+    }
+
+    /// Are all that come after it down?
+    pub fn may_stop(&self, job: usize, down: impl Fn(usize) -> bool) -> bool {
+        self.after.iter().enumerate().all(|(other, after)| !after.contains(&job) || down(other))
+    }
+
+    /// The jobs of a circle, if there is one. Iterative: a table may be long.
+    fn circle(&self) -> Option<Vec<usize>> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            Open,
+            Done,
+        }
+        let mut marks = vec![Mark::New; self.after.len()];
+        for start in 0..self.after.len() {
+            let mut path: Vec<(usize, usize)> = Vec::new();
+            if marks[start] == Mark::New {
+                marks[start] = Mark::Open;
+                path.push((start, 0));
+            }
+            while let Some((job, next)) = path.last_mut() {
+                let Some(&other) = self.after[*job].get(*next) else {
+                    marks[*job] = Mark::Done;
+                    path.pop();
+                    continue;
+                };
+                *next += 1;
+                match marks[other] {
+                    Mark::New => {
+                        marks[other] = Mark::Open;
+                        path.push((other, 0));
+                    }
+                    Mark::Open => {
+                        let from = path.iter().position(|(j, _)| *j == other).unwrap_or(0);
+                        return Some(path[from..].iter().map(|(j, _)| *j).collect());
+                    }
+                    Mark::Done => {}
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jobs(list: &[(&str, &[&str])]) -> Vec<(String, Vec<String>)> {
+        let own = |s: &&str| (*s).to_owned();
+        list.iter().map(|(n, after)| (own(n), after.iter().map(own).collect())).collect()
+    }
+
+    #[test]
+    fn a_job_waits_for_those_before_it_and_goes_after_those_behind_it() {
+        let order = Order::new(&jobs(&[("web", &["db", "queue"]), ("db", &[]), ("queue", &["db"])])).unwrap();
+        let ready = |list: &'static [usize]| move |j: usize| list.contains(&j);
+        let may = |list| (0..3).map(|j| order.may_start(j, ready(list))).collect::<Vec<_>>();
+        assert_eq!(may(&[]), [false, true, false]);
+        assert_eq!(may(&[1]), [false, true, true]);
+        assert_eq!(may(&[1, 2]), [true, true, true]);
+        let down = |list| (0..3).map(|j| order.may_stop(j, ready(list))).collect::<Vec<_>>();
+        assert_eq!(down(&[]), [true, false, false]);
+        assert_eq!(down(&[0]), [true, false, true]);
+        assert_eq!(down(&[0, 2]), [true, true, true]);
+    }
+
+    #[test]
+    fn what_can_not_be_is_named() {
+        let said = |list: &[(&str, &[&str])]| {
+            let jobs = jobs(list);
+            let names: Vec<String> = jobs.iter().map(|(n, _)| n.clone()).collect();
+            Order::new(&jobs).unwrap_err().with(&names)
+        };
+        assert_eq!(said(&[("a", &["b"])]), "a comes after \"b\", which is no job");
+        assert_eq!(said(&[("a", &["a"])]), "these wait for each other: a after a");
+        let three: &[(&str, &[&str])] = &[("x", &["a"]), ("a", &["b"]), ("b", &["c"]), ("c", &["a"])];
+        assert_eq!(said(three), "these wait for each other: a after b after c after a");
+    }
+
+    #[test]
+    fn a_long_chain_is_no_circle_and_no_burden() {
+        let name = |n: usize| format!("job-{n}");
+        let chain: Vec<_> =
+            (0..5000).map(|n| (name(n), (n > 0).then(|| name(n - 1)).into_iter().collect())).collect();
+        assert!(Order::new(&chain).is_ok());
+    }
+
+    #[test]
+    fn who_runs_again() {
+        assert!(Restart::Always.goes_on(true) && Restart::Always.goes_on(false));
+        assert!(!Restart::OnFailure.goes_on(true) && Restart::OnFailure.goes_on(false));
+        assert!(!Restart::Never.goes_on(true) && !Restart::Never.goes_on(false));
+    }
+}
