@@ -112,6 +112,7 @@ impl Init {
                 ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string().into()),
             ]),
             fds: self.store.iter().map(|(n, f)| (n.clone(), f.as_fd())).collect(),
+            plain: Vec::new(),
             stdio: [None; 3],
             cwd: None,
             umask: 0o027,

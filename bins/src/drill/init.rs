@@ -115,6 +115,7 @@ impl Init {
             argv: argv.into_iter().chain([self.config.clone().into()]).collect(),
             env,
             fds: heard.store.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect(),
+            plain: Vec::new(),
             stdio: [Some(theirs.as_fd()), Some(self.log.as_fd()), Some(self.log.as_fd())],
             cwd: Some("/".into()),
             umask: 0o027,
