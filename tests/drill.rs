@@ -106,6 +106,7 @@ fn options_that_make_no_sense_together_are_refused() {
 
 #[test]
 fn an_interrupt_ends_it_and_leaves_no_process() {
+    let _alone = alone();
     let (dir, mut c) = drill(&["--seconds", "60"]);
     let mut child = c.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -68,6 +68,8 @@ pub struct Look {
     pub group: i32,
     /// The memory it occupies, in bytes.
     pub rss: u64,
+    /// The processor time it has had, in clock ticks.
+    pub cpu: u64,
 }
 
 /// How many of the ticks in [`Look::start_time`] a second has.
@@ -91,6 +93,7 @@ pub(crate) fn look_at(process: &Process) -> io::Result<(Look, String)> {
         parent: stat.ppid,
         group: stat.pgrp,
         rss: stat.rss * procfs::page_size(),
+        cpu: stat.utime + stat.stime,
     };
     Ok((look, stat.comm))
 }

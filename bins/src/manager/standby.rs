@@ -11,8 +11,8 @@ use policy::child::{Action, Child, Event, Limits, State};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
-use supervisor::clock;
 use supervisor::notify::{Field, Message};
+use supervisor::{clock, identity};
 
 /// From a server's readiness to the start of its standby.
 const AFTER_READY: Duration = Duration::from_millis(20);
@@ -217,16 +217,31 @@ impl Keep {
         }));
     }
 
-    /// A standby has only to take over: one that doesn't within this has hung, and nobody had a reason to ask it before.
+    /// A standby has only to take over: one that doesn't within this, and has done nothing in that time, has hung, and nobody
+    /// had a reason to ask it before. One that works, on a machine with too much to do, has the time of a start.
     pub(super) fn limit_promotion(self: &Rc<Self>, pid: i32) {
-        let (keep, limit) = (self.clone(), self.config.borrow().cop.timeout);
+        let (limit, most) = {
+            let c = self.config.borrow();
+            (c.cop.timeout, c.cop.start_grace)
+        };
+        let worked = move || identity::look(pid).map_or(0, |l| l.cpu);
+        let (keep, begun, mut before) = (self.clone(), clock::now(), worked());
         drop(engine::spawn(async move {
-            engine::time::sleep(limit).await;
-            if keep.server_pid() == Some(pid) && !keep.is_ready() {
+            loop {
+                engine::time::sleep(limit).await;
+                if keep.server_pid() != Some(pid) || keep.is_ready() {
+                    return;
+                }
+                let now = worked();
+                if now > before && clock::now().saturating_sub(begun) < most {
+                    before = now;
+                    continue;
+                }
                 log::warn!("event=promotion-failed pid={pid}: not ready after {limit:?}");
                 if let Some(w) = &keep.server.borrow().ward {
                     let _ = w.signal(nix::libc::SIGKILL);
                 }
+                return;
             }
         }));
     }
