@@ -155,6 +155,7 @@ impl Suite {
             argv: argv.into_iter().chain([self.dir.join("traffic.toml").into()]).collect(),
             env,
             fds: Vec::new(),
+            plain: Vec::new(),
             stdio: [None, Some(log.as_fd()), Some(log.as_fd())],
             cwd: None,
             umask: 0o027,
