@@ -16,7 +16,7 @@ generated:
 	cargo run --locked --target-dir $(TARGET) -q -p packaging -- $(GENERATED)
 
 deb: programs generated
-	CARGO_TARGET_DIR=$(abspath $(TARGET)) cargo deb --no-build --locked -p traffic
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) cargo deb $(DEBFLAGS) --no-build --locked -p traffic
 
 install:
 	install -d $(sbindir) $(share)/man/man5 $(share)/man/man8 $(share)/bash-completion/completions \
