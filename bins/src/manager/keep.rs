@@ -484,8 +484,8 @@ impl Keep {
         let mut env = vec![
             ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
             ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
-                // the default depends on who asks, and the server may be somebody else
-                ("TRAFFIC_STATE_DIR", config.suite.state_dir.clone().into()),
+            // the default depends on who asks, and the server may be somebody else
+            ("TRAFFIC_STATE_DIR", config.suite.state_dir.clone().into()),
         ];
         if let Some(limit) = self.watchdog_limit(&config) {
             env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));
