@@ -98,8 +98,8 @@ impl Case {
     }
 }
 
-const CONFIG: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\nthreads = 2\n\
-     [cop]\ninterval = \"150ms\"\ntimeout = \"700ms\"\nfailures = 2\nkill_timeout = \"3s\"\n";
+const CONFIG: &str = "[manager]\nstall = \"2s\"\n[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\nthreads = 2\n\
+     [cop]\ninterval = \"150ms\"\ntimeout = \"1s\"\nfailures = 2\nkill_timeout = \"3s\"\n";
 
 /// A cop that is silent for so long is replaced.
 const WATCHDOG: Duration = Duration::from_millis(1500);
