@@ -5,7 +5,7 @@ use super::large::Large;
 use super::policy::{self, Freshness};
 use super::wire::Wire;
 use crate::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
@@ -45,7 +45,7 @@ impl Head {
         delay: u64,
         now: (Instant, SystemTime),
     ) -> Head {
-        let mut headers = headers.clone();
+        let mut headers = compact(headers);
         let initial_age = policy::initial_age(&headers, delay, now.1);
         headers.remove(AGE);
         headers.remove(TRAILER);
@@ -171,11 +171,47 @@ impl Object {
     }
 }
 
+/// A copy with memory of its own. What was read from a connection are views into its read buffer, bodies and all: kept as
+/// they are, they would hold on to several times what an object is counted for.
+fn compact(headers: &HeaderMap) -> HeaderMap {
+    let mut text = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    headers.values().for_each(|v| text.extend_from_slice(v.as_bytes()));
+    let mut text = text.freeze();
+    let mut copy = HeaderMap::with_capacity(headers.keys_len());
+    for (name, value) in headers {
+        let value = HeaderValue::from_maybe_shared(text.split_to(value.len()));
+        copy.append(name, value.expect("it is one"));
+    }
+    copy
+}
+
 /// Sees to it that an answer says when it was made.
 pub fn date(headers: &mut HeaderMap, now: SystemTime) {
     if !headers.contains_key(DATE)
         && let Ok(v) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
     {
         headers.insert(DATE, v);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_does_not_hold_on_to_what_it_was_read_from() {
+        let read = Bytes::from(b"aabbbody".to_vec());
+        let mut headers = HeaderMap::new();
+        for (name, from, to) in [("x-a", 0, 2), ("x-b", 2, 4), ("x-a", 4, 4)] {
+            headers.append(name, HeaderValue::from_maybe_shared(read.slice(from..to)).unwrap());
+        }
+        let copy = compact(&headers);
+        assert_eq!(copy, headers);
+        drop(headers);
+        assert!(read.is_unique());
+        assert_eq!(
+            copy.get_all("x-a").iter().map(HeaderValue::as_bytes).collect::<Vec<_>>(),
+            [&b"aa"[..], b""]
+        );
     }
 }
