@@ -91,6 +91,32 @@ fn manager_and_server_killed_together_come_back_on_the_same_port() {
 }
 
 #[test]
+fn a_server_that_is_left_alone_gives_its_listeners_to_the_next_manager() {
+    let mut s = Suite::serving("");
+    let ([_, _, server], port) = (s.pids(), s.addr());
+    let mut kept = Client::connect(port).unwrap();
+    assert_eq!(kept.get("/").unwrap().code, 200);
+    for _ in 0..3 {
+        s.kill("cop", SIGKILL);
+        s.kill("manager", SIGKILL);
+        assert_eq!(s.get("/").code, 200, "it serves alone");
+        s.start();
+        assert_eq!((s.pid("server"), s.addr()), (server, port));
+        assert_eq!(kept.get("/").unwrap().code, 200);
+    }
+    // one that hangs has to go: its port is needed
+    let mark = s.mark();
+    s.kill("server", SIGSTOP);
+    s.kill("cop", SIGKILL);
+    s.kill("manager", SIGKILL);
+    s.start();
+    s.wait(mark, &["event=kill of=server", "it hangs"]);
+    assert_ne!(s.pid("server"), server);
+    assert_eq!(s.get("/").code, 200);
+    s.stop();
+}
+
+#[test]
 fn all_three_killed_start_again_without_cleaning_anything() {
     let mut s = Suite::serving("");
     for _ in 0..3 {

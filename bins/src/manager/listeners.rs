@@ -37,12 +37,17 @@ impl Listener {
     }
 }
 
+/// The name under which the listener of an address of the server is stored.
+pub fn stored_name(wanted: &Listen) -> String {
+    name_for(&format!("listen {wanted}"))
+}
+
 /// One listener for each configured address: the inherited one where there is one, else a new one.
 ///
 /// # Errors
 /// An address can't be bound: the reason, and who has it if that can be seen.
 pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
-    let list = take_or_bind_as(wanted, &mut inherited, |w| name_for(&format!("listen {w}")))?;
+    let list = take_or_bind_as(wanted, &mut inherited, stored_name)?;
     for left in inherited.iter().filter(|i| i.name.starts_with("listen")) {
         log::info!("event=listener-dropped name={:?}: not configured any more", left.name);
     }

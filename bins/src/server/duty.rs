@@ -34,6 +34,8 @@ pub struct Duty<'a> {
     pub(super) proxy: Arc<Proxy>,
     pub(super) legacy: Option<(Arc<Continuity>, Legacy)>,
     pub(super) lock: Lockfile,
+    /// Duplicates, for a manager that has lost them.
+    pub(super) listeners: Vec<(String, OwnedFd)>,
     pub(super) notify: &'a Notifier,
     pub(super) drain: Duration,
     /// How often our supervisor wants to hear that we live, if it does, and when next.
@@ -144,6 +146,9 @@ impl Duty<'_> {
             legacy.announce(self.notify);
         }
         self.notify.store_fds(&pulse_name(own), &[self.engine.pulse()]);
+        for (name, fd) in &self.listeners {
+            self.notify.store_fds(name, &[fd.as_fd()]);
+        }
     }
 
     /// One connection that another server passes on; false when there are no more.

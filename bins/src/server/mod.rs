@@ -88,6 +88,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         listeners::publish(&list, &runtime)?;
     }
     let token = runtime.token().context("the heartbeat's token")?;
+    let names: Vec<String> = list.iter().map(listeners::Listener::fd_name).collect();
     let listeners: Vec<OwnedFd> = list.into_iter().map(|l| l.fd).collect();
     // before there is a second thread
     let legacy = match config.server.continuity && channel.is_some() {
@@ -141,13 +142,15 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
     }
     let continuity = legacy.as_ref().map(|(c, _)| c.clone());
+    let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>()?;
     let acceptor = accept(&engine, &config, listeners, proxy.clone(), continuity, start.held)?;
     taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.send("READY=1").context("telling the manager")?;
     let drain = config.server.drain_timeout;
     let watchdog = watchdog_interval().map(|every| (every, Time::ZERO));
-    Duty { signals, channel, acceptor, engine, proxy, legacy, lock, notify, drain, watchdog }.run()
+    let listeners = names.into_iter().zip(duplicates).collect();
+    Duty { signals, channel, acceptor, engine, proxy, legacy, lock, listeners, notify, drain, watchdog }.run()
 }
 
 fn accept(
