@@ -90,6 +90,8 @@ impl Page {
 pub(crate) struct Pulse {
     page: Arc<Page>,
     record: usize,
+    /// The thread's id.
+    tid: u64,
     /// CLOCK_MONOTONIC at `origin`.
     base_ms: u64,
     origin: Instant,
@@ -107,6 +109,7 @@ impl Pulse {
         Pulse {
             page,
             record,
+            tid: rustix::thread::gettid().as_raw_nonzero().get() as u64,
             base_ms,
             origin,
             ticks: Cell::new(0),
@@ -140,7 +143,7 @@ impl Pulse {
         }
         let index =
             *self.known.borrow_mut().entry(name.as_ptr()).or_insert_with(|| self.page.index(name) as u64);
-        self.page.page.words()[self.record + 2].store(index, Ordering::Release);
+        self.page.page.words()[self.record + 2].store(index | self.tid << 32, Ordering::Release);
     }
 }
 

@@ -14,7 +14,7 @@
 //! then n records of 8 words:
 //!   +0  ticks: odd during a round of the loop, even in epoll_wait; 0: not started, u64::MAX: ended
 //!   +1  CLOCK_MONOTONIC in ms of the last change of +0
-//!   +2  index of the name of what was called last
+//!   +2  index of the name of what was called last, and in the upper half the thread's id
 //!   +3  the thread's name, zero-padded, 40 bytes
 //! then m names of 8 words: zero-padded UTF-8, the end of the type's name if it is longer
 //! ```
@@ -62,6 +62,8 @@ pub struct Reading {
     pub ticks: u64,
     /// CLOCK_MONOTONIC in milliseconds when that was the last time.
     pub since_ms: u64,
+    /// The thread's id, as /proc has it.
+    pub tid: u32,
 }
 
 impl Reading {
@@ -129,9 +131,10 @@ pub fn decode(page: &[u8]) -> Result<Vec<Reading>, NoPage> {
             0 => Doing::NotStarted,
             u64::MAX => Doing::Ended,
             t if t % 2 == 0 => Doing::Idle,
-            _ => Doing::Calling(name(word(2))),
+            _ => Doing::Calling(name(word(2) & u64::from(u32::MAX))),
         };
-        Reading { thread: text(at + 3, THREAD_NAME), doing, ticks, since_ms: word(1) }
+        let tid = (word(2) >> 32) as u32;
+        Reading { thread: text(at + 3, THREAD_NAME), doing, ticks, since_ms: word(1), tid }
     };
     Ok((0..threads).map(record).collect())
 }
@@ -154,7 +157,19 @@ impl std::fmt::Display for Stall {
     }
 }
 
+/// What the kernel says of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processor {
+    /// It runs, or would if it had a processor.
+    pub runnable: bool,
+    /// How much it has used so far.
+    pub used: Duration,
+}
+
 /// Looks at a page again and again, and says when a thread has stalled.
+///
+/// A thread that would run and gets no processor is starved by others and hasn't stalled: it has had its time when it has
+/// used a quarter of the limit itself.
 ///
 /// Only time that was watched counts: looks that are further apart than they may be (the watcher was stopped, or the
 /// machine was) begin anew, since in such a gap everybody may have stood still.
@@ -163,8 +178,8 @@ pub struct Watch {
     limit: Duration,
     gap: Duration,
     last: Option<Time>,
-    /// By thread: the round it was in, and when that was seen first.
-    rounds: Vec<(u64, Time)>,
+    /// By thread: the round it was in, when that was seen first, and what it had used then.
+    rounds: Vec<(u64, Time, Duration)>,
 }
 
 impl Watch {
@@ -173,23 +188,34 @@ impl Watch {
         Watch { limit, gap: limit.max(interval * 2), last: None, rounds: Vec::new() }
     }
 
-    /// One look.
-    pub fn look(&mut self, readings: &[Reading], now: Time) -> Option<Stall> {
+    /// One look. `processor` asks the kernel about a thread, by its id; it is asked about those that are in a round.
+    pub fn look(
+        &mut self,
+        readings: &[Reading],
+        now: Time,
+        processor: impl Fn(u32) -> Option<Processor>,
+    ) -> Option<Stall> {
         if self.last.is_none_or(|last| now.saturating_sub(last) > self.gap) {
             self.rounds.clear();
         }
         self.last = Some(now);
-        self.rounds.resize(readings.len(), (0, now));
+        let fresh = (0, now, Duration::ZERO);
+        self.rounds.resize(readings.len(), fresh);
         let mut stall: Option<Stall> = None;
         for (reading, round) in readings.iter().zip(&mut self.rounds) {
             let Doing::Calling(calling) = &reading.doing else {
-                *round = (0, now);
+                *round = fresh;
                 continue;
             };
             if round.0 != reading.ticks {
-                *round = (reading.ticks, now);
+                let used = processor(reading.tid).map_or(Duration::ZERO, |p| p.used);
+                *round = (reading.ticks, now, used);
             }
             let time = now.saturating_sub(round.1);
+            let starved = |p: Processor| p.runnable && p.used.saturating_sub(round.2) < self.limit / 4;
+            if time >= self.limit && processor(reading.tid).is_some_and(starved) {
+                continue;
+            }
             if time >= self.limit && stall.as_ref().is_none_or(|s| s.time < time) {
                 stall = Some(Stall { thread: reading.thread.clone(), calling: calling.clone(), time });
             }

@@ -8,10 +8,15 @@ const S: Duration = Duration::from_secs(1);
 fn page(ticks: u64) -> Vec<u8> {
     let mut words = vec![0u64; super::words(1, 1)];
     (words[0], words[1], words[2]) = (MAGIC, 1, 1);
-    (words[8], words[9], words[10]) = (ticks, 7, 0);
+    (words[8], words[9], words[10]) = (ticks, 7, 42 << 32);
     words[11] = u64::from_le_bytes(*b"net-0\0\0\0");
     words[16] = u64::from_le_bytes(*b"serve\0\0\0");
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// The kernel says nothing.
+fn unknown(_: u32) -> Option<Processor> {
+    None
 }
 
 fn at(ticks: u64) -> Vec<Reading> {
@@ -25,6 +30,7 @@ fn a_page_says_what_a_thread_does() {
     assert_eq!(doing(4), Doing::Idle);
     assert_eq!(doing(5), Doing::Calling("serve".into()));
     assert_eq!(doing(u64::MAX), Doing::Ended);
+    assert_eq!(at(5)[0].tid, 42);
     assert_eq!((at(5)[0].thread.as_str(), at(5)[0].busy_for(10)), ("net-0", Duration::from_millis(3)));
     assert_eq!(at(4)[0].busy_for(10), Duration::ZERO);
 }
@@ -54,9 +60,9 @@ fn whatever_bytes_are_given_are_read_or_refused() {
 #[test]
 fn a_round_that_was_watched_for_the_limit_is_a_stall() {
     let mut w = Watch::new(2 * S, S);
-    assert_eq!(w.look(&at(5), 100 * S), None);
-    assert_eq!(w.look(&at(5), 101 * S), None);
-    let stall = w.look(&at(5), 102 * S).unwrap();
+    assert_eq!(w.look(&at(5), 100 * S, unknown), None);
+    assert_eq!(w.look(&at(5), 101 * S, unknown), None);
+    let stall = w.look(&at(5), 102 * S, unknown).unwrap();
     assert_eq!((stall.thread.as_str(), stall.calling.as_str(), stall.time), ("net-0", "serve", 2 * S));
 }
 
@@ -65,19 +71,37 @@ fn a_thread_that_moves_on_has_not_stalled() {
     let mut w = Watch::new(2 * S, S);
     for n in 0..100 {
         // always busy, never in the same round; or asleep for long
-        assert_eq!(w.look(&at(2 * u64::from(n) + 1), n * S), None);
+        assert_eq!(w.look(&at(2 * u64::from(n) + 1), n * S, unknown), None);
     }
     for n in 100..200 {
-        assert_eq!(w.look(&at(400), n * S), None);
+        assert_eq!(w.look(&at(400), n * S, unknown), None);
     }
 }
 
 #[test]
 fn a_gap_between_looks_begins_anew() {
     let mut w = Watch::new(2 * S, S);
-    assert_eq!(w.look(&at(5), 100 * S), None);
+    assert_eq!(w.look(&at(5), 100 * S, unknown), None);
     // the watcher was stopped for a minute, and perhaps everybody was
-    assert_eq!(w.look(&at(5), 160 * S), None);
-    assert_eq!(w.look(&at(5), 161 * S), None);
-    assert!(w.look(&at(5), 162 * S).is_some());
+    assert_eq!(w.look(&at(5), 160 * S, unknown), None);
+    assert_eq!(w.look(&at(5), 161 * S, unknown), None);
+    assert!(w.look(&at(5), 162 * S, unknown).is_some());
+}
+
+#[test]
+fn a_thread_that_gets_no_processor_is_starved_and_one_that_uses_it_up_has_stalled() {
+    let ms = Duration::from_millis;
+    let processor = |runnable, used| move |tid| (tid == 42).then_some(Processor { runnable, used: ms(used) });
+    let mut w = Watch::new(2 * S, S);
+    for n in 0..10 {
+        // it had 7 ms before, and gets ten in a second
+        assert_eq!(w.look(&at(5), n * S, processor(true, 7 + 10 * u64::from(n))), None);
+    }
+    // an endless loop that got its part of a busy machine
+    assert!(w.look(&at(5), 10 * S, processor(true, 7 + 500)).is_some());
+    // it waits for something that doesn't come: whether there is a processor doesn't matter
+    let mut w = Watch::new(2 * S, S);
+    assert_eq!(w.look(&at(5), 0 * S, processor(false, 7)), None);
+    assert_eq!(w.look(&at(5), 1 * S, processor(false, 7)), None);
+    assert!(w.look(&at(5), 2 * S, processor(false, 7)).is_some());
 }

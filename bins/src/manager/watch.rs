@@ -287,7 +287,7 @@ impl Keep {
             }
             let Some((_, page)) = w.pages.iter().find(|(pid, _)| *pid == server) else { return };
             match pulse::read(page) {
-                Ok(readings) => w.threads.look(&readings, now),
+                Ok(readings) => w.threads.look(&readings, now, |tid| pulse::processor(server, tid)),
                 Err(e) => {
                     log::warn!("event=pulse-failed pid={server}: {e}");
                     w.pages.retain(|(pid, _)| *pid != server);

@@ -80,7 +80,8 @@ impl Cop {
         }
         let name = suite::pulse_name(pid);
         let (_, page) = self.store.iter().find(|(n, _)| *n == name)?;
-        threads.look(&supervisor::pulse::read(page).ok()?, now)
+        let readings = supervisor::pulse::read(page).ok()?;
+        threads.look(&readings, now, |tid| supervisor::pulse::processor(pid, tid))
     }
 }
 
