@@ -199,13 +199,17 @@ fn manager_and_server_killed_together_cost_no_connection() {
     let (_origin, mut s) = serving("");
     let mut c = connect(&s);
     for n in 0..3 {
-        assert_eq!(c.get("/x").unwrap().text(), "/x", "in round {n}");
+        assert_eq!(
+            c.get("/x").unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(),
+            "/x",
+            "in round {n}"
+        );
         let mark = s.mark();
         s.kill("manager", SIGKILL);
         s.kill("server", SIGKILL);
         s.wait(mark, &["event=ready"]);
     }
-    assert_eq!(c.get("/x").unwrap().text(), "/x");
+    assert_eq!(c.get("/x").unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(), "/x");
     s.stop();
 }
 

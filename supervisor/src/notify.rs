@@ -316,6 +316,23 @@ impl Notifier {
         self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until the receiver has dealt with all that was sent before, as sd_notify_barrier(3): it closes the fd that comes
+    /// with the question. False: it hasn't within `patience`.
+    pub fn barrier(&self, patience: Duration) -> bool {
+        let ask = || -> io::Result<bool> {
+            let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            self.send_fds("BARRIER=1", &[theirs.as_fd()])?;
+            drop(theirs);
+            let time = rustix::event::Timespec {
+                tv_sec: patience.as_secs() as i64,
+                tv_nsec: i64::from(patience.subsec_nanos()),
+            };
+            let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::empty())];
+            Ok(rustix::event::poll(&mut fds, Some(&time))? > 0)
+        };
+        self.target.is_none() || ask().unwrap_or(false)
+    }
+
     /// Sends lines with fds.
     ///
     /// # Errors
@@ -346,6 +363,28 @@ impl Notifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_barrier_falls_when_all_before_it_was_heard() {
+        let d = tempfile::tempdir().unwrap();
+        let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
+        let to = Notifier::to(socket.path().as_os_str()).unwrap();
+        to.send("READY=1").unwrap();
+        assert!(!to.barrier(Duration::from_millis(10)), "nobody has heard anything yet");
+        let heard = std::thread::spawn(move || {
+            let mut fields = Vec::new();
+            // what was asked before, and what is asked now
+            while fields.iter().filter(|f| **f == Field::Barrier).count() < 2 {
+                match socket.recv().unwrap() {
+                    Some(d) => fields.extend(d.message.fields),
+                    None => std::thread::yield_now(),
+                }
+            }
+            fields
+        });
+        assert!(to.barrier(Duration::from_secs(30)));
+        assert_eq!(heard.join().unwrap()[0], Field::Ready);
+    }
 
     #[test]
     fn knows_the_protocol() {

@@ -37,6 +37,8 @@ use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Si
 use supervisor::{dirs, listen_fds};
 
 const NAME: &str = "traffic_server";
+/// How long the manager may take to pass on what we leave; one that is dead has a successor, which asks.
+const ANNOUNCED: Duration = Duration::from_millis(200);
 /// More room than this is made when it is needed: it is 8 bytes of kernel memory each.
 const RESERVED_FDS: usize = 65_536;
 
@@ -140,6 +142,11 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }
         let _ = notify.send("X_TRAFFIC_SETTLED=1");
+        // from here on we have what nobody else has: were we and the manager killed before it has passed on how to get it,
+        // it would be lost
+        if !notify.barrier(ANNOUNCED) {
+            log::warn!("event=announce-slow: the manager hasn't taken what we leave within {ANNOUNCED:?}");
+        }
     }
     let continuity = legacy.as_ref().map(|(c, _)| c.clone());
     let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>()?;
