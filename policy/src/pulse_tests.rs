@@ -101,7 +101,7 @@ fn a_thread_that_gets_no_processor_is_starved_and_one_that_uses_it_up_has_stalle
     assert!(w.look(&at(5), 10 * S, processor(true, 7 + 500)).is_some());
     // it waits for something that doesn't come: whether there is a processor doesn't matter
     let mut w = Watch::new(2 * S, S);
-    assert_eq!(w.look(&at(5), 0 * S, processor(false, 7)), None);
-    assert_eq!(w.look(&at(5), 1 * S, processor(false, 7)), None);
+    assert_eq!(w.look(&at(5), Time::ZERO, processor(false, 7)), None);
+    assert_eq!(w.look(&at(5), S, processor(false, 7)), None);
     assert!(w.look(&at(5), 2 * S, processor(false, 7)).is_some());
 }
