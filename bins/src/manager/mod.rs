@@ -4,7 +4,7 @@
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
 //! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`standby`], [`replace`]
-//! (the next one), [`watch`] (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
+//! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
 //! be asked over the control socket).
 
 mod ask;

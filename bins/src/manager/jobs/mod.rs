@@ -1,13 +1,13 @@
 //! Jobs: other programs that the manager keeps running, with sockets that it holds for them.
 //!
-//! Each worker of a job is a child machine of `policy` with hands ([`worker`]); `policy::jobs` says which job may start or
-//! stop. Whatever happens ends in [`Keep::settle_jobs`], which compares what is wanted with what is.
+//! Each worker of a job is a child machine of `policy` with hands (`worker`); `policy::jobs` says which job may start or
+//! stop. Whatever happens ends in `Keep::settle_jobs`, which compares what is wanted with what is.
 //!
 //! A manager that is killed leaves its jobs running: their pidfds, the pipes of their output and their sockets are kept by
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
-//! Read in this order: this file, [`worker`] (a process's life), [`ready`] (when it counts as ready), [`output`] (what it
-//! writes), [`table`] (a reload), [`command`] (what may be asked).
+//! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `output` (what it
+//! writes), `table` (a reload), [`command`] (what may be asked).
 
 pub mod command;
 mod output;
