@@ -1,6 +1,6 @@
 //! The stop ladder: ask, then look (core signal), then kill, then say that even that did not help.
 //!
-//! PAINS: `while kill(pid, 9) == 0` spins for ever on a zombie or a process in uninterruptible sleep. A ladder has an end.
+//! In Traffic Server, `while kill(pid, 9) == 0` spins for ever on a zombie or a process in uninterruptible sleep. A ladder has an end.
 
 use crate::Time;
 use std::time::Duration;
