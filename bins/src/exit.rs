@@ -41,6 +41,11 @@ impl Exit {
         Exit::Config,
     ];
 
+    /// The one that a process has ended with; `None`: it is none of ours.
+    pub fn of_code(code: i32) -> Option<Exit> {
+        Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code)
+    }
+
     /// The number as the operating system gets it.
     pub fn code(self) -> u8 {
         self as u8

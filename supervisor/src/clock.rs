@@ -1,12 +1,18 @@
 //! The monotonic clock, in the form that `policy` takes.
 
 use policy::Time;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
 
 /// `CLOCK_MONOTONIC`: doesn't run while the machine is suspended, is never set.
 pub fn now() -> Time {
     let t = clock_gettime(ClockId::Monotonic);
     Time::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// As system calls take it.
+pub fn timespec(d: Duration) -> Timespec {
+    Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) }
 }
 
 /// Seconds since 1970, for what people read.

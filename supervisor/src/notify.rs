@@ -96,6 +96,14 @@ impl Message {
         m
     }
 
+    /// The name in its `FDNAME`.
+    pub fn fd_name(&self) -> Option<&str> {
+        self.fields.iter().find_map(|f| match f {
+            Field::FdName(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// True if it contains that field.
     pub fn has(&self, f: &Field) -> bool {
         self.fields.contains(f)
@@ -323,10 +331,7 @@ impl Notifier {
             let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
             self.send_fds("BARRIER=1", &[theirs.as_fd()])?;
             drop(theirs);
-            let time = rustix::event::Timespec {
-                tv_sec: patience.as_secs() as i64,
-                tv_nsec: i64::from(patience.subsec_nanos()),
-            };
+            let time = crate::clock::timespec(patience);
             let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::empty())];
             Ok(rustix::event::poll(&mut fds, Some(&time))? > 0)
         };

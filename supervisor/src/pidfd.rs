@@ -1,6 +1,6 @@
 //! A process held by pidfd: its number can be recycled, this can't.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -89,8 +89,7 @@ impl PidFd {
     /// # Errors
     /// poll(2) fails.
     pub fn poll_exit(&self, timeout: Duration) -> io::Result<Option<()>> {
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let timeout = crate::clock::timespec(timeout);
         match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => Ok(None),
             Ok(_) => Ok(Some(())),

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use lockfile::Signal;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::clock;
 use crate::identity::{Identity, ProcessState};
@@ -198,7 +198,7 @@ pub fn safe_kill(targets: Vec<Target>, plan: Plan) -> Report {
 
 /// Waits for one of the pidfds, or the time. Coming back early only means another step.
 fn wait(fds: &[BorrowedFd<'_>], left: Duration) {
-    let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    let left = clock::timespec(left);
     let mut fds: Vec<PollFd<'_>> =
         fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     let _ = poll(&mut fds, Some(&left));

@@ -14,7 +14,7 @@ use crate::logging;
 use crate::suite;
 use crate::ward::Ward;
 use nix::libc::SIGKILL;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -80,10 +80,7 @@ impl Init {
             self.watch(&cop, &mut stopping);
             let status = cop.reap();
             if let Some(code) = status.and_then(|s| s.code()) {
-                return Ok(Exit::ALL
-                    .into_iter()
-                    .find(|e| i32::from(e.code()) == code)
-                    .unwrap_or(Exit::Failure));
+                return Ok(Exit::of_code(code).unwrap_or(Exit::Failure));
             }
             let how = status.map_or("gone".to_owned(), |s| s.to_string());
             log::warn!("event=exit of=cop pid={}: {how}", cop.pid);
@@ -187,10 +184,7 @@ impl Init {
 
     /// True: it lives.
     fn hear(&mut self, said: Datagram) -> bool {
-        let name = said.message.fields.iter().find_map(|f| match f {
-            Field::FdName(n) => Some(n.clone()),
-            _ => None,
-        });
+        let name = said.message.fd_name().map(str::to_owned);
         let name = name.as_deref().unwrap_or("unknown");
         let (mut fds, mut alive) = (said.fds, false);
         for field in said.message.fields {
@@ -212,6 +206,6 @@ impl Init {
 }
 
 fn wait(fds: &mut [PollFd<'_>], at_most: Duration) {
-    let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
+    let timeout = supervisor::clock::timespec(at_most);
     let _ = poll(fds, Some(&timeout));
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
+use supervisor::clock::wall_seconds as now;
 
 /// A larger file isn't ours.
 const MAX: u64 = 64 << 10;
@@ -174,10 +175,6 @@ fn read(path: &std::path::Path) -> io::Result<Status> {
 
 fn invalid(e: serde_json::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, e)
-}
-
-fn now() -> u64 {
-    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs())
 }
 
 /// For people.

@@ -142,7 +142,7 @@ fn told(report: Option<(u8, String)>, log: &std::path::Path) -> anyhow::Result<E
     match report {
         Some((0, _)) => Ok(Exit::Done),
         Some((code, text)) => {
-            let exit = Exit::ALL.into_iter().find(|e| e.code() == code).unwrap_or(Exit::Failure);
+            let exit = Exit::of_code(code.into()).unwrap_or(Exit::Failure);
             Err(Fatal::new(exit, text).into())
         }
         None => {

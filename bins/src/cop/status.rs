@@ -8,7 +8,7 @@ use crate::control;
 use crate::exit::Exit;
 use crate::suite::Runtime;
 use lockfile::Lockfile;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::time::Duration;
 use supervisor::clock;
@@ -116,7 +116,7 @@ fn heartbeat(runtime: &Runtime, target: &Target, pid: i32) -> bool {
         if left.is_zero() {
             return false;
         }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timeout = clock::timespec(left);
         let flags: PollFlags = probe.interest();
         let _ = poll(&mut [PollFd::new(&probe, flags)], Some(&timeout));
         match probe.step() {

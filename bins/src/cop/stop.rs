@@ -9,7 +9,7 @@ use crate::sweep::Sweep;
 use crate::ward::Ward;
 use anyhow::Context;
 use policy::ladder::{Ladder, Rung, Rungs};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::time::Duration;
 use supervisor::clock;
 
@@ -63,7 +63,7 @@ fn end(program: &str, ward: &Ward, rungs: Rungs, core_signal: Option<i32>) -> an
             return Err(Fatal::new(Exit::Os, why).into());
         };
         let left = deadline.saturating_sub(clock::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timeout = clock::timespec(left);
         let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], Some(&timeout));
         if let Some(rung) = ladder.tick(clock::now()).filter(|r| *r != Rung::Stuck) {
             eprintln!("traffic_cop: traffic_{program} (pid {}) doesn't end: {rung:?}", ward.pid);
@@ -106,7 +106,7 @@ pub fn start_daemon(common: &Common) -> anyhow::Result<Exit> {
     let mut start = std::process::Command::new(&program);
     let status = start.arg("start").args(common.to_args()).status();
     let status = status.with_context(|| format!("running {}", program.display()))?;
-    Ok(Exit::ALL.into_iter().find(|e| status.code() == Some(e.code().into())).unwrap_or(Exit::Failure))
+    Ok(status.code().and_then(Exit::of_code).unwrap_or(Exit::Failure))
 }
 
 /// The common options a running cop was started with.

@@ -14,7 +14,7 @@ use crate::logging::Fatal;
 use crate::suite::Runtime;
 use crate::ward::Ward;
 use nix::libc::SIGKILL;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::time::{Duration, Instant};
 
 /// Replaces all three.
@@ -60,7 +60,7 @@ fn replace(
     old.signal(SIGKILL)?;
     let until = Instant::now() + config.cop.start_grace;
     let grace = config.cop.kill_timeout;
-    let timeout = Timespec { tv_sec: grace.as_secs() as i64, tv_nsec: i64::from(grace.subsec_nanos()) };
+    let timeout = supervisor::clock::timespec(grace);
     let _ = poll(&mut [PollFd::new(old, PollFlags::IN)], Some(&timeout));
     next()?;
     loop {

@@ -216,10 +216,7 @@ impl Cop {
         if self.watch_stdin {
             add(Source::Stdin, stdin.as_fd(), PollFlags::IN);
         }
-        let timeout = left.map(|d| rustix::event::Timespec {
-            tv_sec: d.as_secs() as i64,
-            tv_nsec: i64::from(d.subsec_nanos()),
-        });
+        let timeout = left.map(clock::timespec);
         nix::unistd::alarm::cancel();
         let polled = poll(&mut fds, timeout.as_ref());
         nix::unistd::alarm::set(ALARM_SECONDS);

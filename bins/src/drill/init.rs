@@ -198,10 +198,7 @@ impl Drop for Init {
 /// Takes what is in the socket. The directory is private: whoever can write to it is of the suite.
 fn hear(socket: &NotifySocket, heard: &mut Heard) {
     while let Ok(Some(d)) = socket.recv() {
-        let name = d.message.fields.iter().find_map(|f| match f {
-            Field::FdName(n) => Some(n.clone()),
-            _ => None,
-        });
+        let name = d.message.fd_name().map(str::to_owned);
         heard.alive = Instant::now();
         if let (true, Some(name)) = (d.message.has(&Field::FdStore), &name) {
             // a full store is what the next cop would notice; the count is in the drill's figures

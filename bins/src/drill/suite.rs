@@ -8,7 +8,7 @@ use crate::logging::Fatal;
 use crate::suite::Runtime;
 use anyhow::Context;
 use lockfile::Lockfile;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -120,8 +120,7 @@ impl Suite {
     /// # Errors
     /// Cop can't be started again.
     pub fn watch(&mut self, at_most: Duration, signals: &mut Signals) -> anyhow::Result<bool> {
-        let timeout =
-            Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
+        let timeout = supervisor::clock::timespec(at_most);
         let mut fds = vec![PollFd::new(&*signals, PollFlags::IN)];
         fds.extend(self.init.cop().map(|(_, cop)| PollFd::new(cop, PollFlags::IN)));
         let _ = poll(&mut fds, Some(&timeout));

@@ -49,9 +49,7 @@ impl Keep {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
         }
         let generation = self.server.borrow().machine.generation();
-        if let (true, Some(Field::FdName(name))) =
-            (d.message.has(&Field::FdStore), d.message.fields.iter().find(|f| matches!(f, Field::FdName(_))))
-        {
+        if let (true, Some(name)) = (d.message.has(&Field::FdStore), d.message.fd_name()) {
             if suite::estate_of(name).is_some_and(|(server, _)| server == d.pid) {
                 let mut estates = self.estates.borrow_mut();
                 estates.add(name, d.fds, &self.upstream);

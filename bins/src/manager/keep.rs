@@ -568,7 +568,7 @@ impl Keep {
         }
         if let (Some(code), false) = (permanent, ever_ready) {
             let said = self.server.borrow().said.clone();
-            let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code).unwrap_or(Exit::Failure);
+            let exit = Exit::of_code(code).unwrap_or(Exit::Failure);
             let why = if said.is_empty() { how } else { said };
             return self.fail(crate::logging::Fatal::new(exit, format!("the server: {why}")).into());
         }

@@ -5,11 +5,11 @@ use super::listeners::stored_name;
 use crate::config::Config;
 use crate::suite::Runtime;
 use crate::ward::Ward;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::listen_fds::Inherited;
-use supervisor::notify::{Field, NotifySocket};
+use supervisor::notify::NotifySocket;
 use supervisor::signals::SIGHUP;
 
 /// A server that hasn't answered after this long hangs.
@@ -31,10 +31,7 @@ pub fn listeners(config: &Config, runtime: &Runtime, notify: &NotifySocket, inhe
     while missing(inherited) && !server.has_ended() {
         match notify.recv() {
             Ok(Some(d)) if d.pid == server.pid => {
-                let name = d.message.fields.iter().find_map(|f| match f {
-                    Field::FdName(n) if wanted.contains(n) => Some(n.clone()),
-                    _ => None,
-                });
+                let name = d.message.fd_name().map(str::to_owned).filter(|n| wanted.contains(n));
                 // whatever else it says, it says again to who adopts it
                 inherited.extend(name.zip(d.fds.into_iter().next()).map(|(name, fd)| Inherited { name, fd }));
             }
@@ -46,8 +43,7 @@ pub fn listeners(config: &Config, runtime: &Runtime, notify: &NotifySocket, inhe
                     let _ = server.signal(nix::libc::SIGKILL);
                     return;
                 }
-                let time =
-                    Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+                let time = clock::timespec(left);
                 let _ = poll(&mut [PollFd::new(notify, PollFlags::IN)], Some(&time));
             }
             Err(e) => return log::warn!("event=recover-failed pid={}: {e}", server.pid),

@@ -16,7 +16,7 @@ use policy::Time;
 use proxy::Proxy;
 use proxy::continuity::retire::{self, Retired};
 use proxy::continuity::{Continuity, Resume};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
@@ -80,7 +80,7 @@ impl Duty<'_> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(sources.iter().map(|s| PollFd::new(s, PollFlags::IN)));
         fds.extend(self.channel.iter().map(|c| PollFd::new(c, PollFlags::IN)));
-        let left = self.watchdog.map(|(_, next)| timespec(next.saturating_sub(clock::now())));
+        let left = self.watchdog.map(|(_, next)| clock::timespec(next.saturating_sub(clock::now())));
         match poll(&mut fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => return None,
             Err(e) => {
@@ -280,10 +280,6 @@ impl Duty<'_> {
         }
         Ok(Exit::Done)
     }
-}
-
-fn timespec(d: Duration) -> Timespec {
-    Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) }
 }
 
 /// Answers a ping.

@@ -53,10 +53,7 @@ impl Cop {
         if self.ward.as_ref().is_none_or(|w| w.pid != d.pid) {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
         }
-        let name = d.message.fields.iter().find_map(|f| match f {
-            Field::FdName(n) => Some(n.clone()),
-            _ => None,
-        });
+        let name = d.message.fd_name().map(str::to_owned);
         let mut fds = d.fds;
         for field in d.message.fields {
             match field {
@@ -155,7 +152,7 @@ impl Cop {
         // one that was asked to end has ended as it should, and is followed by another
         let code = status.and_then(|s| s.code()).filter(|code| *code != 0).or(self.said.exit);
         if let (Phase::Starting { .. }, Some(code), false) = (&self.phase, code, self.found_running) {
-            let exit = Exit::ALL.into_iter().find(|e| i32::from(e.code()) == code && *e != Exit::Done);
+            let exit = Exit::of_code(code).filter(|e| *e != Exit::Done);
             let why = format!("traffic_manager: {}", self.said.or(&how));
             self.begin_stop(Some(Fatal::new(exit.unwrap_or(Exit::Failure), why)), now);
         }
