@@ -89,9 +89,9 @@ impl Order {
         }
     }
 
-    /// One more, at the end, that waits for nobody.
-    pub fn push(&mut self) {
-        self.after.push(Vec::new());
+    /// Of so many that don't wait for each other.
+    pub fn of_strangers(jobs: usize) -> Order {
+        Order { after: vec![Vec::new(); jobs] }
     }
 
     /// Are all that it comes after ready?

@@ -310,27 +310,15 @@ fn output(v: &Raw) -> Result<Output, Wrong> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::load::parse_text;
     use super::*;
-
-    /// What an operator would write, as the parser sees it.
-    fn raw(toml: &str) -> Option<Raw> {
-        Some(match format!("x = {toml}").parse::<toml::Table>().ok()?.remove("x")? {
-            toml::Value::String(s) => Raw::Text(s),
-            toml::Value::Integer(n) => Raw::Int(n),
-            toml::Value::Boolean(b) => Raw::Bool(b),
-            toml::Value::Array(a) => {
-                Raw::List(a.iter().map(|v| Raw::Text(v.as_str().unwrap().into())).collect())
-            }
-            other => panic!("{other}"),
-        })
-    }
 
     #[test]
     fn every_key_of_the_table_is_taken_and_its_default_is_the_default() {
         for (key, default, _) in JOB_KEYS {
             let mut j = Job::default();
             assert!(j.set(key, &Raw::Other("nothing")).is_some(), "{key}");
-            let Some(v) = raw(default) else { continue };
+            let Ok(v) = parse_text(default) else { continue };
             j.set(key, &v).unwrap().unwrap_or_else(|e| panic!("{key}: {e}"));
             if *key == "cwd" {
                 j.cwd = None;
@@ -343,7 +331,10 @@ mod tests {
     #[test]
     fn what_is_wrong_says_what_was_expected() {
         let wrong = |key: &str, toml: &str| {
-            Job::default().set(key, &raw(toml).unwrap()).unwrap().expect_err(&format!("{key} = {toml}"))
+            Job::default()
+                .set(key, &parse_text(toml).unwrap())
+                .unwrap()
+                .expect_err(&format!("{key} = {toml}"))
         };
         assert!(wrong("name", "\"a b\"").contains("no name"));
         assert!(wrong("name", "\"server\"").contains("not \"server\""));

@@ -421,7 +421,8 @@ fn raw(v: &DeValue<'_>) -> Raw {
     }
 }
 
-fn parse_text(toml: &str) -> Result<Raw, ()> {
+/// A value as it stands in a file.
+pub(super) fn parse_text(toml: &str) -> Result<Raw, ()> {
     DeValue::parse(toml).map(|v| raw(v.get_ref())).map_err(|_| ())
 }
 

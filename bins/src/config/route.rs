@@ -297,6 +297,7 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
 
 #[cfg(test)]
 mod tests {
+    use super::super::load::parse_text;
     use super::*;
 
     #[test]
@@ -304,18 +305,8 @@ mod tests {
         for (key, default, _) in ROUTE_KEYS {
             let mut r = Route::default();
             assert!(r.set(key, &Raw::Other("nothing")).is_some(), "{key}");
-            let toml = format!("x = {default}").parse::<toml::Table>();
-            let Ok(value) = toml.map(|t| t["x"].clone()) else { continue };
-            let raw = match value {
-                toml::Value::String(s) => Raw::Text(s),
-                toml::Value::Integer(n) => Raw::Int(n),
-                toml::Value::Boolean(b) => Raw::Bool(b),
-                toml::Value::Array(a) => {
-                    Raw::List(a.iter().map(|v| Raw::Text(v.as_str().unwrap().into())).collect())
-                }
-                other => panic!("{key}: {other}"),
-            };
-            r.set(key, &raw).unwrap().unwrap();
+            let Ok(v) = parse_text(default) else { continue };
+            r.set(key, &v).unwrap().unwrap();
             assert_eq!(r, Route::default(), "{key}");
         }
         assert!(Route::default().set("hots", &Raw::Int(1)).is_none());

@@ -258,7 +258,7 @@ async fn main_loop(
     signals: Signals,
     control: std::os::unix::net::UnixListener,
     admin: Option<std::net::TcpListener>,
-    sockets: Vec<(String, Vec<listeners::Listener>)>,
+    sockets: Vec<Vec<listeners::Listener>>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
     drop(engine::spawn(hear_server(keep.clone())));

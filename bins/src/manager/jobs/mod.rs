@@ -18,7 +18,7 @@ mod worker;
 use super::keep::Keep;
 use super::listeners::Listener;
 use crate::config;
-use policy::child::{Child, Event, Limits, State};
+use policy::child::{Child, Event, Limits};
 use policy::jobs::Order;
 use policy::ladder::Rungs;
 use serde_json::{Value, json};
@@ -104,8 +104,11 @@ impl Job {
         self.workers.borrow().iter().all(|w| !w.exists())
     }
 
-    fn limits(&self) -> Limits {
-        limits(&self.config.borrow())
+    /// Makes it so many, at the least.
+    fn make_workers(&self, workers: &mut Vec<Rc<Worker>>, count: usize) {
+        let limits = limits(&self.config.borrow());
+        let more = workers.len()..count;
+        workers.extend(more.map(|index| Rc::new(Worker::new(index, Child::new(limits)))));
     }
 
     fn status(&self) -> Value {
@@ -183,11 +186,7 @@ impl Keep {
             // one that is stopped by itself doesn't wait for those that come after it
             let may_stop = !stopping || order.may_stop(n, |j| down[j]);
             let may_start = order.may_start(n, |j| ready[j]);
-            let there = job.workers.borrow().len();
-            for index in there..wanted {
-                let worker = Rc::new(Worker::new(index, Child::new(job.limits())));
-                job.workers.borrow_mut().push(worker);
-            }
+            job.make_workers(&mut job.workers.borrow_mut(), wanted);
             let workers = job.workers.borrow().clone();
             for w in &workers {
                 match w.index < wanted {
@@ -226,9 +225,4 @@ impl Keep {
     fn job(&self, name: &str) -> Option<Rc<Job>> {
         self.jobs.borrow().list.iter().find(|j| j.name == name).cloned()
     }
-}
-
-/// Is that state one of rest, from which a wish makes it start?
-fn is_rest(state: &State) -> bool {
-    matches!(state, State::Down)
 }

@@ -18,33 +18,28 @@ pub fn listen_name(job: &str, listen: &Listen) -> String {
     name_for(&format!("job-listen {job} {listen}"))
 }
 
-/// The sockets of all jobs of a configuration: inherited ones where there are some, else new ones.
+/// The sockets of each job of a configuration: inherited ones where there are some, else new ones.
 ///
 /// # Errors
 /// One can't be bound.
 pub fn take_or_bind(
     jobs: &[config::Job],
     inherited: &mut Vec<Inherited>,
-) -> anyhow::Result<Vec<(String, Vec<Listener>)>> {
-    let bind = |j: &config::Job| {
-        let list = listeners::take_or_bind_as(&j.listen, inherited, |l| listen_name(&j.name, l))?;
-        Ok((j.name.clone(), list))
-    };
+) -> anyhow::Result<Vec<Vec<Listener>>> {
+    let bind =
+        |j: &config::Job| listeners::take_or_bind_as(&j.listen, inherited, |l| listen_name(&j.name, l));
     jobs.iter().map(bind).collect()
 }
 
 impl Keep {
     /// Makes the jobs of the configuration, adopts what an earlier manager has left of them, and starts the others.
-    pub(in crate::manager) fn begin_jobs(self: &Rc<Self>, sockets: Vec<(String, Vec<Listener>)>) {
+    pub(in crate::manager) fn begin_jobs(self: &Rc<Self>, sockets: Vec<Vec<Listener>>) {
         let config = self.config.borrow().jobs.clone();
-        let mut sockets = sockets.into_iter();
         {
             let mut jobs = self.jobs.borrow_mut();
-            jobs.order = order(&config);
-            jobs.list = config
-                .into_iter()
-                .map(|c| Rc::new(Job::new(c, sockets.next().map(|(_, list)| list).unwrap_or_default())))
-                .collect();
+            let list = config.into_iter().zip(sockets);
+            jobs.list = list.map(|(c, sockets)| Rc::new(Job::new(c, sockets))).collect();
+            jobs.order = order(&jobs.list);
         }
         self.store_jobs(&self.upstream);
         self.adopt_jobs();
@@ -62,17 +57,15 @@ impl Keep {
                 gone.removed.set(true);
                 let gone = Rc::new(gone);
                 let mut jobs = self.jobs.borrow_mut();
-                jobs.order.push();
                 jobs.list.push(gone.clone());
+                jobs.order = order(&jobs.list);
                 gone
             });
             let worker = {
                 let mut workers = job.workers.borrow_mut();
-                while workers.len() <= l.index.min(config::job::MAX_WORKERS as usize) {
-                    let index = workers.len();
-                    workers.push(Rc::new(super::Worker::new(index, policy::child::Child::new(job.limits()))));
-                }
-                workers[l.index.min(config::job::MAX_WORKERS as usize)].clone()
+                let index = l.index.min(config::job::MAX_WORKERS as usize);
+                job.make_workers(&mut workers, index + 1);
+                workers[index].clone()
             };
             if worker.exists() {
                 continue;
@@ -98,14 +91,14 @@ impl Keep {
     pub(in crate::manager) fn reload_jobs(
         self: &Rc<Self>,
         new: Vec<config::Job>,
-        sockets: Vec<(String, Vec<Listener>)>,
+        sockets: Vec<Vec<Listener>>,
     ) {
         let mut changed = Vec::new();
         {
             let mut jobs = self.jobs.borrow_mut();
             let old = std::mem::take(&mut jobs.list);
             let mut list = Vec::new();
-            for (c, (_, sockets)) in new.into_iter().zip(sockets) {
+            for (c, sockets) in new.into_iter().zip(sockets) {
                 let Some(job) = old.iter().find(|j| j.name == c.name) else {
                     list.push(Rc::new(Job::new(c, sockets)));
                     continue;
@@ -128,13 +121,10 @@ impl Keep {
                 job.workers.borrow().iter().for_each(|w| w.set_limits(limits(&c)));
                 list.push(job.clone());
             }
-            jobs.order = order(&list.iter().map(|j| j.config.borrow().clone()).collect::<Vec<_>>());
-            let gone = old.into_iter().filter(|o| !list.iter().any(|j| j.name == o.name));
-            for gone in gone.collect::<Vec<_>>() {
-                gone.removed.set(true);
-                jobs.order.push();
-                list.push(gone);
-            }
+            let gone: Vec<_> = old.into_iter().filter(|o| !list.iter().any(|j| j.name == o.name)).collect();
+            gone.iter().for_each(|j| j.removed.set(true));
+            list.extend(gone);
+            jobs.order = order(&list);
             jobs.list = list;
         }
         self.store_jobs(&self.upstream);
@@ -145,27 +135,21 @@ impl Keep {
     /// Those that are gone from the configuration, and are down.
     pub(super) fn drop_removed_jobs(&self) {
         let mut jobs = self.jobs.borrow_mut();
-        if !jobs.list.iter().any(|j| j.removed.get() && j.is_down()) {
+        let gone: Vec<_> = jobs.list.extract_if(.., |j| j.removed.get() && j.is_down()).collect();
+        if gone.is_empty() {
             return;
         }
-        for gone in jobs.list.iter().filter(|j| j.removed.get() && j.is_down()) {
-            gone.listeners.borrow().iter().for_each(|l| self.upstream.forget_fds(&l.fd_name()));
+        for job in gone {
+            job.listeners.borrow().iter().for_each(|l| self.upstream.forget_fds(&l.fd_name()));
         }
-        jobs.list.retain(|j| !j.removed.get() || !j.is_down());
-        let (kept, removed): (Vec<_>, Vec<_>) = jobs.list.drain(..).partition(|j| !j.removed.get());
-        jobs.order = order(&kept.iter().map(|j| j.config.borrow().clone()).collect::<Vec<_>>());
-        removed.iter().for_each(|_| jobs.order.push());
-        jobs.list = kept.into_iter().chain(removed).collect();
+        jobs.order = order(&jobs.list);
     }
 
     /// Sockets for another configuration: those that stay are handed over.
     ///
     /// # Errors
     /// One can't be bound; nothing has changed then.
-    pub(in crate::manager) fn job_sockets(
-        &self,
-        new: &[config::Job],
-    ) -> anyhow::Result<Vec<(String, Vec<Listener>)>> {
+    pub(in crate::manager) fn job_sockets(&self, new: &[config::Job]) -> anyhow::Result<Vec<Vec<Listener>>> {
         let mut duplicates = Vec::new();
         for job in &self.jobs.borrow().list {
             for l in job.listeners.borrow().iter() {
@@ -191,12 +175,13 @@ impl Job {
     }
 }
 
-/// The configuration was checked when it was loaded: a mistake can't be here, and would only mean that nobody waits.
-fn order(jobs: &[config::Job]) -> Order {
-    let table: Vec<_> = jobs.iter().map(|j| (j.name.clone(), j.after.clone())).collect();
-    Order::new(&table).unwrap_or_else(|_| {
-        let mut order = Order::default();
-        jobs.iter().for_each(|_| order.push());
-        order
-    })
+/// Who waits for whom; a job that is gone from the configuration waits for nobody. The configuration was checked when it was
+/// loaded: a mistake can't be here, and would only mean that nobody waits.
+fn order(list: &[Rc<Job>]) -> Order {
+    let after = |j: &Job| match j.removed.get() {
+        true => Vec::new(),
+        false => j.config.borrow().after.clone(),
+    };
+    let table: Vec<_> = list.iter().map(|j| (j.name.clone(), after(j))).collect();
+    Order::new(&table).unwrap_or_else(|_| Order::of_strangers(list.len()))
 }

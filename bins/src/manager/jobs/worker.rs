@@ -1,6 +1,6 @@
 //! One process of a job: the child machine, with hands.
 
-use super::{Job, is_rest, output, ready};
+use super::{Job, output, ready};
 use crate::config::job::{Output, Ready};
 use crate::manager::keep::Keep;
 use crate::suite;
@@ -8,7 +8,7 @@ use crate::ward::Ward;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
 use policy::Time;
-use policy::child::{Action, Child, Event};
+use policy::child::{Action, Child, Event, State};
 use policy::ladder::Rung;
 use policy::watchdog::Watchdog;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -74,11 +74,11 @@ impl Worker {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.machine.borrow().state(), policy::child::State::Ready { .. })
+        matches!(self.machine.borrow().state(), State::Ready { .. })
     }
 
     pub(super) fn is_at_rest(&self) -> bool {
-        is_rest(self.machine.borrow().state())
+        matches!(self.machine.borrow().state(), State::Down)
     }
 
     pub(super) fn is_wanted(&self) -> bool {
@@ -92,7 +92,7 @@ impl Worker {
 
     /// Is no more tried?
     pub(super) fn has_given_up(&self) -> bool {
-        matches!(self.machine.borrow().state(), policy::child::State::GaveUp)
+        matches!(self.machine.borrow().state(), State::GaveUp)
     }
 
     /// Has a cop keep its process: what is read of it by us stays with us.
@@ -274,8 +274,8 @@ impl Keep {
         w.pipes.borrow_mut().clear();
         *w.last_exit.borrow_mut() = Some(how.clone());
         self.job_event(job, w, "exit", &format!("of_pid={} how={how:?}", ward.pid));
-        let by_itself = w.machine.borrow().is_wanted()
-            && !matches!(w.machine.borrow().state(), policy::child::State::Stopping { .. });
+        let by_itself =
+            w.machine.borrow().is_wanted() && !matches!(w.machine.borrow().state(), State::Stopping { .. });
         let success = status.and_then(|s| s.code()) == Some(0);
         if by_itself && !job.config.borrow().restart.goes_on(success) {
             w.finished.set(Some(success));
