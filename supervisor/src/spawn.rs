@@ -44,6 +44,27 @@ pub struct Spec<'a> {
     pub credentials: Option<Credentials>,
 }
 
+impl Spec<'_> {
+    /// That program with those arguments and that environment: as who we are, with no descriptors but ours for stdin,
+    /// stdout and stderr, and nothing of its files for others.
+    pub fn new(program: PathBuf, argv: Vec<OsString>, env: Vec<(OsString, OsString)>) -> Self {
+        Spec {
+            program,
+            argv,
+            env,
+            fds: Vec::new(),
+            plain: Vec::new(),
+            stdio: [None; 3],
+            cwd: None,
+            umask: 0o027,
+            nofile: None,
+            oom_score_adj: None,
+            nice: 0,
+            credentials: None,
+        }
+    }
+}
+
 /// Where a spawn failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -102,21 +102,15 @@ impl Init {
             vec![OsString::from("traffic_cop"), "start".into(), "--foreground".into(), "--no-init".into()];
         argv.extend(self.common.to_args());
         let spawned = spawn(&Spec {
-            program: suite::sibling("traffic_cop")?,
-            argv,
-            env: suite::child_env(&[
-                ("NOTIFY_SOCKET", self.notify.path().into()),
-                ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string().into()),
-            ]),
             fds: self.store.iter().map(|(n, f)| (n.clone(), f.as_fd())).collect(),
-            plain: Vec::new(),
-            stdio: [None; 3],
-            cwd: None,
-            umask: 0o027,
-            nofile: None,
-            oom_score_adj: None,
-            nice: 0,
-            credentials: None,
+            ..Spec::new(
+                suite::sibling("traffic_cop")?,
+                argv,
+                suite::child_env(&[
+                    ("NOTIFY_SOCKET", self.notify.path().into()),
+                    ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string().into()),
+                ]),
+            )
         })?;
         log::info!("event=spawn of=cop pid={} fds={}", spawned.pid, self.store.len());
         Ok(Ward::new(spawned.pid, spawned.pidfd, 0))

@@ -411,21 +411,16 @@ impl Cop {
         let mut argv = vec![OsString::from("traffic_manager"), "run".into()];
         argv.extend(self.common.to_args());
         let spawned = spawn(&Spec {
-            program,
-            argv,
-            env: suite::child_env(&[
-                ("NOTIFY_SOCKET", self.notify.path().into()),
-                ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
-            ]),
             fds: self.store.iter().map(|(n, f)| (n.clone(), f.as_fd())).collect(),
-            plain: Vec::new(),
-            stdio: [None; 3],
-            cwd: None,
-            umask: 0o027,
-            nofile: None,
             oom_score_adj: Some(self.config.manager.oom_score_adj),
-            nice: 0,
-            credentials: None,
+            ..Spec::new(
+                program,
+                argv,
+                suite::child_env(&[
+                    ("NOTIFY_SOCKET", self.notify.path().into()),
+                    ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
+                ]),
+            )
         })?;
         Ok((spawned.pid, spawned.pidfd))
     }

@@ -111,18 +111,14 @@ impl Init {
         }
         let argv = ["traffic_cop", "start", "--foreground", "--config"].map(OsString::from);
         let spawned = spawn(&Spec {
-            program: self.program.clone(),
-            argv: argv.into_iter().chain([self.config.clone().into()]).collect(),
-            env,
             fds: heard.store.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect(),
-            plain: Vec::new(),
             stdio: [Some(theirs.as_fd()), Some(self.log.as_fd()), Some(self.log.as_fd())],
             cwd: Some("/".into()),
-            umask: 0o027,
-            nofile: None,
-            nice: 0,
-            oom_score_adj: None,
-            credentials: None,
+            ..Spec::new(
+                self.program.clone(),
+                argv.into_iter().chain([self.config.clone().into()]).collect(),
+                env,
+            )
         })
         .context("starting traffic_cop")?;
         self.starts += 1;

@@ -31,26 +31,17 @@ impl Keep {
         self.begin_queueing();
         let command = self.config.borrow().manager.respawn.on_give_up.clone();
         let Some(name) = command.first() else { return };
-        let spec = Spec {
-            program: suite::find_program(name),
-            argv: command.iter().map(OsString::from).collect(),
-            env: suite::child_env(&[
+        let spec = Spec::new(
+            suite::find_program(name),
+            command.iter().map(OsString::from).collect(),
+            suite::child_env(&[
                 ("TRAFFIC_EVENT", "gave-up".into()),
                 ("TRAFFIC_PROGRAM", "server".into()),
                 ("TRAFFIC_CRASHES", crashes.to_string().into()),
                 ("TRAFFIC_LAST_EXIT", last_exit.into()),
                 ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
             ]),
-            fds: Vec::new(),
-            plain: Vec::new(),
-            stdio: [None; 3],
-            cwd: None,
-            umask: 0o027,
-            nofile: None,
-            oom_score_adj: None,
-            nice: 0,
-            credentials: None,
-        };
+        );
         let spawned = match spawn(&spec) {
             Ok(spawned) => spawned,
             Err(e) => return log::error!("event=hook-failed of=on_give_up: {e}"),

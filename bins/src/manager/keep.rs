@@ -491,18 +491,12 @@ impl Keep {
             env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));
         }
         let spawned = spawn(&Spec {
-            program,
-            argv,
-            env: suite::child_env(&env),
             fds,
-            stdio: [None; 3],
-            cwd: None,
-            umask: 0o027,
             nofile: privileges::nofile(config.server.nofile),
-            plain: Vec::new(),
             oom_score_adj: Some(config.server.oom_score_adj),
             nice: config.server.nice,
             credentials,
+            ..Spec::new(program, argv, suite::child_env(&env))
         })?;
         Ok((spawned.pid, spawned.pidfd, channel.map(|(ours, _)| ours)))
     }
