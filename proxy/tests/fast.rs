@@ -395,6 +395,8 @@ fn both_ways_are_logged_alike() {
             }
         }
         assert_eq!(s.proxy.stats().fast > 0, fast);
+        // an answer is logged when it has been sent, which its client may know first
+        until("every answer is logged", || s.connections() == 0);
         s.proxy.close();
         let text = std::fs::read_to_string(path).unwrap();
         let lines = text.lines().map(|line| {
