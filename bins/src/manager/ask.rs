@@ -1,6 +1,7 @@
 //! What the manager is asked by people and programs: its state, and to take another configuration.
 
-use super::keep::{Keep, limits};
+use super::keep::Keep;
+use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
 use crate::privileges;

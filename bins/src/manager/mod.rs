@@ -3,10 +3,12 @@
 //! One thread, since it forks: an engine of one loop ([`engine::block_on`]) on which each fd has a small task of its own.
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
-//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the server's life), [`standby`], [`replace`]
+//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the manager's state), `launch` and
+//! `adopt` (the server's life), [`standby`], [`replace`]
 //! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
 //! be asked over the control socket).
 
+mod adopt;
 mod ask;
 pub mod control;
 pub mod estate;
@@ -15,6 +17,7 @@ mod hook;
 pub mod incident;
 pub mod jobs;
 pub mod keep;
+mod launch;
 pub mod listeners;
 mod pac;
 pub mod queue;

@@ -1,0 +1,254 @@
+//! The child machine of `policy`, with hands: a server is started, told to end, and seen off.
+//!
+//! After each event the one timer is set to the machine's next deadline.
+
+use super::keep::Keep;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::orders::{CHANNEL, channel_name};
+use crate::privileges;
+use crate::suite;
+use crate::ward::Ward;
+use engine::io::Async;
+use policy::child::{Action, Event, Limits};
+use policy::ladder::Rungs;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+use supervisor::clock;
+use supervisor::fd_pass;
+use supervisor::pidfd::PidFd;
+use supervisor::spawn::{SpawnError, Spec, spawn};
+
+impl Keep {
+    pub(super) fn feed(self: &Rc<Self>, event: Event) {
+        let now = clock::now();
+        let (before, action, after) = {
+            let mut s = self.server.borrow_mut();
+            let before = s.machine.state().name();
+            let action = s.machine.handle(event, now, clock::jitter());
+            (before, action, s.machine.state().name())
+        };
+        if before != after {
+            log::info!("event=state of=server from={before} to={after}");
+            self.wake_changes();
+        }
+        match action {
+            Action::Nothing => {}
+            Action::Spawn => self.launch(),
+            Action::Send(rung) => {
+                if before == "ready" {
+                    self.tell_server();
+                }
+                let core = self.config.borrow().cop.core_signal;
+                if let Some(w) = &self.server.borrow().ward {
+                    if before == "starting" && !self.is_stopping() {
+                        w.picture(&self.config.borrow().suite, "it isn't ready after its start grace");
+                    }
+                    log::info!("event=signal of=server pid={} rung={rung:?}", w.pid);
+                    w.send(rung, core);
+                }
+            }
+            Action::AnnounceGaveUp => self.gave_up(),
+        }
+        self.arm();
+    }
+
+    /// One timer for the machine's deadline; a timer that was set for another one finds that out when it fires.
+    fn arm(self: &Rc<Self>) {
+        let deadline = self.server.borrow().machine.deadline();
+        if deadline == self.timer.replace(deadline) {
+            return;
+        }
+        let Some(at) = deadline else { return };
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            engine::time::sleep(at.saturating_sub(clock::now())).await;
+            if keep.timer.get() == Some(at) {
+                keep.timer.set(None);
+                keep.feed(Event::Tick);
+            }
+        }));
+    }
+
+    fn launch(self: &Rc<Self>) {
+        // the last manager's; or one that was promoted in its manager's last moment, and has taken the lock since
+        let generation = self.server.borrow().machine.generation() + 1;
+        match Ward::of_lock(&self.runtime.lock("server"), generation) {
+            Ok(Some(ward)) => return self.adopt(ward),
+            Ok(None) => {}
+            // its holder ended in this very moment
+            Err(e) => log::debug!("event=adopt-failed of=server: {e}"),
+        }
+        if let Some((ward, channel)) = self.take_standby() {
+            let pid = ward.pid;
+            self.promote(pid, &channel);
+            log::info!("event=promote of=server pid={pid} generation={generation}");
+            self.limit_promotion(pid);
+            return self.launched(ward.promoted(generation), Some(channel));
+        }
+        match self.spawn_server() {
+            Ok((pid, pidfd, channel)) => {
+                if let Some(channel) = &channel {
+                    self.promote(pid, channel);
+                }
+                log::info!("event=spawn of=server pid={pid} generation={generation}");
+                self.launched(Ward::new(pid, pidfd, generation), channel);
+            }
+            Err(e) => {
+                log::error!("event=spawn-failed of=server: {e:#}");
+                let permanent = e.downcast_ref::<SpawnError>().is_some_and(SpawnError::is_permanent);
+                self.server.borrow_mut().last_exit = Some(format!("{e:#}"));
+                if permanent && !self.server.borrow().ever_ready {
+                    return self.fail(e.context("the server can't be started"));
+                }
+                self.feed(Event::SpawnFailed { permanent });
+            }
+        }
+    }
+
+    fn launched(self: &Rc<Self>, ward: Ward, channel: Option<OwnedFd>) {
+        {
+            let mut s = self.server.borrow_mut();
+            (s.adopted, s.since, s.channel, s.settled) = (false, clock::now(), channel, false);
+            s.said.clear();
+        }
+        if let Some(channel) = &self.server.borrow().channel {
+            self.upstream.store_fds(&channel_name(ward.pid), &[channel.as_fd()]);
+        }
+        self.hold(ward);
+        self.feed(Event::Spawned);
+        self.watch_gap();
+    }
+
+    /// Starts a server process, with the channel to it if it is our own program.
+    pub(super) fn spawn_server(&self) -> anyhow::Result<(i32, PidFd, Option<OwnedFd>)> {
+        let config = self.config.borrow();
+        let (program, argv, channel) = match config.server.command.split_first() {
+            Some((program, _)) => {
+                let argv = config.server.command.iter().map(OsString::from).collect::<Vec<_>>();
+                (suite::find_program(program), argv, None)
+            }
+            None => {
+                let mut argv = vec![OsString::from("traffic_server"), "run".into()];
+                argv.extend(self.common.to_args());
+                (suite::sibling("traffic_server")?, argv, Some(fd_pass::pair()?))
+            }
+        };
+        let credentials = privileges::server(&config)?;
+        let list = self.listeners.borrow();
+        let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
+        if let Some((_, theirs)) = &channel {
+            fds.push((CHANNEL.to_owned(), theirs.as_fd()));
+        }
+        let mut env = vec![
+            ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),
+            ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
+            // the default depends on who asks, and the server may be somebody else
+            ("TRAFFIC_STATE_DIR", config.suite.state_dir.clone().into()),
+        ];
+        if let Some(limit) = self.watchdog_limit(&config) {
+            env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));
+        }
+        let spawned = spawn(&Spec {
+            fds,
+            nofile: privileges::nofile(config.server.nofile),
+            oom_score_adj: Some(config.server.oom_score_adj),
+            nice: config.server.nice,
+            credentials,
+            ..Spec::new(program, argv, suite::child_env(&env))
+        })?;
+        Ok((spawned.pid, spawned.pidfd, channel.map(|(ours, _)| ours)))
+    }
+
+    /// Takes hold of a server process and waits for its end.
+    pub(super) fn hold(self: &Rc<Self>, ward: Ward) {
+        self.watch_end(&ward);
+        self.server.borrow_mut().ward = Some(ward);
+    }
+
+    /// Waits for a server's end.
+    pub(super) fn watch_end(self: &Rc<Self>, ward: &Ward) {
+        let generation = ward.generation;
+        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
+            Ok(end) => {
+                let keep = self.clone();
+                drop(engine::spawn(async move {
+                    let _ = end.readable().await;
+                    keep.exited(generation);
+                }));
+            }
+            Err(e) => self.fail(anyhow::Error::from(e).context("watching the server")),
+        }
+    }
+
+    fn exited(self: &Rc<Self>, generation: u64) {
+        // what it said last is in the socket already, whichever of the two woke us
+        self.listen();
+        let retired = {
+            let mut retiring = self.retiring.borrow_mut();
+            retiring.iter().position(|w| w.generation == generation).map(|at| retiring.swap_remove(at))
+        };
+        if let Some(ward) = retired {
+            self.retired_exited(&ward);
+            return self.maybe_end();
+        }
+        let (ward, ever_ready) = {
+            let mut s = self.server.borrow_mut();
+            match s.ward.take_if(|w| w.generation == generation) {
+                Some(w) => (w, s.ever_ready),
+                None => return,
+            }
+        };
+        let status = ward.reap();
+        // one that died before it had taken over had nothing of its own
+        self.hand_over_again();
+        self.upstream.forget_fds(&channel_name(ward.pid));
+        self.forget_page(ward.pid);
+        self.watch_gap();
+        if !self.server.borrow().settled {
+            self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
+        }
+        let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
+        log::warn!("event=exit of=server pid={}: {how}", ward.pid);
+        if self.server.borrow().machine.is_wanted() && !self.is_stopping() {
+            self.incident(ward.pid, &how);
+        }
+        let permanent = status.and_then(|s| s.code()).filter(|c| Exit::is_permanent(*c));
+        {
+            let mut s = self.server.borrow_mut();
+            s.last_exit = Some(how.clone());
+            s.since = clock::now();
+        }
+        if let (Some(code), false) = (permanent, ever_ready) {
+            let said = self.server.borrow().said.clone();
+            let exit = Exit::of_code(code).unwrap_or(Exit::Failure);
+            let why = if said.is_empty() { how } else { said };
+            return self.fail(crate::logging::Fatal::new(exit, format!("the server: {why}")).into());
+        }
+        self.feed(Event::Exited(generation, permanent.is_some()));
+        self.tell_server();
+        self.maybe_end();
+    }
+}
+
+pub(super) fn limits(config: &Config) -> Limits {
+    let r = &config.manager.respawn;
+    Limits {
+        start_grace: config.cop.start_grace,
+        stop: Rungs {
+            polite: config.server.drain_timeout + Duration::from_secs(1),
+            core: config.cop.core_signal.map(|_| Duration::from_secs(5)),
+            kill: config.cop.kill_timeout,
+        },
+        respawn: policy::backoff::Limits {
+            initial: r.initial,
+            factor: r.factor,
+            max: r.max,
+            jitter: r.jitter,
+            stable_after: r.stable_after,
+            give_up_after: r.give_up_after,
+        },
+    }
+}
