@@ -51,7 +51,9 @@ fn write_all(dir: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use traffic::config::job::JOB_KEYS;
     use traffic::config::keys::KEYS;
+    use traffic::config::route::ROUTE_KEYS;
     use traffic::config::{Sources, load};
 
     #[test]
@@ -76,6 +78,11 @@ mod tests {
         let page = read("man/traffic.toml.5").replace("\\-", "-");
         for key in KEYS {
             assert!(page.contains(key.path), "traffic.toml.5 lacks {}", key.path);
+        }
+        for (table, keys) in [("route", ROUTE_KEYS), ("job", JOB_KEYS)] {
+            for (key, _, _) in keys {
+                assert!(page.contains(&format!("{table}.{key}")), "traffic.toml.5 lacks {table}.{key}");
+            }
         }
     }
 
@@ -107,6 +114,11 @@ mod tests {
         for k in KEYS.iter().filter(|k| !k.default.is_empty()) {
             assert_eq!(all.effective[k.path].0, shipped.effective[k.path].0, "{}", k.path);
         }
-        assert_eq!(all.config.routes.len(), 1);
+        assert_eq!((all.config.routes.len(), all.config.jobs.len()), (1, 1));
+        for (key, default, _) in
+            ROUTE_KEYS.iter().chain(JOB_KEYS).filter(|(_, default, _)| !default.is_empty())
+        {
+            assert!(text.contains(&format!("# {key} = {default}: ")), "traffic.toml lacks {key}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use clap::Command;
 use clap_mangen::Man;
+use traffic::config::job::JOB_KEYS;
 use traffic::config::keys::KEYS;
 use traffic::config::route::ROUTE_KEYS;
 
@@ -68,10 +69,13 @@ pub fn configuration() -> String {
             escape(&k.env())
         );
     }
-    out += ".SH [[route]]\n";
-    for (name, default, doc) in ROUTE_KEYS {
-        let default = if default.is_empty() { "required".into() } else { format!("default {default}") };
-        out += &format!(".TP\n\\fBroute.{}\\fR ({})\n{}\n", escape(name), escape(&default), escape(doc));
+    for (table, keys) in [("route", ROUTE_KEYS), ("job", JOB_KEYS)] {
+        out += &format!(".SH [[{table}]]\n");
+        for (name, default, doc) in keys {
+            let default = if default.is_empty() { "required".into() } else { format!("default {default}") };
+            let (name, default, doc) = (escape(name), escape(&default), escape(doc));
+            out += &format!(".TP\n\\fB{table}.{name}\\fR ({default})\n{doc}\n");
+        }
     }
     out + ".SH SEE ALSO\n.BR traffic_cop (8),\n.BR traffic_manager (8),\n.BR traffic_server (8)\n"
 }

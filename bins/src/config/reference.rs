@@ -60,10 +60,16 @@ pub fn default_file(active: &[(&str, &str)]) -> String {
     }
     out += "\n# Where requests go; several are allowed, the longest prefix of the right host wins. Without any there is a welcome page.\n";
     out += "#[[route]]\n#origin = [\"http://127.0.0.1:8081\"]\n# and, with their defaults:\n";
-    for (name, default, doc) in ROUTE_KEYS.iter().filter(|(_, default, _)| !default.is_empty()) {
-        out += &format!("# {name} = {default}: {doc}\n");
-    }
-    out
+    out += &with_defaults(ROUTE_KEYS);
+    out += "\n# Programs that the manager keeps running beside the server (docs/jobs.md); several are allowed.\n";
+    out += "#[[job]]\n#name = \"web\"\n#command = [\"/usr/local/bin/web\"]\n# and, with their defaults:\n";
+    out + &with_defaults(JOB_KEYS)
+}
+
+/// The keys of an array of tables that have a default, as comments.
+fn with_defaults(keys: &[(&str, &str, &str)]) -> String {
+    let optional = keys.iter().filter(|(_, default, _)| !default.is_empty());
+    optional.map(|(name, default, doc)| format!("# {name} = {default}: {doc}\n")).collect()
 }
 
 /// What a path comes to when root starts the suite.
