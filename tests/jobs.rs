@@ -2,39 +2,11 @@
 
 mod common;
 
+use common::jobs::*;
 use common::*;
 use std::net::SocketAddr;
 use std::time::Duration;
 use supervisor::pidfd::PidFd;
-
-/// Writes its readiness to the descriptor that it is told, and lives.
-const READY: &str =
-    "ready = \"fd\"\ncommand = [\"sh\", \"-c\", \"echo up $$; echo >&$NOTIFY_FD; exec sleep 1000\"]\n";
-
-fn jobs(s: &Suite) -> Vec<serde_json::Value> {
-    let text = expect_code(&s.run(MANAGER, &["status"]), 0);
-    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
-    all["jobs"].as_array().unwrap().clone()
-}
-
-fn workers(s: &Suite, name: &str) -> Vec<serde_json::Value> {
-    let all = jobs(s);
-    let job = all.iter().find(|j| j["name"] == name).unwrap_or_else(|| panic!("no job {name}: {all:?}"));
-    job["workers"].as_array().unwrap().clone()
-}
-
-fn pid(s: &Suite, name: &str) -> i32 {
-    workers(s, name)[0]["pid"].as_i64().unwrap_or_else(|| panic!("{name} has no process")) as i32
-}
-
-#[track_caller]
-fn told(s: &Suite, args: &[&str]) -> String {
-    expect_code(&s.run(MANAGER, args), 0)
-}
-
-fn config(s: &Suite, jobs: &str) {
-    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n{jobs}"));
-}
 
 #[test]
 fn jobs_start_when_those_before_them_are_ready_and_stop_before_them() {

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
+pub mod jobs;
 pub mod origin;
 pub mod rig;
 

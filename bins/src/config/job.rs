@@ -1,6 +1,7 @@
 //! `[[job]]`: a program that the manager keeps running.
 
 use super::Listen;
+use super::job_values::{self as values, Url};
 use super::value::{self, Raw, Wrong};
 use policy::jobs::Restart;
 use std::net::SocketAddr;
@@ -27,6 +28,14 @@ pub struct Job {
     pub ready: Ready,
     /// It says `WATCHDOG=1` at least so often; zero: it doesn't.
     pub watchdog: Duration,
+    /// How it is asked whether it still works.
+    pub alive: Alive,
+    /// Between a good answer and the next question.
+    pub probe_interval: Duration,
+    /// For one answer, also before it is ready.
+    pub probe_timeout: Duration,
+    /// So many bad or missing answers in a row: it has hung.
+    pub probe_failures: u32,
     /// What is done when it ends by itself.
     pub restart: Restart,
     /// Longest wait before a respawn in a crash loop.
@@ -80,6 +89,23 @@ pub enum Ready {
     Tcp(SocketAddr),
     /// Somebody accepts there.
     Unix(PathBuf),
+    /// It answers with 2xx or 3xx there.
+    Http(Url),
+    /// This command ends with code 0.
+    Exec(Vec<String>),
+}
+
+/// How a job that is ready is asked whether it still works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alive {
+    /// It isn't.
+    Unasked,
+    /// It answers with 2xx or 3xx there.
+    Http(Url),
+    /// This command ends with code 0.
+    Exec(Vec<String>),
+    /// It answers on the socket in TRAFFIC_PING_FD, or `{ping_fd}` in its command.
+    Ping,
 }
 
 /// Where output goes.
@@ -103,6 +129,10 @@ impl Default for Job {
             autostart: true,
             ready: Ready::Running(Duration::from_secs(1)),
             watchdog: Duration::ZERO,
+            alive: Alive::Unasked,
+            probe_interval: Duration::from_secs(5),
+            probe_timeout: Duration::from_secs(2),
+            probe_failures: 3,
             restart: Restart::Always,
             respawn_max: Duration::from_secs(30),
             stable_after: Duration::from_secs(10),
@@ -132,7 +162,7 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     (
         "command",
         "",
-        "An array: the program (looked for in PATH without a slash) and its arguments. {fd}, {fd1} … stand for the numbers of its listeners, {notify_fd} for that of `ready = \"fd\"`.",
+        "An array: the program (looked for in PATH without a slash) and its arguments. {fd}, {fd1} … stand for the numbers of its listeners, {notify_fd} for that of `ready = \"fd\"`, {ping_fd} for that of `alive = \"ping\"`.",
     ),
     ("workers", "1", "How many of it; `traffic_manager want NAME N` changes it while it runs."),
     ("after", "[]", "Names of jobs: it starts when they are ready, and stops before they do."),
@@ -140,13 +170,25 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     (
         "ready",
         "\"running 1s\"",
-        "When it counts as ready: \"notify\" (READY=1 on NOTIFY_SOCKET), \"fd\" (a newline on the descriptor NOTIFY_FD, as s6), \"tcp HOST:PORT\" or \"unix /PATH\" (somebody accepts there), \"running 1s\".",
+        "When it counts as ready: \"notify\" (READY=1 on NOTIFY_SOCKET), \"fd\" (a newline on the descriptor NOTIFY_FD, as s6), \"http://IP:PORT/path\" or \"http://unix:/SOCKET:/path\" (2xx or 3xx is answered), \"tcp IP:PORT\" or \"unix /PATH\" (somebody accepts there: also the manager, on a socket that it holds), an array (a command that ends with code 0), \"running 1s\".",
     ),
     (
         "watchdog",
         "\"0s\"",
         "It gets WATCHDOG_USEC and says WATCHDOG=1 at least so often, else it is replaced. \"0s\": nothing is asked of it.",
     ),
+    (
+        "alive",
+        "\"none\"",
+        "How one that is ready is asked whether it still works: \"ping\" (over the socket TRAFFIC_PING_FD, see docs/jobs.md), an HTTP address or a command as in `ready`. {worker} in an address is the worker's number.",
+    ),
+    ("probe_interval", "\"5s\"", "Between a good answer and the next question of `alive`."),
+    (
+        "probe_timeout",
+        "\"2s\"",
+        "For one answer to `ready` or `alive`; a command's process group is killed then.",
+    ),
+    ("probe_failures", "3", "So many bad or missing answers in a row: it has hung, and is replaced."),
     (
         "restart",
         "\"always\"",
@@ -181,12 +223,16 @@ impl Job {
     pub fn set(&mut self, key: &str, v: &Raw) -> Option<Result<(), Wrong>> {
         let done = match key {
             "name" => name(v).map(|n| self.name = n),
-            "command" => command(v).map(|c| self.command = c),
+            "command" => values::command(v).map(|c| self.command = c),
             "workers" => value::integer(v, 0, MAX_WORKERS).map(|n| self.workers = n as usize),
             "after" => value::list(v, name).map(|l| self.after = l),
             "autostart" => value::boolean(v).map(|b| self.autostart = b),
-            "ready" => ready(v).map(|r| self.ready = r),
+            "ready" => values::ready(v).map(|r| self.ready = r),
             "watchdog" => value::duration(v).map(|d| self.watchdog = d),
+            "alive" => values::alive(v).map(|a| self.alive = a),
+            "probe_interval" => value::positive(v).map(|d| self.probe_interval = d),
+            "probe_timeout" => value::positive(v).map(|d| self.probe_timeout = d),
+            "probe_failures" => value::integer(v, 1, 1000).map(|n| self.probe_failures = n as u32),
             "restart" => restart(v).map(|r| self.restart = r),
             "respawn_max" => value::positive(v).map(|d| self.respawn_max = d),
             "stable_after" => value::positive(v).map(|d| self.stable_after = d),
@@ -227,33 +273,6 @@ fn name(v: &Raw) -> Result<String, Wrong> {
         ));
     }
     Ok(n)
-}
-
-fn command(v: &Raw) -> Result<Vec<String>, Wrong> {
-    let list = match v {
-        Raw::List(_) => value::list(v, value::text)?,
-        _ => return Err("expected an array: [\"program\", \"argument\"]".into()),
-    };
-    if list.first().is_none_or(String::is_empty) {
-        return Err("needs at least a program".into());
-    }
-    Ok(list)
-}
-
-fn ready(v: &Raw) -> Result<Ready, Wrong> {
-    let text = value::text(v)?;
-    let (kind, rest) = text.split_once(' ').unwrap_or((text.as_str(), ""));
-    let raw = Raw::Text(rest.trim().to_owned());
-    match (kind, rest.is_empty()) {
-        ("notify", true) => Ok(Ready::Notify),
-        ("fd", true) => Ok(Ready::Fd),
-        ("running", false) => value::duration(&raw).map(Ready::Running),
-        ("tcp", false) => rest.trim().parse().map(Ready::Tcp).map_err(|_| format!("{rest:?} is no IP:PORT")),
-        ("unix", false) => value::path(&raw).map(Ready::Unix),
-        _ => Err(format!(
-            "{text:?} is none of \"notify\", \"fd\", \"tcp IP:PORT\", \"unix /PATH\", \"running 1s\""
-        )),
-    }
 }
 
 fn restart(v: &Raw) -> Result<Restart, Wrong> {
@@ -342,6 +361,11 @@ mod tests {
         assert!(wrong("command", "[]").contains("program"));
         assert!(wrong("ready", "\"maybe\"").contains("notify"));
         assert!(wrong("ready", "\"tcp nowhere\"").contains("IP:PORT"));
+        assert!(wrong("ready", "\"http://nowhere/\"").contains("IP:PORT"));
+        assert!(wrong("ready", "[]").contains("program"));
+        assert!(wrong("alive", "\"https://127.0.0.1:1/\"").contains("http://"));
+        assert!(wrong("alive", "true").contains("text"));
+        assert!(wrong("probe_timeout", "\"0s\"").contains("zero"));
         assert!(wrong("restart", "\"sometimes\"").contains("on-failure"));
         assert!(wrong("env", "[\"A\"]").contains("NAME=value"));
         assert!(wrong("umask", "\"9\"").contains("octal"));

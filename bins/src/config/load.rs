@@ -329,6 +329,10 @@ impl Loader {
             if !j.name.is_empty() && self.config.jobs.iter().any(|o| o.name == j.name) {
                 self.fault(place(item.span()), format!("job: {:?} is there twice", j.name));
             }
+            for (key, why) in j.contradictions() {
+                let at = t.iter().find(|(k, _)| k.get_ref() == key).map_or(item.span(), |(_, v)| v.span());
+                self.fault(place(at), format!("job.{key}: {why}"));
+            }
             self.config.jobs.push(j);
             places.push(item.span());
         }

@@ -2,10 +2,11 @@
 //!
 //! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
 //!
-//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`job`], [`route_values`],
+//! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`job`], [`job_values`], [`route_values`],
 //! [`load`](mod@load) (the sources and their faults), [`mod@reference`] (the table as text).
 
 pub mod job;
+pub mod job_values;
 pub mod keys;
 pub mod load;
 pub mod reference;

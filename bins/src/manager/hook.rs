@@ -1,13 +1,16 @@
-//! The command of `manager.respawn.on_give_up`: it is told what happened in its environment, and ends within a minute.
+//! Short commands that the manager runs to their end: that of `manager.respawn.on_give_up`, which is told what happened in
+//! its environment, and the questions of jobs.
 
 use super::keep::Keep;
 use crate::suite;
 use engine::io::Async;
+use lockfile::{Signal, signal_group};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
-use supervisor::spawn::{Spec, spawn};
+use supervisor::pidfd::ExitStatus;
+use supervisor::spawn::{Spawned, Spec, spawn};
 
 /// Longer than this it may not run.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -47,24 +50,40 @@ impl Keep {
             Err(e) => return log::error!("event=hook-failed of=on_give_up: {e}"),
         };
         log::info!("event=hook of=on_give_up pid={}", spawned.pid);
-        self.hooks.borrow_mut().push(spawned.pid);
-        let keep = self.clone();
+        let (keep, pid) = (self.clone(), spawned.pid);
         drop(engine::spawn(async move {
-            if let Ok(end) = spawned.pidfd.as_fd().try_clone_to_owned().and_then(Async::new)
-                && engine::time::timeout(LIMIT, end.readable()).await.is_err()
-            {
-                log::warn!("event=hook-killed pid={}: it hasn't ended after {LIMIT:?}", spawned.pid);
-                let _ = spawned.pidfd.signal(nix::libc::SIGKILL);
-                let _ = end.readable().await;
-            }
-            keep.hooks.borrow_mut().retain(|pid| *pid != spawned.pid);
-            match spawned.pidfd.wait().ok().flatten() {
-                Some(status) if status.code() == Some(0) => {
-                    log::info!("event=hook-ended pid={}", spawned.pid)
+            match keep.finish(spawned, LIMIT).await {
+                Ended::Itself(Some(status)) if status.code() != Some(0) => {
+                    log::warn!("event=hook-failed pid={pid}: {status}");
                 }
-                Some(status) => log::warn!("event=hook-failed pid={}: {status}", spawned.pid),
-                None => log::info!("event=hook-ended pid={}", spawned.pid),
+                Ended::Itself(_) => log::info!("event=hook-ended pid={pid}"),
+                Ended::Killed => log::warn!("event=hook-killed pid={pid}: it hasn't ended after {LIMIT:?}"),
             }
         }));
     }
+
+    /// Waits for the end of a command that was just started. After `limit` it is killed; what is left of its process group
+    /// goes with it in any case.
+    pub(super) async fn finish(&self, spawned: Spawned, limit: Duration) -> Ended {
+        let Spawned { pid, pidfd } = spawned;
+        self.hooks.borrow_mut().push(pid);
+        let mut killed = false;
+        if let Ok(end) = pidfd.as_fd().try_clone_to_owned().and_then(Async::new) {
+            killed = engine::time::timeout(limit, end.readable()).await.is_err();
+            // before it is reaped its number is nobody else's
+            let _ = signal_group(pidfd.as_fd(), pid, Signal::SIGKILL);
+            let _ = end.readable().await;
+        }
+        self.hooks.borrow_mut().retain(|p| *p != pid);
+        let status = pidfd.wait().ok().flatten();
+        if killed { Ended::Killed } else { Ended::Itself(status) }
+    }
+}
+
+/// How a short command ended.
+pub(super) enum Ended {
+    /// By itself.
+    Itself(Option<ExitStatus>),
+    /// It took too long.
+    Killed,
 }

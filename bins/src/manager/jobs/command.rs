@@ -87,11 +87,7 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
         }
         "wait-ready" => wait_ready(keep, &job).await,
         "want" => match parameter("n").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_WORKERS as usize) {
-            Some(n) => {
-                job.want.set(n);
-                keep.settle_jobs();
-                (OK, format!("{name} is to have {n} workers\n"))
-            }
+            Some(n) => want(keep, &job, n),
             None => (StatusCode::BAD_REQUEST, format!("n has to be 0 to {MAX_WORKERS}\n")),
         },
         "signal" => signal(&job, parameter("signal").as_deref().unwrap_or("")),
@@ -103,6 +99,15 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
 fn only(allowed: bool) -> Option<Answer> {
     (!allowed)
         .then(|| (StatusCode::METHOD_NOT_ALLOWED, "GET is for questions, POST for commands\n".to_owned()))
+}
+
+fn want(keep: &Rc<Keep>, job: &Job, workers: usize) -> Answer {
+    if let Err(why) = job.config.borrow().may_have(workers) {
+        return (StatusCode::CONFLICT, format!("{why}\n"));
+    }
+    job.want.set(workers);
+    keep.settle_jobs();
+    (OK, format!("{} is to have {workers} workers\n", job.name))
 }
 
 fn signal(job: &Job, name: &str) -> Answer {

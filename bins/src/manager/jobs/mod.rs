@@ -6,11 +6,13 @@
 //! A manager that is killed leaves its jobs running: their pidfds, the pipes of their output and their sockets are kept by
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
-//! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `output` (what it
-//! writes), `table` (a reload), [`command`] (what may be asked).
+//! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `alive` (does it still
+//! work?), `probe` (what is asked then), `output` (what it writes), `table` (a reload), [`command`] (what may be asked).
 
+mod alive;
 pub mod command;
 mod output;
+mod probe;
 mod ready;
 mod table;
 mod worker;

@@ -1,8 +1,8 @@
 //! When a job's worker counts as ready.
 
-use super::Job;
 use super::output::read;
 use super::worker::Worker;
+use super::{Job, probe};
 use crate::config::job::Ready;
 use crate::manager::keep::Keep;
 use engine::io::Async;
@@ -15,14 +15,15 @@ use std::time::Duration;
 /// Between attempts to connect; it grows up to [`SELDOM`].
 const OFTEN: Duration = Duration::from_millis(20);
 const SELDOM: Duration = Duration::from_millis(500);
-/// For one attempt.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Waits for the readiness of a worker that was just spawned, in the way its job has it. The start grace of its machine
 /// ends it if that never comes.
 pub(super) fn watch(keep: &Rc<Keep>, job: &Rc<Job>, w: &Rc<Worker>, notify: Option<OwnedFd>) {
     let (keep, job, w, generation) = (keep.clone(), job.clone(), w.clone(), w.generation());
-    let ready = job.config.borrow().ready.clone();
+    let (ready, limit) = {
+        let c = job.config.borrow();
+        (c.ready.clone(), c.probe_timeout)
+    };
     if ready == Ready::Notify {
         return;
     }
@@ -37,11 +38,22 @@ pub(super) fn watch(keep: &Rc<Keep>, job: &Rc<Job>, w: &Rc<Worker>, notify: Opti
                 None => false,
             },
             Ready::Tcp(addr) => {
-                accepts(&w, generation, || async move { Stream::connect_tcp(addr).await.is_ok() }).await
+                let connect = || timeout(limit, Stream::connect_tcp(addr));
+                succeeds(&w, generation, async || matches!(connect().await, Ok(Ok(_)))).await
             }
             Ready::Unix(path) => {
-                let path = &path;
-                accepts(&w, generation, || async move { Stream::connect_unix(path).await.is_ok() }).await
+                let connect = || timeout(limit, Stream::connect_unix(&path));
+                succeeds(&w, generation, async || matches!(connect().await, Ok(Ok(_)))).await
+            }
+            Ready::Http(url) => match url.of(w.index) {
+                Some(place) => {
+                    let ask = || timeout(limit, probe::http(&place));
+                    succeeds(&w, generation, async || ask().await == Ok(true)).await
+                }
+                None => false,
+            },
+            Ready::Exec(command) => {
+                succeeds(&w, generation, || probe::exec(&keep, &job, w.index, &command)).await
             }
             Ready::Notify => false,
         };
@@ -51,11 +63,11 @@ pub(super) fn watch(keep: &Rc<Keep>, job: &Rc<Job>, w: &Rc<Worker>, notify: Opti
     }));
 }
 
-/// Tries until somebody accepts, or the worker is another one.
-async fn accepts<F: Future<Output = bool>>(w: &Worker, generation: u64, attempt: impl Fn() -> F) -> bool {
+/// Tries until it succeeds, or the worker is another one.
+async fn succeeds(w: &Worker, generation: u64, attempt: impl AsyncFn() -> bool) -> bool {
     let mut pause = OFTEN;
     while w.generation() == generation && w.exists() {
-        if timeout(PATIENCE, attempt()).await == Ok(true) {
+        if attempt().await {
             return true;
         }
         sleep(pause).await;

@@ -108,7 +108,7 @@ impl Keep {
                 }
                 let before = job.config.replace(c);
                 let c = job.config.borrow();
-                if before.workers != c.workers {
+                if before.workers != c.workers || c.may_have(job.want.get()).is_err() {
                     job.want.set(c.workers);
                 }
                 if before.differs(&c) {

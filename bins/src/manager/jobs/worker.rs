@@ -1,7 +1,8 @@
 //! One process of a job: the child machine, with hands.
 
-use super::{Job, output, ready};
-use crate::config::job::{Output, Ready};
+use super::{Job, alive, output, ready};
+use crate::config;
+use crate::config::job::{Alive, Output, Ready};
 use crate::manager::keep::Keep;
 use crate::suite;
 use crate::ward::Ward;
@@ -41,6 +42,10 @@ pub struct Worker {
     /// It has ended by itself and isn't started again; true: with success.
     finished: Cell<Option<bool>>,
     watchdog: RefCell<Option<Watchdog>>,
+    /// Our end of the socket by which it is asked.
+    pub(super) ping: RefCell<Option<OwnedFd>>,
+    /// The generation that is asked whether it still works.
+    pub(super) asked: Cell<u64>,
     /// Duplicates of the pipes of its output, for a cop that is to keep them.
     pipes: RefCell<Vec<OwnedFd>>,
 }
@@ -50,6 +55,7 @@ struct Pipes {
     /// Its output.
     ours: Vec<OwnedFd>,
     notify: Option<OwnedFd>,
+    ping: Option<OwnedFd>,
 }
 
 impl Worker {
@@ -65,6 +71,8 @@ impl Worker {
             last_exit: RefCell::default(),
             finished: Cell::default(),
             watchdog: RefCell::default(),
+            ping: RefCell::default(),
+            asked: Cell::default(),
             pipes: RefCell::default(),
         }
     }
@@ -98,8 +106,9 @@ impl Worker {
     /// Has a cop keep its process: what is read of it by us stays with us.
     pub(super) fn store(&self, job: &str, cop: &supervisor::notify::Notifier) {
         if let Some(w) = &*self.ward.borrow() {
-            let pipes = self.pipes.borrow();
-            let fds: Vec<_> = [w.as_fd()].into_iter().chain(pipes.iter().map(AsFd::as_fd)).collect();
+            let (pipes, ping) = (self.pipes.borrow(), self.ping.borrow());
+            let others = pipes.iter().chain(&*ping).map(AsFd::as_fd);
+            let fds: Vec<_> = [w.as_fd()].into_iter().chain(others).collect();
             cop.store_fds(&store_name(w.pid, self.index, job), &fds);
         }
     }
@@ -212,6 +221,7 @@ impl Keep {
                 w.adopted.set(false);
                 w.said.borrow_mut().clear();
                 self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
+                *w.ping.borrow_mut() = pipes.ping;
                 self.read_job(job, w, pid, pipes.ours);
                 self.feed_job(job, w, Event::Spawned);
                 ready::watch(self, job, w, pipes.notify);
@@ -229,12 +239,15 @@ impl Keep {
     pub(super) fn adopt_worker(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, fds: Vec<OwnedFd>) {
         let mut fds = fds.into_iter();
         let Some(pidfd) = fds.next().map(PidFd::from) else { return };
+        let (mut pings, pipes): (Vec<_>, Vec<_>) = fds.partition(alive::is_socket);
+        *w.ping.borrow_mut() = pings.pop();
         w.adopted.set(true);
         self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
         self.feed_job(job, w, Event::Adopted { ready: true });
         self.job_event(job, w, "adopted", "");
-        self.read_job(job, w, pid, fds.collect());
+        self.read_job(job, w, pid, pipes);
         self.begin_job_watchdog(job, w);
+        alive::begin(self, job, w);
     }
 
     /// Reads its output, and has cop keep it with its pidfd.
@@ -271,6 +284,7 @@ impl Keep {
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
         self.upstream.forget_fds(&store_name(ward.pid, w.index, &job.name));
         *w.watchdog.borrow_mut() = None;
+        *w.ping.borrow_mut() = None;
         w.pipes.borrow_mut().clear();
         *w.last_exit.borrow_mut() = Some(how.clone());
         self.job_event(job, w, "exit", &format!("of_pid={} how={how:?}", ward.pid));
@@ -318,6 +332,14 @@ impl Keep {
         }
         self.feed_job(job, w, Event::Ready(generation));
         self.begin_job_watchdog(job, w);
+        alive::begin(self, job, w);
+    }
+
+    /// It hangs: it is ended, and replaced.
+    pub(super) fn job_hangs(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, how: &str) {
+        self.job_event(job, w, "hang", how);
+        crate::ward::picture(&self.config.borrow().suite, w.pid().unwrap_or(0), how);
+        self.feed_job(job, w, Event::Unhealthy(w.generation()));
     }
 
     fn begin_job_watchdog(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
@@ -339,13 +361,7 @@ impl Keep {
                     w.watchdog.borrow_mut().as_mut().is_some_and(|dog| dog.is_starved(clock::now()));
                 if starved {
                     *w.watchdog.borrow_mut() = None;
-                    keep.job_event(&job, &w, "hang", &format!("no WATCHDOG=1 for {limit:?}"));
-                    crate::ward::picture(
-                        &keep.config.borrow().suite,
-                        w.pid().unwrap_or(0),
-                        "its watchdog starved",
-                    );
-                    return keep.feed_job(&job, &w, Event::Unhealthy(generation));
+                    return keep.job_hangs(&job, &w, &format!("no WATCHDOG=1 for {limit:?}"));
                 }
             }
         }));
@@ -354,7 +370,7 @@ impl Keep {
     fn spawn_worker(&self, job: &Job, w: &Worker) -> anyhow::Result<(i32, PidFd, Pipes)> {
         let c = job.config.borrow();
         let listeners = job.listeners.borrow();
-        let mut pipes = Pipes { ours: Vec::new(), notify: None };
+        let mut pipes = Pipes { ours: Vec::new(), notify: None, ping: None };
         let mut files: [Option<OwnedFd>; 3] = [Some(std::fs::File::open("/dev/null")?.into()), None, None];
         for (n, to) in [(1, &c.stdout), (2, &c.stderr)] {
             let before = files[1].as_ref().filter(|_| c.stdout == c.stderr);
@@ -382,28 +398,29 @@ impl Keep {
             }
             _ => None,
         };
+        let ping = match c.alive {
+            Alive::Ping => {
+                let (ours, theirs) = alive::pair()?;
+                pipes.ping = Some(ours);
+                Some(theirs)
+            }
+            _ => None,
+        };
         let notify_number = 3 + listeners.len();
+        let ping_number = notify_number + usize::from(notify.is_some());
         let number = |text: &str| {
             let mut text = text.replace("{fd}", "3").replace("{notify_fd}", &notify_number.to_string());
+            text = text.replace("{ping_fd}", &ping_number.to_string());
             for n in 0..listeners.len() {
                 text = text.replace(&format!("{{fd{n}}}"), &(3 + n).to_string());
             }
             OsString::from(text)
         };
-        let credentials = match &c.user {
-            Some(user) => Some(Credentials::of(user, c.group.as_deref())?),
-            None => None,
-        };
-        let mut env: Vec<(OsString, OsString)> = match c.inherit_env {
-            true => suite::child_env(&[]),
-            false => vec![("PATH".into(), PATH.into()), ("LANG".into(), "C.UTF-8".into())],
-        };
+        let mut env = environment(&c, w.index);
         let mut put = |key: &str, value: OsString| {
             env.retain(|(k, _)| k != key);
             env.push((key.into(), value));
         };
-        put("TRAFFIC_JOB", job.name.clone().into());
-        put("TRAFFIC_WORKER", w.index.to_string().into());
         if c.ready == Ready::Notify || !c.watchdog.is_zero() {
             put("NOTIFY_SOCKET", self.runtime.notify("manager").into());
         }
@@ -413,25 +430,47 @@ impl Keep {
         if notify.is_some() {
             put("NOTIFY_FD", notify_number.to_string().into());
         }
-        for (k, v) in &c.env {
-            put(k, v.into());
+        if ping.is_some() {
+            put("TRAFFIC_PING_FD", ping_number.to_string().into());
         }
+        // what its operator says goes before all that
+        c.env.iter().for_each(|(k, v)| put(k, v.into()));
         let spawned = spawn(&Spec {
             program: suite::find_program(&c.command[0]),
             argv: c.command.iter().map(|a| number(a)).collect(),
             env,
             fds: listeners.iter().map(|l| (l.bound.clone(), l.fd.as_fd())).collect(),
-            plain: notify.iter().map(AsFd::as_fd).collect(),
+            plain: notify.iter().chain(&ping).map(AsFd::as_fd).collect(),
             stdio: [0, 1, 2].map(|n: usize| files[n].as_ref().map(AsFd::as_fd)),
             cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
             umask: c.umask,
             nofile: (c.nofile > 0).then_some((c.nofile, c.nofile)),
             oom_score_adj: c.oom_score_adj,
             nice: c.nice,
-            credentials,
+            credentials: credentials(&c)?,
         })?;
         Ok((spawned.pid, spawned.pidfd, pipes))
     }
+}
+
+/// What a worker has in its environment, but for what its descriptors are told by.
+pub(super) fn environment(c: &config::Job, worker: usize) -> Vec<(OsString, OsString)> {
+    let mut env: Vec<(OsString, OsString)> = match c.inherit_env {
+        true => suite::child_env(&[]),
+        false => vec![("PATH".into(), PATH.into()), ("LANG".into(), "C.UTF-8".into())],
+    };
+    let own = [("TRAFFIC_JOB", c.name.clone()), ("TRAFFIC_WORKER", worker.to_string())];
+    let own = own.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(c.env.iter().cloned());
+    for (k, v) in own {
+        env.retain(|(key, _)| *key != *k);
+        env.push((k.into(), v.into()));
+    }
+    env
+}
+
+/// Who it runs as.
+pub(super) fn credentials(c: &config::Job) -> anyhow::Result<Option<Credentials>> {
+    Ok(c.user.as_ref().map(|user| Credentials::of(user, c.group.as_deref())).transpose()?)
 }
 
 /// Sends a rung: the last ones reach the whole process group.
