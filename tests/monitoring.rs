@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use common::{lint, origin};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -71,4 +72,56 @@ fn dashboard_and_alerts_name_metrics_that_there_are() {
     let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
     assert!(dashboard["panels"].as_array().unwrap().len() >= 10);
     s.stop();
+}
+
+#[test]
+fn the_metrics_are_as_promtool_wants_them() {
+    let origin = origin::Origin::start();
+    let mut s = Suite::serving(&format!("[manager]\nadmin = \"127.0.0.1:0\"\n{}", origin.route()));
+    let admin = s.wait(0, &["event=admin listen="]).rsplit("listen=").next().unwrap().parse().unwrap();
+    // counts of more than one outcome, and an incident with its account
+    assert_eq!(s.get("/small").code, 200);
+    s.get("/none");
+    s.wait(0, &["event=standby-ready"]);
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=incident of=server"]);
+    assert_eq!(s.get("/small").code, 200);
+    let text = ask(admin, "/metrics").text();
+    assert_eq!(lint::complaints(&text), [""; 0], "{text}");
+    for name in [
+        "traffic_takeover_seconds ",
+        "traffic_request_duration_seconds_bucket{",
+        "traffic_client_connections ",
+    ] {
+        assert!(text.contains(name), "{name} in\n{text}");
+    }
+    s.stop();
+}
+
+#[test]
+fn what_promtool_would_not_take_is_complained_about() {
+    let head = "# HELP a_total All.\n# TYPE a_total counter\n";
+    let histogram = "# HELP h_seconds H.\n# TYPE h_seconds histogram\n";
+    assert_eq!(lint::complaints(&format!("{head}a_total 1\n")), [""; 0]);
+    for (text, why) in [
+        (format!("{head}a_total 1"), "the last line"),
+        (format!("{head}a_total{{k=\"x\"}} 1\na_total{{k=\"x\"}} 2\n"), "there twice"),
+        ("a_total 1\n".into(), "has no type"),
+        ("# TYPE a_total counter\na_total 1\n".into(), "no help text"),
+        ("# HELP a A.\n# TYPE a counter\na 1\n".into(), "end in _total"),
+        ("# HELP a_total A.\n# TYPE a_total gauge\na_total 1\n".into(), "end in _total"),
+        ("# HELP a_ms A.\n# TYPE a_ms gauge\na_ms 1\n".into(), "base units"),
+        (format!("{head}# HELP b B.\n# TYPE b gauge\na_total 1\nb 1\na_total{{k=\"x\"}} 1\n"), "one place"),
+        (format!("{histogram}h_seconds_bucket{{le=\"1\"}} 1\nh_seconds_sum 1\nh_seconds_count 1\n"), "+Inf"),
+        (
+            format!(
+                "{histogram}h_seconds_bucket{{le=\"1\"}} 2\nh_seconds_bucket{{le=\"+Inf\"}} 1\nh_seconds_count 1\n"
+            ),
+            "don't grow",
+        ),
+    ] {
+        let found = lint::complaints(&text);
+        assert!(found.iter().any(|c| c.contains(why)), "{text}: {found:?}");
+    }
 }

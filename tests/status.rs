@@ -74,3 +74,32 @@ fn what_was_is_remembered_over_starts_and_whatever_becomes_of_the_file() {
     assert!(s.path("state/status.json.corrupt").exists());
     s.stop();
 }
+
+#[test]
+fn a_wrong_configuration_keeps_nobody_from_asking_or_stopping() {
+    let s = Suite::serving("");
+    let right = std::fs::read_to_string(s.path("traffic.toml")).unwrap();
+    std::fs::write(s.path("traffic.toml"), format!("{right}nonsense = 1\n")).unwrap();
+    for (program, args) in [
+        (COP, &["status"][..]),
+        (MANAGER, &["status"]),
+        (MANAGER, &["list"]),
+        (MANAGER, &["events"]),
+        (MANAGER, &["pause"]),
+        (MANAGER, &["resume"]),
+    ] {
+        let said = expect_code(&s.run(program, args), 0);
+        assert!(
+            said.contains("warning:") && said.contains("unknown key server.nonsense"),
+            "{args:?}: {said}"
+        );
+    }
+    // what would take it is refused
+    for (program, word) in [(COP, "reload"), (MANAGER, "reload"), (MANAGER, "restart"), (COP, "upgrade")] {
+        expect_code(&s.run(program, &[word]), 78);
+    }
+    let server = s.pid("server");
+    expect_code(&s.run(COP, &["stop"]), 0);
+    assert!(!std::path::Path::new(&format!("/proc/{server}")).exists());
+    s.assert_clean();
+}

@@ -1,6 +1,6 @@
 //! What the command lines of the three programs have in common.
 
-use crate::config::{self, Faults, Loaded, Sources};
+use crate::config::{self, Config, Faults, Loaded, Sources};
 use crate::exit::Exit;
 use std::ffi::OsString;
 use std::io;
@@ -76,6 +76,24 @@ impl Common {
     /// # Errors
     /// All its faults.
     pub fn load(&self) -> Result<Loaded, Faults> {
+        self.load_by(config::load)
+    }
+
+    /// Loads it for a command that only asks a suite that runs: faults are told on stderr, and don't keep it from asking.
+    ///
+    /// # Errors
+    /// All faults, if they leave it in doubt which suite is meant.
+    pub fn load_to_ask(&self) -> Result<Config, Faults> {
+        let (loaded, faults) = self.load_by(config::load_to_ask)?;
+        if let Some(faults) = faults {
+            eprintln!(
+                "warning: the configuration is wrong, and a start or a reload would be refused:\n{faults}"
+            );
+        }
+        Ok(loaded.config)
+    }
+
+    fn load_by<T>(&self, load: impl Fn(&Sources<'_>) -> Result<T, Faults>) -> Result<T, Faults> {
         let mut set = self.set.clone();
         if let Some(dir) = &self.runtime_dir {
             let dir = std::path::absolute(dir).unwrap_or(dir.clone());
@@ -84,7 +102,7 @@ impl Common {
         if let Some(log) = &self.log {
             set.push(format!("suite.log={}", toml::Value::String(log.clone())));
         }
-        config::load(&Sources { file: self.config.clone(), set: &set, env: std::env::vars_os().collect() })
+        load(&Sources { file: self.config.clone(), set: &set, env: std::env::vars_os().collect() })
     }
 }
 

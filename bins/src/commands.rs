@@ -1,6 +1,7 @@
 //! The commands that talk to the manager that runs, or to nobody.
 
 use crate::cli::Common;
+use crate::config::Config;
 use crate::control;
 use crate::exit::Exit;
 use crate::logging::Fatal;
@@ -14,7 +15,18 @@ use std::time::Duration;
 /// # Errors
 /// Nobody answers, or the manager refuses.
 pub fn ask(common: &Common, method: &str, target: &str) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
+    send(&common.load_to_ask()?, method, target)
+}
+
+/// The same for what makes the suite take its configuration: a wrong one isn't sent.
+///
+/// # Errors
+/// All faults of the configuration; as [`ask`].
+pub fn apply(common: &Common, target: &str) -> anyhow::Result<Exit> {
+    send(&common.load()?.config, "POST", target)
+}
+
+fn send(config: &Config, method: &str, target: &str) -> anyhow::Result<Exit> {
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let patience = config.cop.start_grace + config.server.drain_timeout + config.cop.kill_timeout;
     println!("{}", request(&runtime, method, target, patience)?.trim_end());
@@ -46,7 +58,7 @@ pub fn job(common: &Common, name: &str, what: &str) -> anyhow::Result<Exit> {
 /// # Errors
 /// As [`ask`].
 pub fn follow(common: &Common, path: &str, follow: bool) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
+    let config = common.load_to_ask()?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut target = path.to_owned();
     loop {
@@ -67,7 +79,7 @@ pub fn follow(common: &Common, path: &str, follow: bool) -> anyhow::Result<Exit>
 /// # Errors
 /// As [`ask`].
 pub fn list(common: &Common) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
+    let config = common.load_to_ask()?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let jobs: Value = serde_json::from_str(&request(&runtime, "GET", "/jobs", Duration::from_secs(5))?)?;
     println!("{:<20}{:<10}{:>8}{:>8}{:>10}  last exit", "job", "state", "pid", "since", "restarts");

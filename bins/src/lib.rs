@@ -1,6 +1,6 @@
 //! What the three programs share: configuration, command line, exit codes, logs; and one module for each program.
 //!
-//! Read in this order: [`exit`], [`suite`], [`config`], [`cop`], [`manager`], [`server`], [`drill`].
+//! Read in this order: [`exit`], [`suite`], [`config`], [`cop`], [`manager`], [`server`], [`drill`], [`top`].
 //! `cop`, `drill` and the shared modules never name the engine or the proxy: cop must stay tiny (tests/tidy.rs checks).
 
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod control;
 pub mod cop;
 pub mod drill;
 pub mod exit;
+pub mod exposition;
 pub mod logging;
 pub mod manager;
 pub mod orders;
@@ -17,4 +18,5 @@ pub mod privileges;
 pub mod server;
 pub mod suite;
 pub mod sweep;
+pub mod top;
 pub mod ward;

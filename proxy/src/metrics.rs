@@ -44,6 +44,12 @@ pub fn text(stats: &Stats, routes: &[RouteConfig]) -> String {
     }
     let d = &stats.disk;
     for (name, kind, help, n) in [
+        (
+            "traffic_client_connections",
+            "gauge",
+            "Client connections that are open.",
+            stats.connections as u64,
+        ),
         ("traffic_cache_bytes", "gauge", "Bytes of answers kept in memory.", stats.cache_bytes),
         ("traffic_cache_objects", "gauge", "Answers kept in memory.", stats.cache_objects as u64),
         ("traffic_cache_disk_bytes", "gauge", "Bytes of answers kept on disk.", d.bytes),
@@ -94,6 +100,7 @@ mod tests {
         let stats = Stats {
             fast: 0,
             requests: c.sum(),
+            connections: 2,
             cache_bytes: 7,
             cache_objects: 1,
             disk: DiskStats::default(),
@@ -110,6 +117,7 @@ mod tests {
             format!("{DURATION}_bucket{{{labels},le=\"10\"}} 3"),
             format!("{DURATION}_bucket{{{labels},le=\"+Inf\"}} 4"),
             format!("{DURATION}_count{{{labels}}} 4"),
+            "traffic_client_connections 2".to_owned(),
             "traffic_cache_bytes 7".to_owned(),
             "traffic_origin_up{route=\"*/a\\\"\",origin=\"a:80\"} 0".to_owned(),
         ] {

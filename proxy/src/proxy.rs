@@ -30,6 +30,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a proxy is made of.
@@ -64,7 +65,25 @@ pub struct Proxy {
     pub(crate) access: Option<AccessLog>,
     /// Of each route.
     pub(crate) upstreams: Vec<Upstream>,
+    /// Client connections that are open.
+    open: AtomicUsize,
     started: Instant,
+}
+
+/// A connection that is counted for as long as this lives.
+struct Open<'a>(&'a AtomicUsize);
+
+impl<'a> Open<'a> {
+    fn begin(count: &'a AtomicUsize) -> Open<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Open(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A request on its way, with what is known of it.
@@ -111,7 +130,15 @@ impl Proxy {
                 None
             }
         });
-        Arc::new(Proxy { config, cache, counters, access, upstreams, started: Instant::now() })
+        Arc::new(Proxy {
+            config,
+            cache,
+            counters,
+            access,
+            upstreams,
+            open: AtomicUsize::new(0),
+            started: Instant::now(),
+        })
     }
 
     /// Writes what the access log still holds; nothing is logged after it.
@@ -127,8 +154,8 @@ impl Proxy {
         let disk = self.cache.as_ref().map(|c| c.disk_stats()).unwrap_or_default();
         let log_dropped = self.access.as_ref().map_or(0, AccessLog::dropped);
         let (requests, fast) = (self.counters.sum(), self.counters.sum_fast());
-        let origins = self.origins();
-        Stats { requests, fast, cache_bytes, cache_objects, disk, log_dropped, origins }
+        let (connections, origins) = (self.open.load(Ordering::Relaxed), self.origins());
+        Stats { requests, fast, connections, cache_bytes, cache_objects, disk, log_dropped, origins }
     }
 
     /// Requests are told of one by one.
@@ -138,6 +165,7 @@ impl Proxy {
 
     /// Serves one client connection to its end; with a journal if there is to be continuity.
     pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
+        let _open = Open::begin(&self.open);
         let addr = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,

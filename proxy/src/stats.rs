@@ -202,6 +202,8 @@ pub struct Stats {
     pub requests: Vec<Sums>,
     /// Hits among them that were answered before hyper saw their requests.
     pub fast: u64,
+    /// Client connections that are open.
+    pub connections: usize,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Objects in the cache, variants and notes included.

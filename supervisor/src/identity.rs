@@ -77,6 +77,30 @@ pub fn ticks_per_second() -> u64 {
     procfs::ticks_per_second().max(1)
 }
 
+/// What /proc tells of a thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadLook {
+    /// Its number.
+    pub tid: i32,
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: ProcessState,
+    /// The processor time it has had, in clock ticks.
+    pub cpu: u64,
+}
+
+/// Looks at all threads of a process; none if there is no such process.
+pub fn threads(pid: i32) -> Vec<ThreadLook> {
+    let tasks = Process::new(pid).and_then(|p| p.tasks()).into_iter().flatten().flatten();
+    let looks = tasks.filter_map(|t| {
+        let stat = t.stat().ok()?;
+        let state = ProcessState::from_letter(stat.state);
+        Some(ThreadLook { tid: t.tid, name: stat.comm, state, cpu: stat.utime + stat.stime })
+    });
+    looks.collect()
+}
+
 /// Looks at a process.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
 pub mod jobs;
+pub mod lint;
 pub mod origin;
 pub mod rig;
 

@@ -116,6 +116,33 @@ impl std::error::Error for Faults {}
 /// # Errors
 /// All faults of all sources at once.
 pub fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
+    match gather(sources) {
+        (loaded, None) => Ok(loaded),
+        (_, Some(faults)) => Err(faults),
+    }
+}
+
+/// Loads what is right, for who only has to find a suite that runs: what is wrong has its default, and is told. That is
+/// enough as long as it is certain which runtime directory is meant.
+///
+/// # Errors
+/// All faults, if the file that was named can't be read, or if one of them is about `suite.runtime_dir`.
+pub fn load_to_ask(sources: &Sources<'_>) -> Result<(Loaded, Option<Faults>), Faults> {
+    let (loaded, faults) = gather(sources);
+    let Some(faults) = faults else { return Ok((loaded, None)) };
+    let set_elsewhere =
+        matches!(loaded.effective.get("suite.runtime_dir"), Some((_, Source::Cli | Source::Env(_))));
+    let named = sources.file.as_ref().map(|f| f.display().to_string());
+    let about = |text: &str| text.to_lowercase().contains("runtime_dir") || text.starts_with("suite is");
+    let in_doubt = |f: &Fault| about(&f.what) || about(&f.place) || Some(&f.place) == named.as_ref();
+    match !set_elsewhere && faults.0.iter().any(in_doubt) {
+        true => Err(faults),
+        false => Ok((loaded, Some(faults))),
+    }
+}
+
+/// What is right, and what is wrong.
+fn gather(sources: &Sources<'_>) -> (Loaded, Option<Faults>) {
     let mut l = Loader::default();
     let found: BTreeMap<OsString, OsString> = sources.env.iter().cloned().collect();
     l.defaults(&found);
@@ -127,11 +154,8 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
     l.cli(sources.set);
     l.preset();
     l.whole(file.as_deref());
-    if l.faults.is_empty() {
-        Ok(Loaded { config: l.config, file, effective: l.effective })
-    } else {
-        Err(Faults(l.faults))
-    }
+    let faults = (!l.faults.is_empty()).then_some(Faults(l.faults));
+    (Loaded { config: l.config, file, effective: l.effective }, faults)
 }
 
 #[derive(Default)]

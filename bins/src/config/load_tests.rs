@@ -189,3 +189,26 @@ proptest! {
         let _ = load(&Sources { set: &set, ..Sources::default() });
     }
 }
+
+#[test]
+fn who_only_asks_needs_no_more_than_to_know_which_suite() {
+    let ask = |text: &str, set: &[&str]| {
+        let (_dir, path) = file(text);
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        load_to_ask(&Sources { file: Some(path), set: &set, ..Sources::default() })
+            .map(|(l, faults)| (l.config.suite.runtime_dir, faults.map_or(0, |f| f.0.len())))
+    };
+    let here = || PathBuf::from("/x");
+    let head = "[suite]\nruntime_dir = \"/x\"\n";
+    assert_eq!(ask(head, &[]).unwrap(), (here(), 0));
+    assert_eq!(ask(&format!("{head}[server]\nthreads = \"many\"\nspeed = 9\n"), &[]).unwrap(), (here(), 2));
+    // not TOML from there on
+    assert_eq!(ask(&format!("{head}[server\n"), &[]).unwrap(), (here(), 1));
+    assert_eq!(ask(&format!("{head}group = \"x\"\n"), &[]).unwrap(), (here(), 1));
+    for doubtful in ["[suite]\nruntime_dir = 7\n", "[suite]\nruntime_dr = \"/y\"\n", "suite = 7\n"] {
+        assert!(ask(doubtful, &[]).is_err(), "{doubtful}");
+        assert_eq!(ask(doubtful, &["suite.runtime_dir=/x"]).unwrap(), (here(), 1), "{doubtful}");
+    }
+    let none = Sources { file: Some("/no/such/file".into()), ..Sources::default() };
+    assert!(load_to_ask(&none).is_err());
+}

@@ -15,7 +15,7 @@ pub mod route_values;
 pub mod value;
 
 pub use job::Job;
-pub use load::{Fault, Faults, Loaded, Source, Sources, load};
+pub use load::{Fault, Faults, Loaded, Source, Sources, load, load_to_ask};
 pub use route::{Balance, Changes, Origin, Route};
 
 use ipnet::IpNet;

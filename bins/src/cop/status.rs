@@ -10,6 +10,7 @@ use crate::suite::Runtime;
 use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
+use std::io::IsTerminal;
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::probe::Target;
@@ -22,18 +23,34 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// The configuration can't be read: it names the runtime directory.
 pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
-    let (status, exit) = look(&config);
+    let config = common.load_to_ask()?;
+    let seen = look(&config);
     if json {
-        println!("{status}")
+        println!("{}", seen.status)
     } else {
-        print!("{}", render(&status))
+        print!("{}", render(&seen.status, is_colourful()))
     }
-    Ok(exit)
+    Ok(seen.exit)
+}
+
+/// Colours are for terminals whose user hasn't said otherwise (`NO_COLOR`).
+fn is_colourful() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// What was seen of a suite.
+#[derive(Debug)]
+pub struct Seen {
+    /// What `status --json` prints.
+    pub status: Value,
+    /// What the manager says of itself and the others; null if it doesn't.
+    pub manager: Value,
+    /// Serving, degraded or down.
+    pub exit: Exit,
 }
 
 /// Looks at everything.
-pub fn look(config: &Config) -> (Value, Exit) {
+pub fn look(config: &Config) -> Seen {
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let manager = control::request(&runtime.control(), "GET", "/status", PATIENCE);
     let said: Value = match &manager {
@@ -47,7 +64,9 @@ pub fn look(config: &Config) -> (Value, Exit) {
     let (starts, last_start, last_stop) = (remembered.starts, remembered.last_start, remembered.last_stop);
     let remembered =
         json!({ "cop": remembered.cop, "manager": remembered.manager, "server": remembered.server });
-    for (name, pid) in ["cop", "manager", "server"].into_iter().zip(pids) {
+    let standby = said["standby"]["pid"].as_i64().and_then(|p| i32::try_from(p).ok());
+    let named = ["cop", "manager", "server"].into_iter().zip(pids);
+    for (name, pid) in named.chain(standby.map(|p| ("standby", Some(p)))) {
         let mut row = said.get(name).cloned().unwrap_or(json!({}));
         row["name"] = json!(name);
         row["pid"] = json!(pid);
@@ -59,7 +78,9 @@ pub fn look(config: &Config) -> (Value, Exit) {
                 Ok(s) if s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('T')) => {
                     json!("stopped")
                 }
-                _ if name == "server" => row.get("state").cloned().unwrap_or(json!("running")),
+                _ if name == "server" || name == "standby" => {
+                    row.get("state").cloned().unwrap_or(json!("running"))
+                }
                 _ => json!("running"),
             },
         };
@@ -77,14 +98,16 @@ pub fn look(config: &Config) -> (Value, Exit) {
         }
         processes.push(row);
     }
+    let paused = said["queue"]["paused"] == true;
     let foreign = !config.server.command.is_empty();
     let answers = match runtime.targets().first() {
-        _ if foreign => said["server"]["state"] == "ready",
+        _ if foreign || paused => said["server"]["state"] == "ready",
         Some(t) => pids[2].is_some_and(|pid| heartbeat(&runtime, t, pid)),
         None => false,
     };
     let (state, exit) = match (pids.iter().all(Option::is_some) && !said.is_null(), answers) {
         _ if pids.iter().all(Option::is_none) => ("down", Exit::NotRunning),
+        (true, true) if paused => ("paused: new connections wait for traffic_manager resume", Exit::Degraded),
         (true, true) => ("serving", Exit::Done),
         (false, true) => ("degraded", Exit::Degraded),
         (_, false) => ("degraded: the server doesn't answer", Exit::Degraded),
@@ -102,7 +125,8 @@ pub fn look(config: &Config) -> (Value, Exit) {
     {
         suite["manager_error"] = json!(e.to_string());
     }
-    (json!({ "suite": suite, "processes": processes, "listen": said["listen"] }), exit)
+    let status = json!({ "suite": suite, "processes": processes, "listen": said["listen"] });
+    Seen { status, manager: said, exit }
 }
 
 /// One heartbeat through the port, with patience.
@@ -140,14 +164,27 @@ fn rss_kib(pid: i32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64 / 1024)
 }
 
+/// A word of a state, padded to `width`, in the colour of what it means.
+fn tinted(state: &str, width: usize, colour: bool) -> String {
+    let code = match state.split([':', ',', ' ']).next().unwrap_or("") {
+        "serving" | "running" | "ready" => "32",
+        "degraded" | "paused" | "starting" | "launching" | "stopping" | "backoff" => "33",
+        _ => "31",
+    };
+    match colour {
+        true => format!("\x1b[{code}m{state:<width$}\x1b[0m"),
+        false => format!("{state:<width$}"),
+    }
+}
+
 /// The table for people.
-fn render(v: &Value) -> String {
+fn render(v: &Value, colour: bool) -> String {
     let text = |v: &Value| match v {
         Value::Null => "-".to_owned(),
         Value::String(s) => s.clone(),
         other => other.to_string(),
     };
-    let mut out = format!("suite    {}", text(&v["suite"]["state"]));
+    let mut out = format!("suite    {}", tinted(&text(&v["suite"]["state"]), 0, colour));
     if v["suite"]["state"] == "down" {
         if v["suite"]["last_stop"].is_u64() {
             out += &format!(", stopped {}", rfc3339(v["suite"]["last_stop"].as_u64()));
@@ -165,10 +202,10 @@ fn render(v: &Value) -> String {
     );
     for p in v["processes"].as_array().into_iter().flatten() {
         out += &format!(
-            "{:<9}{:>8}  {:<12}{:>9}{:>11}{:>10}{:>10}  {}\n",
+            "{:<9}{:>8}  {}{:>9}{:>11}{:>10}{:>10}  {}\n",
             text(&p["name"]),
             text(&p["pid"]),
-            text(&p["state"]),
+            tinted(&text(&p["state"]), 12, colour),
             p["since_s"].as_u64().map_or("-".into(), span),
             p["heartbeat_ms"].as_u64().map_or("-".into(), |ms| format!("{:.1}s ago", ms as f64 / 1000.0)),
             text(&p["restarts"]),
@@ -180,11 +217,31 @@ fn render(v: &Value) -> String {
 }
 
 /// `59s`, `12m`, `5h12m`, `3d4h`
-fn span(s: u64) -> String {
+pub fn span(s: u64) -> String {
     match s {
         0..60 => format!("{s}s"),
         60..3600 => format!("{}m{}s", s / 60, s % 60),
         3600..86_400 => format!("{}h{}m", s / 3600, s / 60 % 60),
         _ => format!("{}d{}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_change_nothing_but_the_colour() {
+        let v = json!({
+            "suite": { "state": "degraded: the server doesn't answer" },
+            "processes": [{ "name": "cop", "pid": 1, "state": "running" }, { "name": "server", "state": "down" }],
+        });
+        let (plain, tinted) = (render(&v, false), render(&v, true));
+        assert!(!plain.contains('\x1b'));
+        for want in ["\x1b[33mdegraded: ", "\x1b[32mrunning     \x1b[0m", "\x1b[31mdown        \x1b[0m"] {
+            assert!(tinted.contains(want), "{want:?} in {tinted:?}");
+        }
+        let bare = ["31", "32", "33", "0"].iter().fold(tinted, |t, c| t.replace(&format!("\x1b[{c}m"), ""));
+        assert_eq!(bare, plain);
     }
 }

@@ -18,7 +18,7 @@ use supervisor::clock;
 /// # Errors
 /// Something of it can't be ended.
 pub fn run(common: &Common) -> anyhow::Result<Exit> {
-    let config = common.load()?.config;
+    let config = common.load_to_ask()?;
     match stop(&config)? {
         0 => {
             eprintln!("traffic_cop: not running (runtime directory {})", config.suite.runtime_dir.display());
@@ -130,5 +130,5 @@ fn options_of(pid: i32) -> Option<Common> {
 /// # Errors
 /// The configuration is wrong (nothing is sent then), or nobody is there.
 pub fn reload(common: &Common) -> anyhow::Result<Exit> {
-    crate::commands::ask(common, "POST", "/reload")
+    crate::commands::apply(common, "/reload")
 }

@@ -42,7 +42,7 @@ pub fn run(common: &Common) -> anyhow::Result<Exit> {
     if let Some(manager) = held(&runtime, "manager")? {
         replace(&runtime, "manager", &manager, &config, || Ok(()))?;
     }
-    commands::ask(common, "POST", "/restart")
+    commands::apply(common, "/restart")
 }
 
 fn held(runtime: &Runtime, program: &str) -> anyhow::Result<Option<Ward>> {

@@ -127,6 +127,7 @@ impl Keep {
                 "last_exit": s.last_exit,
                 "status": s.said,
             },
+            "standby": self.standby.borrow().status(),
             "incidents": self.incidents.borrow().status(),
             "jobs": self.jobs_status(),
             "queue": self.queue.borrow().status(now),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop, and `traffic-server-answered: MS` says when the server answered it |
 //! | `GET /status` | the state as JSON |
+//! | `GET /metrics` | the numbers as Prometheus reads them |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
 //! | `POST /pause`, `POST /pause?max_wait=60s` | new connections wait in the manager |
 //! | `POST /resume` | how many had waited: the server has them now |
@@ -153,12 +154,7 @@ async fn answer_admin(keep: &Rc<Keep>, method: &Method, path: &str, headers: &He
     match (method, path) {
         (&Method::GET | &Method::HEAD, "/") => page(),
         (&Method::GET | &Method::HEAD, "/status") => status(keep),
-        (&Method::GET | &Method::HEAD, "/metrics") => {
-            let mut r = text(StatusCode::OK, keep.metrics() + &scrape::server(keep).await);
-            let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
-            r.headers_mut().insert(header::CONTENT_TYPE, kind);
-            r
-        }
+        (&Method::GET | &Method::HEAD, "/metrics") => metrics(keep).await,
         (&Method::GET | &Method::HEAD, "/proxy.pac") => match pac::script(keep, headers) {
             Some(script) => {
                 let mut r = text(StatusCode::OK, script);
@@ -191,6 +187,13 @@ fn page() -> Response<Body> {
     r
 }
 
+async fn metrics(keep: &Rc<Keep>) -> Response<Body> {
+    let mut r = text(StatusCode::OK, keep.metrics() + &scrape::server(keep).await);
+    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
+    r.headers_mut().insert(header::CONTENT_TYPE, kind);
+    r
+}
+
 fn status(keep: &Rc<Keep>) -> Response<Body> {
     let mut r = text(StatusCode::OK, keep.status().to_string());
     r.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
@@ -217,6 +220,7 @@ async fn answer(
             text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
         }
         (&Method::GET, "/status") => status(keep),
+        (&Method::GET, "/metrics") => metrics(keep).await,
         (&Method::POST, "/restart") => {
             if keep.is_stopping() {
                 return text(StatusCode::CONFLICT, "the suite is being stopped\n".into());
@@ -247,7 +251,7 @@ async fn answer(
             let waited = keep.go_on();
             text(StatusCode::OK, format!("resumed: {waited} connections had waited\n"))
         }
-        (_, "/heartbeat" | "/status" | "/restart" | "/reload" | "/pause" | "/resume") => {
+        (_, "/heartbeat" | "/status" | "/metrics" | "/restart" | "/reload" | "/pause" | "/resume") => {
             text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n"))
         }
         _ => match jobs::command::answer(keep, method, path, query).await {

@@ -127,7 +127,6 @@ impl Keep {
         let q = self.queue.borrow().status(clock::now());
         for (key, name, kind, help) in [
             ("depth", "traffic_queue_depth", "gauge", "Connections that wait in the manager."),
-            ("oldest_ms", "traffic_queue_oldest_milliseconds", "gauge", "How long the oldest has waited."),
             ("total", "traffic_queue_connections_total", "counter", "Connections that were queued."),
             ("expired", "traffic_queue_expired_total", "counter", "Told 503 after max_wait."),
             ("gone", "traffic_queue_gone_total", "counter", "Given up by their clients."),
@@ -135,6 +134,8 @@ impl Keep {
         ] {
             put(name, kind, help, "", q[key].as_u64().unwrap_or(0) as f64);
         }
+        let oldest = q["oldest_ms"].as_u64().unwrap_or(0) as f64 / 1000.0;
+        put("traffic_queue_oldest_seconds", "gauge", "How long the oldest has waited.", "", oldest);
         let paused = f64::from(u8::from(q["paused"] == true));
         put("traffic_paused", "gauge", "1 while serving is paused by command.", "", paused);
         let i = self.incidents.borrow();

@@ -37,6 +37,7 @@ use crate::orders;
 use crate::privileges;
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
+use crate::top;
 use engine::io::Async;
 use keep::{Keep, Start};
 use lockfile::{Got, Lockfile};
@@ -72,6 +73,14 @@ enum Command {
     Restart {
         /// A job: its workers are restarted one after the other; without it the server is replaced
         name: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the suite live: processes, threads, connections, queue, requests, take-overs
+    Top {
+        /// Time between two looks
+        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+        every: Duration,
         #[command(flatten)]
         common: Common,
     },
@@ -156,9 +165,10 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(common) => serve(&common),
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
-        Command::Reload(common) => commands::ask(&common, "POST", "/reload"),
-        Command::Restart { name: None, common } => commands::ask(&common, "POST", "/restart"),
+        Command::Reload(common) => commands::apply(&common, "/reload"),
+        Command::Restart { name: None, common } => commands::apply(&common, "/restart"),
         Command::Restart { name: Some(name), common } => commands::job(&common, &name, "restart"),
+        Command::Top { every, common } => top::run(&common, every),
         Command::List(common) => commands::list(&common),
         Command::Start { name, common } => commands::job(&common, &name, "start"),
         Command::Stop { name, common } => commands::job(&common, &name, "stop"),

@@ -8,6 +8,7 @@ use crate::orders::Order;
 use crate::ward::Ward;
 use engine::io::Async;
 use policy::child::{Action, Child, Event, Limits, State};
+use serde_json::{Value, json};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -38,6 +39,13 @@ impl Standby {
             said: String::new(),
             timer: None,
         }
+    }
+
+    /// For status; null if there is none.
+    pub(super) fn status(&self) -> Value {
+        self.ward.as_ref().map_or(Value::Null, |w| {
+            json!({ "pid": w.pid, "state": self.machine.state().name(), "restarts": self.machine.restarts() })
+        })
     }
 
     /// Gives it an order, if there is one that hears it.
