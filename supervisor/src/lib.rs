@@ -13,8 +13,10 @@
 //! 6. [`fd_pass`], [`keeper`], [`tcp`]: connections that outlive it too;
 //! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
 //! 8. [`signals`], [`reaper`]: what wakes a supervisor;
-//! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound.
+//! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound;
+//! 10. [`tree`], [`cgroup`]: what a process leaves behind.
 
+pub mod cgroup;
 pub mod clock;
 pub mod daemonize;
 pub mod dirs;
@@ -36,3 +38,4 @@ pub mod snapshot;
 pub mod spawn;
 pub mod strays;
 pub mod tcp;
+pub mod tree;

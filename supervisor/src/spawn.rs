@@ -40,6 +40,8 @@ pub struct Spec<'a> {
     pub oom_score_adj: Option<i32>,
     /// nice(2) increments, -20 to 19; 0 changes nothing.
     pub nice: i32,
+    /// The `cgroup.procs` of the control group that it is to be in.
+    pub cgroup: Option<PathBuf>,
     /// Who it is to be; `None`: who we are. Nothing of our privileges is left to it then, and it can't get any.
     pub credentials: Option<Credentials>,
 }
@@ -60,6 +62,7 @@ impl Spec<'_> {
             nofile: None,
             oom_score_adj: None,
             nice: 0,
+            cgroup: None,
             credentials: None,
         }
     }
@@ -85,12 +88,14 @@ pub enum Stage {
     Credentials = 7,
     /// execve(2): no such file, no permission, bad interpreter, argument list too long.
     Exec = 6,
+    /// Entering its control group.
+    Cgroup = 8,
 }
 
 impl Stage {
     fn from_u8(n: u8) -> Stage {
         use Stage::*;
-        let all = [Prepare, Fork, Group, Fds, Chdir, Limits, Exec, Credentials];
+        let all = [Prepare, Fork, Group, Fds, Chdir, Limits, Exec, Credentials, Cgroup];
         all.into_iter().find(|s| *s as u8 == n).unwrap_or(Prepare)
     }
 
@@ -105,6 +110,7 @@ impl Stage {
             Stage::Limits => "set limits",
             Stage::Credentials => "become another user",
             Stage::Exec => "exec",
+            Stage::Cgroup => "enter control group",
         }
     }
 }
@@ -173,6 +179,7 @@ struct Prepared {
     nofile: Option<(u64, u64)>,
     oom_score_adj: Option<CString>,
     nice: i32,
+    cgroup: Option<CString>,
     credentials: Option<(u32, u32, Vec<nix::libc::gid_t>)>,
 }
 
@@ -214,6 +221,7 @@ impl Prepared {
             nofile: spec.nofile,
             oom_score_adj: spec.oom_score_adj.map(|n| c(n.to_string().as_bytes())).transpose()?,
             nice: spec.nice,
+            cgroup: spec.cgroup.as_ref().map(|p| c(p.as_os_str().as_bytes())).transpose()?,
             credentials: spec.credentials.as_ref().map(|c| (c.uid, c.gid, c.groups.clone())),
         })
     }

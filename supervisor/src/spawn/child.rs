@@ -89,6 +89,9 @@ fn child_main(
         if libc::setpgid(0, 0) < 0 {
             return failed(Stage::Group);
         }
+        if p.cgroup.as_ref().is_some_and(|procs| !write_file(procs, c"0")) {
+            return failed(Stage::Cgroup);
+        }
         libc::umask(p.umask);
         if let Err(e) = place_fds(p, fds, &mut report) {
             return e;
@@ -199,14 +202,16 @@ unsafe fn place_fds(p: &Prepared, fds: &mut [RawFd], report: &mut RawFd) -> Resu
     Ok(())
 }
 
-unsafe fn write_file(path: &CStr, text: &CStr) {
+/// False: errno says why.
+unsafe fn write_file(path: &CStr, text: &CStr) -> bool {
     // SAFETY: open, write and close on memory that outlives them.
     unsafe {
         let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        if fd >= 0 {
-            libc::write(fd, text.as_ptr().cast(), text.count_bytes());
-            libc::close(fd);
+        if fd < 0 {
+            return false;
         }
+        // not closed: that could change errno, and the fd ends at exec
+        libc::write(fd, text.as_ptr().cast(), text.count_bytes()) >= 0
     }
 }
 
