@@ -54,9 +54,9 @@ impl Groups {
         // where we have put ourselves before
         let base = if own.ends_with(OWN) { own.parent().unwrap_or(&own).to_owned() } else { own };
         let mut value = [0u8; 8];
-        let noted = ["user.delegate", "trusted.delegate"].into_iter().any(|name| {
-            rustix::fs::getxattr(&base, name, &mut value).is_ok_and(|n| value[..n] == *b"1")
-        });
+        let noted = ["user.delegate", "trusted.delegate"]
+            .into_iter()
+            .any(|name| rustix::fs::getxattr(&base, name, &mut value).is_ok_and(|n| value[..n] == *b"1"));
         match noted {
             true => Groups::at(&base),
             false => Err(io::Error::other(format!("{} was not delegated to us", base.display()))),

@@ -137,8 +137,7 @@ mod tests {
         BufReader::new(first.stdout.take().unwrap()).read_line(&mut line).unwrap();
         first.wait().unwrap();
         let of_ours = |f: &Found| f.mark.as_deref() == Some(std::slice::from_ref(&mark));
-        let found: Vec<Found> =
-            marked(&["TRAFFIC_TREE_TEST"]).unwrap().into_iter().filter(of_ours).collect();
+        let found: Vec<Found> = marked(&["TRAFFIC_TREE_TEST"]).unwrap().into_iter().filter(of_ours).collect();
         assert_eq!(found.iter().map(|f| f.pid.to_string()).collect::<Vec<_>>(), [line.trim()]);
         found[0].pidfd.signal(nix::libc::SIGKILL).unwrap();
         assert!(found[0].pidfd.poll_exit(Duration::from_secs(20)).unwrap().is_some());

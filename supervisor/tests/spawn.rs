@@ -20,6 +20,7 @@ fn run(script: &str, fds: &[(String, OwnedFd)], change: impl FnOnce(&mut Spec<'_
         umask: 0o027,
         nofile: None,
         oom_score_adj: None,
+        cgroup: None,
         nice: 0,
         credentials: None,
     };
@@ -92,6 +93,7 @@ fn failures_name_stage_and_reason() {
             umask: 0,
             nofile: None,
             oom_score_adj: None,
+            cgroup: None,
             nice: 0,
             credentials: None,
         };

@@ -68,6 +68,12 @@ pub struct Job {
     pub group: Option<String>,
     /// nice(2).
     pub nice: i32,
+    /// Bytes of memory of all its workers; 0: no limit.
+    pub memory_max: u64,
+    /// Processors; 0: no limit.
+    pub cpu_max: f64,
+    /// Processes and threads; 0: no limit.
+    pub pids_max: u64,
     /// How readily the kernel kills it when memory is short.
     pub oom_score_adj: Option<i32>,
     /// Where its standard output goes.
@@ -149,6 +155,9 @@ impl Default for Job {
             user: None,
             group: None,
             nice: 0,
+            memory_max: 0,
+            cpu_max: 0.0,
+            pids_max: 0,
             oom_score_adj: None,
             stdout: Output::Log,
             stderr: Output::Log,
@@ -213,6 +222,13 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ("group", "\"none\"", "Its group, if not that of `user`."),
     ("nice", "0", "-20 to 19: added to its scheduling priority."),
     ("nofile", "0", "Limit of open files; 0: as the manager's."),
+    (
+        "memory_max",
+        "\"0\"",
+        "Memory of all its workers together, such as \"512MiB\"; \"0\": no limit. This and the next two need control groups: see `manager.cgroup`.",
+    ),
+    ("cpu_max", "0", "Processors, 0.5 for half of one; 0: no limit."),
+    ("pids_max", "0", "Processes and threads; 0: no limit."),
     ("oom_score_adj", "\"none\"", "-1000 to 1000: how readily the kernel kills it when memory is short."),
     ("stdout", "\"log\"", "\"log\" (each line with the job's name), \"null\", or a file to append to."),
     ("stderr", "\"log\"", "As `stdout`."),
@@ -249,12 +265,20 @@ impl Job {
             "group" => value::name_or_none(v).map(|g| self.group = g),
             "nice" => nice(v).map(|n| self.nice = n),
             "nofile" => value::integer(v, 0, 1 << 30).map(|n| self.nofile = n),
+            "memory_max" => value::bytes(v).map(|n| self.memory_max = n),
+            "cpu_max" => value::number(v, 0.0, 10_000.0).map(|n| self.cpu_max = n),
+            "pids_max" => value::integer(v, 0, 1 << 22).map(|n| self.pids_max = n),
             "oom_score_adj" => oom(v).map(|n| self.oom_score_adj = n),
             "stdout" => output(v).map(|o| self.stdout = o),
             "stderr" => output(v).map(|o| self.stderr = o),
             _ => return None,
         };
         Some(done)
+    }
+
+    /// What its control group may have.
+    pub fn limits(&self) -> supervisor::cgroup::Limits {
+        supervisor::cgroup::Limits { memory: self.memory_max, cpu: self.cpu_max, pids: self.pids_max }
     }
 
     /// Does another configuration need other processes?

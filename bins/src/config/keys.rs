@@ -1,5 +1,6 @@
 //! The table of keys. A key that isn't here doesn't exist; its default is read by the same function as an operator's value.
 
+use super::manager;
 use super::value::{self, Raw, Wrong};
 use super::{AccessLog, Config, OnManagerDeath, Preset};
 
@@ -105,6 +106,9 @@ pub static KEYS: &[Key] = &[
         |c, v| c.manager.stall => value::positive(v)),
     key!("manager.oom_score_adj", "integer", "-800", "The same for the manager.",
         |c, v| c.manager.oom_score_adj => value::signed(v, -1000, 1000)),
+    key!("manager.cgroup", "\"auto\", \"none\" or path", "\"auto\"",
+        "Where jobs get control groups (version 2), so that limits can be set and all that a worker leaves behind is ended. auto: where systemd has delegated one (Delegate=, as in our unit); a directory of cgroup2 that was made for this.",
+        |c, v| c.manager.cgroup => manager::cgroup(v)),
     key!("manager.queue.max_connections", "integer", "65536", "While no server serves, the manager accepts up to so many connections (and as its fd limit allows); more wait in the kernel's backlog.",
         |c, v| c.manager.queue.max_connections => value::integer(v, 0, 10_000_000).map(|n| n as usize)),
     key!("manager.queue.max_wait", "duration", "\"30s\"", "A connection that has waited so long there is told 503 with Retry-After.",

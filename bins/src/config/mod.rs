@@ -9,6 +9,7 @@ pub mod job;
 pub mod job_values;
 pub mod keys;
 pub mod load;
+pub mod manager;
 pub mod reference;
 pub mod route;
 pub mod route_values;
@@ -131,6 +132,8 @@ pub struct Manager {
     pub respawn: Respawn,
     /// As cop's.
     pub oom_score_adj: i32,
+    /// Where control groups are made.
+    pub cgroup: manager::Cgroup,
 }
 
 /// The connection queue.

@@ -160,6 +160,7 @@ impl Suite {
             umask: 0o027,
             nofile: None,
             nice: 0,
+            cgroup: None,
             oom_score_adj: None,
             credentials: None,
         })?;

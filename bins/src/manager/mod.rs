@@ -296,11 +296,7 @@ async fn hear_signals(keep: Rc<Keep>, mut signals: Signals) {
         for signal in signals.pending() {
             on_signal(&keep, signal);
         }
-        // orphans that came to us; our own servers are waited for by their pidfds
-        let ours = keep.pids();
-        for pid in reaper::reap_strangers(|p| ours.contains(&p)) {
-            log::debug!("event=reaped pid={pid}");
-        }
+        keep.reap_orphans();
     }
 }
 

@@ -15,6 +15,7 @@ mod output;
 mod probe;
 mod ready;
 mod table;
+mod tree;
 mod worker;
 
 use super::keep::Keep;
@@ -45,6 +46,9 @@ pub struct Jobs {
     events: VecDeque<(u64, Value)>,
     next_event: u64,
     settling: bool,
+    census: tree::SharedCensus,
+    /// Where control groups are made.
+    groups: Option<supervisor::cgroup::Groups>,
     /// What an earlier manager had, until it is adopted.
     left: Vec<Left>,
 }

@@ -1,7 +1,7 @@
 //! The table of jobs: from the configuration, and from one configuration to the next.
 
 use super::output::Tail;
-use super::{Job, limits};
+use super::{Job, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
 use crate::manager::listeners::{self, Listener};
@@ -41,8 +41,13 @@ impl Keep {
             jobs.list = list.map(|(c, sockets)| Rc::new(Job::new(c, sockets))).collect();
             jobs.order = order(&jobs.list);
         }
+        let groups = tree::groups(&self.config.borrow().manager.cgroup);
+        self.jobs.borrow_mut().groups = groups;
         self.store_jobs(&self.upstream);
         self.adopt_jobs();
+        if !self.jobs.borrow().list.is_empty() {
+            self.end_unknown();
+        }
         self.settle_jobs();
     }
 

@@ -1,6 +1,6 @@
 //! One process of a job: the child machine, with hands.
 
-use super::{Job, alive, output, ready};
+use super::{Job, alive, output, ready, tree};
 use crate::config;
 use crate::config::job::{Alive, Output, Ready};
 use crate::manager::keep::Keep;
@@ -58,6 +58,12 @@ struct Pipes {
     ping: Option<OwnedFd>,
 }
 
+/// How a process has ended.
+pub(super) struct End {
+    generation: u64,
+    success: bool,
+}
+
 impl Worker {
     pub(super) fn new(index: usize, machine: Child) -> Worker {
         Worker {
@@ -79,6 +85,15 @@ impl Worker {
 
     pub(super) fn pid(&self) -> Option<i32> {
         self.ward.borrow().as_ref().map(|w| w.pid)
+    }
+
+    /// Did an earlier manager start it?
+    pub(super) fn is_adopted(&self) -> bool {
+        self.adopted.get()
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.machine.borrow().state().clone()
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -288,14 +303,23 @@ impl Keep {
         w.pipes.borrow_mut().clear();
         *w.last_exit.borrow_mut() = Some(how.clone());
         self.job_event(job, w, "exit", &format!("of_pid={} how={how:?}", ward.pid));
+        let success = status.and_then(|s| s.code()) == Some(0);
+        self.leave_nothing(job, w, End { generation, success });
+    }
+
+    /// Nothing is left of a process.
+    pub(super) fn job_gone(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, end: End) {
+        let End { generation, success } = end;
         let by_itself =
             w.machine.borrow().is_wanted() && !matches!(w.machine.borrow().state(), State::Stopping { .. });
-        let success = status.and_then(|s| s.code()) == Some(0);
         if by_itself && !job.config.borrow().restart.goes_on(success) {
             w.finished.set(Some(success));
             self.feed_job(job, w, Event::WantDown);
         }
         self.feed_job(job, w, Event::Exited(generation, false));
+        if !w.exists() && !w.is_wanted() {
+            self.drop_group(&job.name, w.index);
+        }
     }
 
     /// A datagram of a worker. False: that pid is none of theirs.
@@ -327,7 +351,7 @@ impl Keep {
 
     /// It is ready: from here on it has to feed its watchdog.
     pub(super) fn job_ready(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, generation: u64) {
-        if w.generation() != generation {
+        if w.generation() != generation || w.pid().is_none() {
             return;
         }
         self.feed_job(job, w, Event::Ready(generation));
@@ -435,6 +459,8 @@ impl Keep {
         }
         // what its operator says goes before all that
         c.env.iter().for_each(|(k, v)| put(k, v.into()));
+        let (name, whose) = tree::mark(self);
+        put(name, whose);
         let spawned = spawn(&Spec {
             program: suite::find_program(&c.command[0]),
             argv: c.command.iter().map(|a| number(a)).collect(),
@@ -447,6 +473,7 @@ impl Keep {
             nofile: (c.nofile > 0).then_some((c.nofile, c.nofile)),
             oom_score_adj: c.oom_score_adj,
             nice: c.nice,
+            cgroup: self.make_group(job, w.index).map(|g| g.procs()),
             credentials: credentials(&c)?,
         })?;
         Ok((spawned.pid, spawned.pidfd, pipes))
