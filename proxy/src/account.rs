@@ -61,19 +61,18 @@ impl Account {
         }
     }
 
-    /// Of a plain request, which is answered at once with a kept answer that has this body.
+    /// Of a plain request that came at `begun`.
     pub fn of_plain(
         proxy: &Arc<Proxy>,
         request: &Plain<'_>,
         client: Option<IpAddr>,
-        route: usize,
-        body: Body,
-    ) -> Told {
+        begun: Instant,
+    ) -> Account {
         let h = request.fields(&[HOST, REFERER, USER_AGENT]);
-        let account = Account {
+        Account {
             proxy: proxy.clone(),
             at: SystemTime::now(),
-            begun: Instant::now(),
+            begun,
             id: Asker::of(&h).id,
             client,
             method: Method::GET,
@@ -82,9 +81,13 @@ impl Account {
             host: h.get(HOST).cloned(),
             referer: h.get(REFERER).cloned(),
             agent: h.get(USER_AGENT).cloned(),
-        };
-        let (route, outcome, head) = (Some(route), Outcome::Hit, Duration::ZERO);
-        Told { account, body, status: StatusCode::OK, route, outcome, head, bytes: 0, ended: false }
+        }
+    }
+
+    /// Tells of it when [`Told::sent`] has said how much of the answer went out; its head is there after `head`.
+    pub fn plainly(self, status: StatusCode, route: usize, outcome: Outcome, head: Duration) -> Told {
+        let (body, route) = (Body::Empty, Some(route));
+        Told { account: self, body, status, route, outcome, head, bytes: 0, ended: false, cut: true }
     }
 
     /// Tells of it when this answer, which is there after `head`, is over.
@@ -97,7 +100,17 @@ impl Account {
     ) -> Response<Body> {
         let status = answer.status();
         answer.map(|body| {
-            let told = Told { account: self, body, status, route, outcome, head, bytes: 0, ended: false };
+            let told = Told {
+                account: self,
+                body,
+                status,
+                route,
+                outcome,
+                head,
+                bytes: 0,
+                ended: false,
+                cut: false,
+            };
             Body::Told(Box::new(told))
         })
     }
@@ -113,6 +126,8 @@ pub struct Told {
     head: Duration,
     bytes: u64,
     ended: bool,
+    /// It broke off, whatever the body says.
+    cut: bool,
 }
 
 impl Told {
@@ -123,7 +138,7 @@ impl Told {
 
     /// So much of the body went out; all of it or not.
     pub(crate) fn sent(&mut self, bytes: u64, ended: bool) {
-        (self.bytes, self.ended) = (bytes, ended);
+        (self.bytes, self.cut) = (bytes, !ended);
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -166,7 +181,7 @@ impl Drop for Told {
             agent: a.agent.as_ref(),
             status: self.status.as_u16(),
             bytes: self.bytes,
-            cut: !self.ended && !self.body.is_end_stream(),
+            cut: self.cut || (!self.ended && !self.body.is_end_stream()),
             head: self.head,
             took,
             outcome: self.outcome,

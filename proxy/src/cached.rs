@@ -279,6 +279,9 @@ impl Proxy {
         }
         let stored = self.keep(cache, asked, &ours.key, &ours.fields, &method, answer, delay, leader);
         answer = stored.0;
+        if !stored.1 {
+            self.learn_form(&mut answer, asked.route);
+        }
         let said = if stored.1 { "; stored" } else { "" };
         let code = status.as_u16();
         serve::say(answer.headers_mut(), name, &format!("fwd={why}; fwd-status={code}{collapsed}{said}"));

@@ -41,6 +41,22 @@ impl Edits {
         names.iter().any(|n| self.remove.contains(n) || self.set.iter().any(|(set, _)| set == n))
     }
 
+    /// Is this field changed? `name` in any case.
+    pub(crate) fn changes(&self, name: &str) -> bool {
+        let mut all = self.remove.iter().chain(self.set.iter().map(|(set, _)| set));
+        all.any(|n| n.as_str().eq_ignore_ascii_case(name))
+    }
+
+    /// The fields that are set, as [`Edits::apply`] leaves them.
+    pub(crate) fn each_set(&self, mut f: impl FnMut(&HeaderName, &HeaderValue)) {
+        for (i, (name, value)) in self.set.iter().enumerate() {
+            // of two the later one counts
+            if !self.set[i + 1..].iter().any(|(later, _)| later == name) {
+                f(name, value);
+            }
+        }
+    }
+
     /// Changes `headers`.
     pub fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {

@@ -16,6 +16,7 @@
 use crate::account::Told;
 use crate::continuity::journal::Answer;
 use crate::continuity::retire::Retirement;
+use crate::direct::Errand;
 use crate::plain::{self, Plain};
 use crate::rt::{Input, Io};
 use crate::serve::{Limits, begun};
@@ -27,7 +28,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 /// A body up to this size is written together with its head: to copy it costs less than a second piece.
-const TOGETHER: usize = 2048;
+pub(crate) const TOGETHER: usize = 2048;
 
 /// A kept answer.
 pub struct Hit {
@@ -39,16 +40,26 @@ pub struct Hit {
     pub told: Option<Box<Told>>,
 }
 
-/// Who knows the kept answers.
-pub trait Hits {
-    /// The answer to a plain request, if there is one that may be used as it is; its head is put into `head`, which is empty.
-    fn find(&self, request: &Plain<'_>, head: &mut Vec<u8>) -> Option<Hit>;
+/// What is done with a plain request.
+pub enum Found {
+    /// It is answered with this.
+    Hit(Hit),
+    /// It is passed on.
+    Errand(Errand),
+    /// It is left to hyper.
+    Nothing,
 }
 
-/// There are none.
+/// Who knows what to do with plain requests.
+pub trait Hits {
+    /// What is done with it. The head of the answer, or of the request that is passed on, is put into `head`, which is empty.
+    fn find(&self, request: &Plain<'_>, head: &mut Vec<u8>) -> Found;
+}
+
+/// Nothing.
 impl Hits for () {
-    fn find(&self, _: &Plain<'_>, _: &mut Vec<u8>) -> Option<Hit> {
-        None
+    fn find(&self, _: &Plain<'_>, _: &mut Vec<u8>) -> Found {
+        Found::Nothing
     }
 }
 
@@ -100,7 +111,7 @@ pub async fn serve(io: &Io, retirement: Option<&Retirement>, limits: &Limits, hi
             }
         }
         match answer_all(io, limits, hits).await {
-            Step::Done => {}
+            Step::Done | Step::Next => {}
             Step::Hyper => {
                 io.leave_input();
                 return Next::Hyper;
@@ -111,7 +122,9 @@ pub async fn serve(io: &Io, retirement: Option<&Retirement>, limits: &Limits, hi
 }
 
 /// How far it went.
-enum Step {
+pub(crate) enum Step {
+    /// A request is answered; there may be more.
+    Next,
     /// All that was read is answered.
     Done,
     /// The next request is for hyper.
@@ -125,6 +138,7 @@ enum Look {
     Nothing,
     Other,
     Hit(usize, bool, Hit),
+    Errand(usize, bool, Errand),
 }
 
 thread_local! {
@@ -132,26 +146,45 @@ thread_local! {
     static HEAD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// An empty place for a head.
+pub(crate) fn take_head() -> Vec<u8> {
+    let mut head = HEAD.take();
+    head.clear();
+    head
+}
+
+/// It is used no longer.
+pub(crate) fn give_back(head: Vec<u8>) {
+    HEAD.set(head);
+}
+
 /// Answers what has been read, as long as it is plain.
 async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
     loop {
-        let mut head = HEAD.take();
-        head.clear();
-        let look = io.with_input(|bytes| match plain::parse(bytes) {
-            _ if bytes.is_empty() => Look::Nothing,
-            Some(request) => match hits.find(&request, &mut head) {
-                Some(hit) => Look::Hit(request.len, request.close, hit),
+        let mut head = take_head();
+        let look = io.with_input(|bytes| {
+            let mut room = plain::room();
+            match plain::parse(bytes, &mut room) {
+                _ if bytes.is_empty() => Look::Nothing,
+                Some(request) => match hits.find(&request, &mut head) {
+                    Found::Hit(hit) => Look::Hit(request.len, request.close, hit),
+                    Found::Errand(errand) => Look::Errand(request.len, request.close, errand),
+                    Found::Nothing => Look::Other,
+                },
                 None => Look::Other,
-            },
-            None => Look::Other,
+            }
         });
         let (step, head) = match look {
-            Look::Nothing => (Some(Step::Done), head),
-            Look::Other => (Some(Step::Hyper), head),
+            Look::Nothing => (Step::Done, head),
+            Look::Other => (Step::Hyper, head),
+            Look::Errand(len, last, errand) => {
+                // as below
+                (Box::pin(errand.run(io, limits, head, len, last)).await, take_head())
+            }
             Look::Hit(len, last, hit) => {
                 let body_len = hit.body.len() as u64;
                 let answer = Answer { body_len: Some(body_len), validator: hit.validator };
-                io.begin_answer(len, head.len(), answer);
+                io.begin_answer(len, false, head.len(), answer);
                 let mut sending = Sending { io, head, sent: 0, body: hit.body, body_len, told: hit.told };
                 if sending.body.len() <= TOGETHER {
                     sending.head.extend_from_slice(&std::mem::take(&mut sending.body));
@@ -162,27 +195,28 @@ async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
                     // seldom, so it has a place of its own: the future of every connection would else be larger
                     Poll::Pending => (Box::pin(sending.rest(limits)).await, Vec::new()),
                 };
-                ((done.is_err() || last).then_some(Step::Close), head)
+                (if done.is_err() || last { Step::Close } else { Step::Next }, head)
             }
         };
-        HEAD.set(head);
-        if let Some(step) = step {
-            return step;
+        give_back(head);
+        match step {
+            Step::Next => {}
+            end => return end,
         }
     }
 }
 
 /// An answer on its way out.
-struct Sending<'a> {
-    io: &'a Io,
-    head: Vec<u8>,
+pub(crate) struct Sending<'a> {
+    pub io: &'a Io,
+    pub head: Vec<u8>,
     /// Bytes of the head that are out.
-    sent: usize,
+    pub sent: usize,
     /// What isn't out of the body.
-    body: Bytes,
+    pub body: Bytes,
     /// Bytes of the body.
-    body_len: u64,
-    told: Option<Box<Told>>,
+    pub body_len: u64,
+    pub told: Option<Box<Told>>,
 }
 
 impl Drop for Sending<'_> {
@@ -227,7 +261,7 @@ impl Sending<'_> {
     }
 
     /// Sends what is left; the client has to take some of it every now and then.
-    async fn rest(mut self, limits: &Limits) -> io::Result<()> {
+    pub async fn rest(mut self, limits: &Limits) -> io::Result<()> {
         let mut stalled = engine::time::sleep(limits.send_timeout);
         let mut before = self.left();
         poll_fn(|cx| {

@@ -5,12 +5,13 @@
 
 use crate::body::{Body, Upload};
 use crate::continuity::ForwardMark;
+use crate::direct::Sent;
 use crate::headers;
 use crate::interim::Interim;
 use crate::origins::InFlight;
 use crate::pool::{self, Lease};
 use crate::route::{OriginConfig, Timeouts};
-use crate::rt::WeakIo;
+use crate::rt::{Io, WeakIo};
 use crate::stats::Outcome;
 use crate::tunnel::Far;
 use engine::net::Stream;
@@ -20,6 +21,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use std::borrow::Cow;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -91,21 +93,74 @@ pub async fn send(
     request: Request<Body>,
     way: Way<'_>,
 ) -> Result<Response<Body>, Failure> {
-    let mut request = request;
-    let mut busy = Some(busy);
-    if let Some(mut lease) = pool::reuse(id).await {
-        lease.busy = busy.take();
-        match attempt(lease, request, way).await {
-            Ok(answer) => return Ok(answer),
-            // only a connection that broke before the answer is a reason: a timeout is not
-            Err(Failure { status: StatusCode::BAD_GATEWAY, again: Some(back), .. }) => request = *back,
-            Err(e) => return Err(e),
+    match pool::reuse(id).await {
+        Some(mut lease) => {
+            lease.busy = Some(busy);
+            on_used(id, origin, lease, request, way).await
         }
+        None => on_new(id, origin, Some(busy), request, way).await,
     }
+}
+
+/// On a connection that was idle: if it breaks before the answer, it may have been closed just then.
+async fn on_used(
+    id: usize,
+    origin: &OriginConfig,
+    lease: Lease,
+    request: Request<Body>,
+    way: Way<'_>,
+) -> Result<Response<Body>, Failure> {
+    match attempt(lease, request, way).await {
+        // a timeout is no reason
+        Err(Failure { status: StatusCode::BAD_GATEWAY, again: Some(back), .. }) => {
+            on_new(id, origin, None, *back, way).await
+        }
+        other => other,
+    }
+}
+
+async fn on_new(
+    id: usize,
+    origin: &OriginConfig,
+    busy: Option<InFlight>,
+    request: Request<Body>,
+    way: Way<'_>,
+) -> Result<Response<Body>, Failure> {
     match pool::connect(id, origin, way.connect_limit()).await {
         Ok(mut lease) => {
             lease.busy = busy;
             attempt(lease, request, way).await
+        }
+        Err(e) => Err(unreachable(&e, Some(request))),
+    }
+}
+
+/// Goes on with a request that was sent without hyper: on its connection to the origin number `id` of all, the answer is
+/// to come, or has begun to.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) async fn go_on(
+    id: usize,
+    origin: &OriginConfig,
+    sent: Sent,
+    request: Request<Body>,
+    way: Way<'_>,
+) -> Result<Response<Body>, Failure> {
+    let gone = sent.at.elapsed();
+    let first_byte = way.timeouts.first_byte.saturating_sub(gone);
+    let way = Way {
+        timeouts: Timeouts { first_byte, ..way.timeouts },
+        deadline: way.deadline.map(|d| d.checked_sub(gone).unwrap_or(d)),
+        ..way
+    };
+    match pool::adopt(id, Io::of_sent(sent.stream, sent.read)).await {
+        Ok(mut lease) => {
+            lease.busy = Some(sent.busy);
+            match sent.reused {
+                true => on_used(id, origin, lease, request, way).await,
+                false => attempt(lease, request, way).await,
+            }
         }
         Err(e) => Err(unreachable(&e, Some(request))),
     }
@@ -299,13 +354,20 @@ fn copy_head(request: &Request<Body>) -> Parts {
 
 /// The target for an origin: origin-form, with `cut` (a route's prefix) taken away and the origin's own put before it.
 pub fn target(uri: &Uri, cut: &str, prefix: &str) -> Option<Uri> {
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
     if cut.is_empty() && prefix.is_empty() && uri.authority().is_none() {
         return Some(uri.clone());
     }
+    path(uri.path_and_query().map_or("/", |p| p.as_str()), cut, prefix).parse().ok()
+}
+
+/// The same for path and query as text.
+pub(crate) fn path<'a>(path: &'a str, cut: &str, prefix: &str) -> Cow<'a, str> {
     let rest = path.strip_prefix(cut.trim_end_matches('/')).unwrap_or(path);
     let slash = if rest.starts_with('/') || rest == "*" { "" } else { "/" };
-    format!("{prefix}{slash}{rest}").parse().ok()
+    match prefix.is_empty() && slash.is_empty() {
+        true => Cow::Borrowed(rest),
+        false => Cow::Owned(format!("{prefix}{slash}{rest}")),
+    }
 }
 
 #[cfg(test)]

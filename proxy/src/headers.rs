@@ -116,21 +116,12 @@ pub fn went_through(headers: &HeaderMap, name: &str) -> bool {
 
 /// Says for whom a request is passed on, in the old form and in that of RFC 7239.
 pub fn add_forwarded(headers: &mut HeaderMap, client: Option<IpAddr>, host: Option<&HeaderValue>) {
-    let mut element = String::new();
     if let Some(ip) = client {
         let text = joined(headers, &X_FORWARDED_FOR, &ip.to_string());
         headers.insert(X_FORWARDED_FOR, text);
-        element += &match ip {
-            IpAddr::V4(ip) => format!("for={ip};"),
-            IpAddr::V6(ip) => format!("for=\"[{ip}]\";"),
-        };
     }
-    if let Some(host) = host.and_then(|h| h.to_str().ok()) {
-        // a host has neither quotes nor backslashes: see `host_of`
-        element += &format!("host=\"{host}\";");
-    }
-    element += "proto=http";
-    let text = joined(headers, &FORWARDED, &element);
+    let element = Forwarded { client, host: host.and_then(|h| h.to_str().ok()) };
+    let text = joined(headers, &FORWARDED, &element.to_string());
     headers.insert(FORWARDED, text);
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     // never the client's own: origins make links of it, and a cache would hand them to others
@@ -138,6 +129,28 @@ pub fn add_forwarded(headers: &mut HeaderMap, client: Option<IpAddr>, host: Opti
         Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
         None => headers.remove(X_FORWARDED_HOST),
     };
+}
+
+/// An element of `Forwarded` (RFC 7239).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forwarded<'a> {
+    pub client: Option<IpAddr>,
+    /// With neither quotes nor backslashes: see [`host_of`].
+    pub host: Option<&'a str>,
+}
+
+impl std::fmt::Display for Forwarded<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.client {
+            Some(IpAddr::V4(ip)) => write!(f, "for={ip};")?,
+            Some(IpAddr::V6(ip)) => write!(f, "for=\"[{ip}]\";")?,
+            None => {}
+        }
+        if let Some(host) = self.host {
+            write!(f, "host=\"{host}\";")?;
+        }
+        f.write_str("proto=http")
+    }
 }
 
 /// All values of a field as one list, and one more.

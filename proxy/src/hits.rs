@@ -1,14 +1,22 @@
-//! The proxy's kept answers for plain requests.
+//! What the proxy does with plain requests: kept answers, and errands to origins.
 
 use crate::account::Account;
 use crate::body::Body;
 use crate::cache::object::Object;
 use crate::cache::policy::{self, Decision};
+use crate::cache::store::{Entry, UNCACHEABLE};
+use crate::cache::target::Query;
 use crate::cache::{self, directives::Directives, wire::Wire};
-use crate::fast::{Hit, Hits};
+use crate::direct::Errand;
+use crate::direct::heads::{self, Onward, Passing};
+use crate::fast::{Found, Hit, Hits};
 use crate::plain::Plain;
 use crate::proxy::Proxy;
-use http::Response;
+use crate::route::{Caching, HostHeader, Target};
+use crate::stats::Outcome;
+use crate::{router, upstream};
+use http::header::AUTHORIZATION;
+use http::{Response, StatusCode};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,9 +38,20 @@ impl Proxy {
             answer.extensions_mut().insert(Learned);
         }
     }
+
+    /// Notes whether an answer of an origin's, which isn't kept, could have gone without hyper.
+    pub(crate) fn learn_form(&self, answer: &mut Response<Body>, route: usize) {
+        if heads::is_usual(answer) {
+            let bent = &self.upstreams[route].bent;
+            bent.note(true);
+            if bent.is_little() {
+                answer.extensions_mut().insert(Learned);
+            }
+        }
+    }
 }
 
-/// What is kept, for one client.
+/// What is kept, and the ways to origins, for one client.
 #[derive(Debug)]
 pub(crate) struct Kept<'a> {
     pub proxy: &'a Arc<Proxy>,
@@ -40,22 +59,82 @@ pub(crate) struct Kept<'a> {
 }
 
 impl Hits for Kept<'_> {
-    fn find(&self, request: &Plain<'_>, head: &mut Vec<u8>) -> Option<Hit> {
-        let proxy = self.proxy;
-        let store = &proxy.cache.as_ref()?.store;
+    fn find(&self, request: &Plain<'_>, head: &mut Vec<u8>) -> Found {
+        let found = match self.kept(request) {
+            Some(Entry::Object(o)) => self.hit(request, head, &o).map(Found::Hit),
+            Some(Entry::Uncacheable(until)) => self.errand(request, head, Some(until)).map(Found::Errand),
+            _ => self.errand(request, head, None).map(Found::Errand),
+        };
+        found.unwrap_or(Found::Nothing)
+    }
+}
+
+impl Kept<'_> {
+    fn kept(&self, request: &Plain<'_>) -> Option<Entry> {
+        let store = &self.proxy.cache.as_ref()?.store;
         let fields = |names: &[http::HeaderName]| Cow::Owned(request.fields(names));
-        let o = cache::with_key(request.host, request.target, |key| store.get(key, fields))?;
-        let wire = o.wire()?;
-        let age = o.head.age(engine::time::now());
+        cache::with_key(request.host, request.target, |key| store.look(key, fields))
+    }
+
+    /// Of a request that came with this round of the thread, if it is to be told of.
+    fn account(&self, request: &Plain<'_>) -> Option<Box<Account>> {
+        let begun = engine::time::now();
+        self.proxy.tells().then(|| Box::new(Account::of_plain(self.proxy, request, self.client, begun)))
+    }
+
+    /// The answer, if `o` may be used as it is.
+    fn hit(&self, request: &Plain<'_>, head: &mut Vec<u8>, o: &Object) -> Option<Hit> {
+        let wire = o.wire().filter(|_| request.keepable)?;
+        let begun = engine::time::now();
+        let age = o.head.age(begun);
         if policy::decide(&Directives::default(), &o.head.freshness, age) != Decision::Use {
             return None;
         }
         wire.write(head, age, o.ttl(age), request.close);
-        proxy.counters.count_fast(wire.route);
-        let told = proxy.tells().then(|| {
-            let body = Body::Full(o.body.clone());
-            Box::new(Account::of_plain(proxy, request, self.client, wire.route, body))
-        });
+        let took = begun.elapsed();
+        self.proxy.counters.count_fast(wire.route, Outcome::Hit, took);
+        let account = self.account(request);
+        let told = account.map(|a| Box::new(a.plainly(StatusCode::OK, wire.route, Outcome::Hit, took)));
         Some(Hit { body: o.body.clone(), validator: wire.validator, told })
+    }
+
+    /// How it is passed on, if it may be without hyper. `noted`: until then it is known that the answer can't be kept.
+    fn errand(&self, request: &Plain<'_>, head: &mut Vec<u8>, noted: Option<Instant>) -> Option<Errand> {
+        let proxy = self.proxy;
+        let path = request.target.split('?').next().unwrap_or("");
+        let route = router::find(&proxy.config.routes, &router::bare_host(request.host), path)?;
+        let (config, upstream) = (&proxy.config.routes[route], &proxy.upstreams[route]);
+        let Target::Origins { list, .. } = &config.target else { return None };
+        let client = self.client.filter(|_| upstream.bent.is_little())?;
+        let begun = engine::time::now();
+        let cached = proxy.cache.is_some() && config.cache == Caching::Standard;
+        // which parameters count is found out with more words
+        let simple = config.query == Query::All || path.len() == request.target.len();
+        if cached && !(simple && noted.is_some_and(|until| until > begun)) {
+            return None;
+        }
+        let passing = cached.then(|| Passing {
+            rules: config.rules,
+            authorized: request.all.iter().any(|f| f.name.eq_ignore_ascii_case(AUTHORIZATION.as_str())),
+            key: noted
+                .filter(|until| until.saturating_duration_since(begun) < UNCACHEABLE / 2)
+                .map(|_| cache::with_key(request.host, request.target, |key| key.into())),
+        });
+        if !heads::leaves_alone(&config.response_headers) {
+            return None;
+        }
+        let origin = upstream.origins.any()?;
+        let of_origin = (config.host_header == HostHeader::Origin).then(|| upstream::host_of(&list[origin]));
+        let host = match (&config.host_header, &of_origin) {
+            (HostHeader::Fixed(host), _) => host.as_bytes(),
+            (_, Some(host)) => host.as_bytes(),
+            _ => request.host.as_bytes(),
+        };
+        let cut = if config.strip_prefix { config.prefix.as_str() } else { "" };
+        let (name, prefix, edits) =
+            (&*proxy.config.name, &*list[origin].path_prefix, &config.request_headers);
+        heads::request(head, request, &Onward { name, client, cut, prefix, host, edits });
+        let (proxy, busy, account) = (proxy.clone(), upstream.origins.begin(origin), self.account(request));
+        Some(Errand { proxy, route, origin, busy, passing, begun, account })
     }
 }

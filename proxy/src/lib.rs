@@ -15,7 +15,8 @@
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
 //! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`], [`metrics`]: what became of
 //!    them; [`account`], [`access`], [`access_line`]: the same, one by one;
-//! 8. [`plain`], [`fast`], `hits`: plain requests for what is kept, answered before hyper sees them;
+//! 8. [`plain`], [`fast`], `hits`: plain requests for what is kept, answered before hyper sees them; [`direct`]: those for what
+//!    isn't;
 //! 9. [`continuity`]: connections that outlive a process;
 //! 10. [`proxy`](mod@proxy): all of it together.
 
@@ -28,6 +29,7 @@ pub mod cached;
 pub mod check;
 pub mod conditional;
 pub mod continuity;
+pub mod direct;
 pub mod edit;
 pub mod fast;
 pub mod files;

@@ -56,6 +56,12 @@ pub fn text(stats: &Stats, routes: &[RouteConfig]) -> String {
         ("traffic_cache_disk_files", "gauge", "Answers kept on disk.", d.files as u64),
         ("traffic_cache_disk_damaged_total", "counter", "Files that were damaged, and dropped.", d.damaged),
         ("traffic_cache_disk_refused_total", "counter", "Answers there was no room for on disk.", d.refused),
+        (
+            "traffic_requests_plain_total",
+            "counter",
+            "Requests answered without the HTTP library.",
+            stats.fast,
+        ),
         ("traffic_access_log_dropped_total", "counter", "Lines that couldn't be written.", stats.log_dropped),
     ] {
         begin(&mut out, name, kind, help);
@@ -98,7 +104,7 @@ mod tests {
             c.count(Some(0), Outcome::Hit, Duration::from_micros(micros));
         }
         let stats = Stats {
-            fast: 0,
+            fast: 2,
             requests: c.sum(),
             connections: 2,
             cache_bytes: 7,
@@ -118,6 +124,7 @@ mod tests {
             format!("{DURATION}_bucket{{{labels},le=\"+Inf\"}} 4"),
             format!("{DURATION}_count{{{labels}}} 4"),
             "traffic_client_connections 2".to_owned(),
+            "traffic_requests_plain_total 2".to_owned(),
             "traffic_cache_bytes 7".to_owned(),
             "traffic_origin_up{route=\"*/a\\\"\",origin=\"a:80\"} 0".to_owned(),
         ] {

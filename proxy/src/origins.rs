@@ -83,6 +83,26 @@ impl Origins {
         order
     }
 
+    /// Which one is tried first, if there is nothing the matter with any of them.
+    pub(crate) fn any(&self) -> Option<usize> {
+        let n = self.states.len();
+        if n == 0 || self.states.iter().any(|s| s.failures.load(Ordering::Relaxed) != 0) {
+            return None;
+        }
+        if n == 1 {
+            return Some(0);
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let all = (0..n).map(|i| turn.wrapping_add(i) % n);
+        match self.balance {
+            Balance::RoundRobin => Some(turn % n),
+            // the first of equals
+            Balance::LeastConnections => {
+                all.min_by_key(|&i| self.states[i].in_flight.load(Ordering::Relaxed))
+            }
+        }
+    }
+
     /// An origin has answered.
     pub fn good(&self, i: usize) {
         let s = &self.states[i];

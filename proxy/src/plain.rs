@@ -1,16 +1,25 @@
-//! Plain requests: those that ask for nothing but what is there, so that a kept answer can be given without looking at
-//! anything but the target, the host and whether the connection goes on. Pure.
+//! Plain requests: those that ask for nothing but what is there, so that a kept answer can be given, or the request be passed
+//! on, without looking at anything but the target, the host and whether the connection goes on. Pure.
 //!
 //! What isn't plain is nobody's loss: hyper gets it, and decides. So this refuses whatever it isn't sure about: anything that
-//! is refused by [`crate::strict`] or [`crate::check`], has a body, a condition, a range, or a word for caches. The parser is
-//! hyper's own, so that a field is the same field on both ways.
+//! is refused by [`crate::strict`] or [`crate::check`], has a body, a range, or a word for caches. The parser is hyper's own,
+//! so that a field is the same field on both ways.
 
 use crate::headers;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use httparse::Header;
 use std::mem::MaybeUninit;
 
 /// More fields than this are for hyper to judge.
-const MAX_FIELDS: usize = 64;
+pub(crate) const MAX_FIELDS: usize = 64;
+
+/// Where the fields of a head are put by [`parse`].
+pub type Room<'a> = [MaybeUninit<Header<'a>>; MAX_FIELDS];
+
+/// An empty one.
+pub const fn room<'a>() -> Room<'a> {
+    [const { MaybeUninit::uninit() }; MAX_FIELDS]
+}
 
 /// A plain request.
 #[derive(Debug)]
@@ -23,17 +32,17 @@ pub struct Plain<'a> {
     pub host: &'a str,
     /// The client closes after the answer.
     pub close: bool,
-    head: &'a [u8],
+    /// What is kept is good enough for it. Else it has a condition or says who asks, which is for the origin to judge.
+    pub keepable: bool,
+    /// All of its fields.
+    pub all: &'a [Header<'a>],
 }
 
 impl Plain<'_> {
     /// The fields with these names, for an answer that varies by them.
     pub fn fields(&self, names: &[HeaderName]) -> HeaderMap {
-        let mut parsed = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut []);
-        let _ = request.parse_with_uninit_headers(self.head, &mut parsed);
         let mut map = HeaderMap::new();
-        for field in &*request.headers {
+        for field in self.all {
             if let Some(name) = names.iter().find(|n| field.name.eq_ignore_ascii_case(n.as_str()))
                 && let Ok(value) = HeaderValue::from_bytes(field.value)
             {
@@ -44,14 +53,18 @@ impl Plain<'_> {
     }
 }
 
+/// Is there a plain request at the beginning of `bytes`?
+pub fn is_plain(bytes: &[u8]) -> bool {
+    parse(bytes, &mut room()).is_some()
+}
+
 /// The request at the beginning of `bytes`, if all of its head is there and it is a plain one.
-pub fn parse(bytes: &[u8]) -> Option<Plain<'_>> {
+pub fn parse<'a>(bytes: &'a [u8], room: &'a mut Room<'a>) -> Option<Plain<'a>> {
     if !bytes.starts_with(b"GET /") {
         return None;
     }
-    let mut parsed = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
-    let len = match request.parse_with_uninit_headers(bytes, &mut parsed) {
+    let len = match request.parse_with_uninit_headers(bytes, room) {
         Ok(httparse::Status::Complete(len)) => len,
         _ => return None,
     };
@@ -59,18 +72,20 @@ pub fn parse(bytes: &[u8]) -> Option<Plain<'_>> {
     if request.version != Some(1) || !is_plain_target(target) || !ends_lines_with_crlf(&bytes[..len]) {
         return None;
     }
-    let (mut host, mut close) = (None, false);
-    for field in &*request.headers {
+    let (mut host, mut close, mut keepable) = (None, false, true);
+    let all = request.headers;
+    for field in &*all {
         match meaning(field.name) {
             Meaning::None => {}
             Meaning::Host if host.is_none() => host = std::str::from_utf8(field.value).ok(),
             Meaning::Connection if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
             Meaning::Connection if field.value.eq_ignore_ascii_case(b"close") => close = true,
+            Meaning::Origin => keepable = false,
             _ => return None,
         }
     }
     let host = host.filter(|h| !h.is_empty() && headers::is_host(h))?;
-    Some(Plain { len, target, host, close, head: &bytes[..len] })
+    Some(Plain { len, target, host, close, keepable, all })
 }
 
 /// What a field of a request has to do with the answer to it.
@@ -78,6 +93,8 @@ enum Meaning {
     None,
     Host,
     Connection,
+    /// For the origin alone.
+    Origin,
     /// More than can be said here.
     More,
 }
@@ -96,9 +113,11 @@ fn meaning(name: &str) -> Meaning {
         8 => any(&["if-match", "if-range"]),
         10 if is("connection") => Meaning::Connection,
         12 => any(&["max-forwards"]),
-        13 => any(&["cache-control", "if-none-match", "authorization"]),
+        13 if is("if-none-match") || is("authorization") => Meaning::Origin,
+        13 => any(&["cache-control"]),
         14 => any(&["content-length"]),
-        17 => any(&["transfer-encoding", "if-modified-since", "traffic-heartbeat"]),
+        17 if is("if-modified-since") => Meaning::Origin,
+        17 => any(&["transfer-encoding", "traffic-heartbeat"]),
         19 => any(&["if-unmodified-since", "proxy-authorization"]),
         _ => Meaning::None,
     }
@@ -144,11 +163,16 @@ mod tests {
         let text =
             get("Accept: */*\r\nCookie: a=b\r\nConnection: Keep-Alive\r\nSec-Fetch-Mode: navigate\r\n");
         let both = format!("{text}GET");
-        let p = parse(both.as_bytes()).unwrap();
-        assert_eq!((p.len, p.target, p.host, p.close), (text.len(), "/a?b", "x:80", false));
+        let mut room = room();
+        let p = parse(both.as_bytes(), &mut room).unwrap();
+        assert_eq!((p.len, p.target, p.host, p.close, p.keepable), (text.len(), "/a?b", "x:80", false, true));
         let map = p.fields(&[http::header::ACCEPT, http::header::RANGE]);
         assert_eq!((map.len(), map["accept"].as_bytes()), (1, &b"*/*"[..]));
-        assert!(parse(get("connection: close\r\n").as_bytes()).unwrap().close);
+        assert!(parse(get("connection: close\r\n").as_bytes(), &mut super::room()).unwrap().close);
+        for field in ["If-None-Match: \"a\"", "IF-MODIFIED-SINCE: x", "Authorization: Basic x"] {
+            let text = get(&format!("{field}\r\n"));
+            assert!(!parse(text.as_bytes(), &mut super::room()).unwrap().keepable, "{field:?}");
+        }
     }
 
     #[test]
@@ -156,8 +180,6 @@ mod tests {
         for field in [
             "Host: y",
             "Range: bytes=0-1",
-            "If-None-Match: \"a\"",
-            "IF-MODIFIED-SINCE: x",
             "Content-Length: 0",
             "Transfer-Encoding: chunked",
             "Expect: 100-continue",
@@ -167,7 +189,6 @@ mod tests {
             "Cache-Control: no-cache",
             "Pragma: no-cache",
             "Via: 1.1 x",
-            "Authorization: Basic x",
             "TE: trailers",
             "If-Range: x",
             "If-Match: *",
@@ -178,7 +199,7 @@ mod tests {
             "A: b\rC: d",
             "A: \0",
         ] {
-            assert!(parse(get(&format!("{field}\r\n")).as_bytes()).is_none(), "{field:?}");
+            assert!(!is_plain(get(&format!("{field}\r\n")).as_bytes()), "{field:?}");
         }
         for line in [
             "POST / HTTP/1.1",
@@ -196,20 +217,20 @@ mod tests {
             "get / HTTP/1.1",
             "GET /\u{e4} HTTP/1.1",
         ] {
-            assert!(parse(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()).is_none(), "{line:?}");
+            assert!(!is_plain(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()), "{line:?}");
         }
         for text in [
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost:\r\n\r\n",
         ] {
-            assert!(parse(text.as_bytes()).is_none(), "{text:?}");
+            assert!(!is_plain(text.as_bytes()), "{text:?}");
         }
         let bare = get("").replace("\r\n\r\n", "\n\n");
-        assert!(parse(bare.as_bytes()).is_none());
+        assert!(!is_plain(bare.as_bytes()));
         let whole = get("A: b\r\n");
         for n in 0..whole.len() {
-            assert!(parse(&whole.as_bytes()[..n]).is_none(), "a part of {n} bytes");
+            assert!(!is_plain(&whole.as_bytes()[..n]), "a part of {n} bytes");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! have been closed by the origin meanwhile).
 
 use crate::body::Body;
+use crate::cache::fill;
 use crate::interim::Interim;
 use crate::origins::InFlight;
 use crate::resolve;
@@ -13,6 +14,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 /// Idle connections kept for one origin by one thread.
@@ -31,7 +33,10 @@ thread_local! {
 #[derive(Default)]
 struct Pool {
     idle: HashMap<usize, Vec<(Instant, SendRequest<Body>)>>,
+    /// Without hyper: see [`crate::direct`].
+    bare: HashMap<usize, Vec<(Instant, Stream)>>,
     watches_drain: bool,
+    sweeps: bool,
 }
 
 /// A connection in use; see [`Lease::give_back`].
@@ -85,6 +90,13 @@ impl Lease {
 
 /// An idle connection to the origin number `id`, if there is one that is still good.
 pub async fn reuse(id: usize) -> Option<Lease> {
+    match reuse_idle(id).await {
+        Some(lease) => Some(lease),
+        None => adopt(id, Io::new(reuse_bare(id)?)).await.ok(),
+    }
+}
+
+async fn reuse_idle(id: usize) -> Option<Lease> {
     loop {
         let (since, mut sender) = POOL.with_borrow_mut(|p| p.idle.get_mut(&id)?.pop())?;
         if engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME {
@@ -108,7 +120,73 @@ pub async fn reuse(id: usize) -> Option<Lease> {
 /// # Errors
 /// See [`stream`].
 pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
-    let (sender, conn) = handshake(stream(origin, limit).await?).await?;
+    adopt(id, Io::new(stream(origin, limit).await?)).await
+}
+
+/// An idle connection to the origin number `id` on which nobody reads, if there is one that is still good.
+pub(crate) fn reuse_bare(id: usize) -> Option<Stream> {
+    loop {
+        let (since, stream) = POOL.with_borrow_mut(|p| p.bare.get_mut(&id)?.pop())?;
+        if engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME {
+            let old = POOL.with_borrow_mut(|p| p.bare.remove(&id));
+            drop(old);
+            return None;
+        }
+        // something came, and be it its end
+        if stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
+            return Some(stream);
+        }
+    }
+}
+
+/// The answer on it has been read to the end: another request may use it.
+pub(crate) fn give_back_bare(id: usize, stream: Stream) {
+    if engine::is_draining() {
+        return;
+    }
+    watch_drain();
+    let sweep = POOL.with_borrow_mut(|p| {
+        let idle = p.bare.entry(id).or_default();
+        if idle.len() < MAX_IDLE {
+            idle.push((engine::time::now(), stream));
+        }
+        !std::mem::replace(&mut p.sweeps, true)
+    });
+    if sweep {
+        // nobody reads on them, so nobody hears of their end
+        drop(engine::spawn(async {
+            fill::unless_draining(sweep_bare()).await;
+        }));
+    }
+}
+
+/// Closes bare connections that have been idle for long, until there are none.
+async fn sweep_bare() {
+    let mut left = true;
+    while left {
+        engine::time::sleep(MAX_IDLE_TIME).await;
+        let now = engine::time::now();
+        let mut old = Vec::new();
+        POOL.with_borrow_mut(|p| {
+            for idle in p.bare.values_mut() {
+                let fresh =
+                    idle.partition_point(|(since, _)| now.saturating_duration_since(*since) > MAX_IDLE_TIME);
+                old.extend(idle.drain(..fresh));
+            }
+            p.bare.retain(|_, idle| !idle.is_empty());
+            left = !p.bare.is_empty();
+            p.sweeps = left;
+        });
+        drop(old);
+    }
+}
+
+/// Has hyper speak with the origin number `id` on this connection.
+///
+/// # Errors
+/// See [`handshake`].
+pub async fn adopt(id: usize, io: Io) -> io::Result<Lease> {
+    let (sender, conn) = http1::handshake(io).await.map_err(io::Error::other)?;
     watch_drain();
     drop(engine::spawn(async move {
         if let Err(e) = conn.await {
@@ -165,8 +243,8 @@ fn watch_drain() {
     if !watched {
         drop(engine::spawn(async {
             engine::draining().await;
-            let idle = POOL.with_borrow_mut(|p| std::mem::take(&mut p.idle));
-            drop(idle);
+            let all = POOL.with_borrow_mut(|p| (std::mem::take(&mut p.idle), std::mem::take(&mut p.bare)));
+            drop(all);
         }));
     }
 }

@@ -7,6 +7,7 @@ use crate::cache::{self, Cache, CacheConfig, target};
 use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
+use crate::direct::Bent;
 use crate::files;
 use crate::forward::{self, Way};
 use crate::headers;
@@ -116,7 +117,8 @@ impl Proxy {
                 Target::Origins { list, balance } => (list.len(), *balance),
                 _ => (0, Default::default()),
             };
-            let made = Upstream { first_id, origins: Origins::new(n, balance, r.health) };
+            let made =
+                Upstream { first_id, origins: Origins::new(n, balance, r.health), bent: Bent::default() };
             first_id += n;
             made
         };
@@ -297,7 +299,8 @@ impl Proxy {
                 }
                 _ => {
                     let (request, upload) = self.prepared(request, &asked)?;
-                    let answer = self.send(&asked, request, &upload).await?;
+                    let mut answer = self.send(&asked, request, &upload).await?;
+                    self.learn_form(&mut answer, route);
                     (self.passed_on(answer), Outcome::Bypass)
                 }
             },

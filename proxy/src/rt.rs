@@ -8,6 +8,7 @@ mod input;
 pub use self::input::Input;
 use crate::continuity::journal::{Journal, Write};
 use crate::continuity::retire::Retired;
+use crate::direct::Sent;
 use crate::tunnel::Far;
 use bytes::Bytes;
 use engine::net::Stream;
@@ -55,6 +56,20 @@ struct Inner {
     far: RefCell<Option<Box<Far>>>,
     /// The last request would have been answered without hyper now.
     plain: Cell<bool>,
+    /// The next request has been sent to its origin already.
+    sent: RefCell<Option<Box<Sent>>>,
+    /// The first thing that is written has been written before.
+    muted: Cell<Muted>,
+}
+
+/// Of a connection to an origin whose request has been sent by somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Muted {
+    No,
+    /// The request is still to be written, and goes nowhere.
+    Waiting,
+    /// It has been.
+    Written,
 }
 
 impl Io {
@@ -75,7 +90,26 @@ impl Io {
             first: RefCell::default(),
             far: RefCell::default(),
             plain: Cell::new(false),
+            sent: RefCell::default(),
+            muted: Cell::new(Muted::No),
         }))
+    }
+
+    /// A connection to an origin that has the request which is written first, up to the first flush. `again`: what has come
+    /// of the answer.
+    pub(crate) fn of_sent(stream: Stream, again: Bytes) -> Io {
+        let io = Io::with(stream, None, again);
+        io.0.muted.set(Muted::Waiting);
+        io
+    }
+
+    /// True if what is written has been written before.
+    fn mutes(&self) -> bool {
+        let muted = self.0.muted.get() != Muted::No;
+        if muted {
+            self.0.muted.set(Muted::Written);
+        }
+        muted
     }
 
     /// A handle that doesn't keep it open.
@@ -220,6 +254,10 @@ impl Read for Io {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.0.muted.get() != Muted::No {
+            // an answer before its request would be nobody's; the flush wakes who reads
+            return Poll::Pending;
+        }
         let mut again = self.0.again.borrow_mut();
         if !again.is_empty() {
             let n = again.len().min(buf.remaining());
@@ -246,6 +284,9 @@ impl Read for Io {
 
 impl hyper::rt::Write for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.mutes() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
         if let Some(done) = self.leave_out(buf, buf.len()) {
@@ -255,8 +296,12 @@ impl hyper::rt::Write for Io {
         self.wrote(polled)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.unflushed.set(false);
+        if self.0.muted.get() == Muted::Written {
+            self.0.muted.set(Muted::No);
+            cx.waker().wake_by_ref();
+        }
         if let Some(j) = &self.0.journal {
             j.flushed();
         }
@@ -276,6 +321,9 @@ impl hyper::rt::Write for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.mutes() {
+            return Poll::Ready(Ok(bufs.iter().map(|b| b.len()).sum()));
+        }
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);

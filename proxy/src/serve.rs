@@ -11,7 +11,7 @@ use crate::rt::{Io, Timer};
 use crate::tunnel::{self, Far};
 use bytes::Bytes;
 use engine::net::Stream;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -232,7 +232,9 @@ where
     R: Future<Output = Response<Body>>,
 {
     let Some(journal) = io.journal() else {
-        return handle(request).await.map(|body| Tracked { body, io: None });
+        let response = handle(request).await;
+        drop(io.take_sent());
+        return response.map(|body| Tracked { body, io: None });
     };
     // hyper may parse the next request while the last answer waits for the client to take it
     journal.answered().await;
@@ -242,7 +244,9 @@ where
     let mark = journal.request(safe, request.body().size_hint().exact());
     request.extensions_mut().insert(mark);
     let response = handle(request).await;
-    io.set_plain(response.extensions().get::<Learned>().is_some() && plain::parse(journal.input()).is_some());
+    // it may have turned out to need no origin
+    drop(io.take_sent());
+    io.set_plain(response.extensions().get::<Learned>().is_some() && plain::is_plain(journal.input()));
     let response = if bodiless { response } else { whole(response).await };
     let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
     let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
@@ -275,22 +279,26 @@ async fn whole(response: Response<Body>) -> Response<Body> {
 /// A number that differs when the representation does, byte by byte; 0 if there is none: a strong ETag, or a Last-Modified
 /// that is old enough to be strong (RFC 9110, 8.8.2.2).
 pub(crate) fn validator(headers: &HeaderMap) -> u64 {
-    let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
-    let strong = match text(header::ETAG) {
+    validator_of(|name| headers.get(name).and_then(|v| v.to_str().ok()))
+}
+
+/// The same of fields that are found by `text`.
+pub(crate) fn validator_of<'a>(text: impl Fn(&HeaderName) -> Option<&'a str>) -> u64 {
+    let strong = match text(&header::ETAG) {
         Some(tag) if !tag.starts_with("W/") => tag,
         _ => {
             let time = |name| text(name).and_then(|t| httpdate::parse_http_date(t).ok());
-            let (Some(changed), Some(now)) = (time(header::LAST_MODIFIED), time(header::DATE)) else {
+            let (Some(changed), Some(now)) = (time(&header::LAST_MODIFIED), time(&header::DATE)) else {
                 return 0;
             };
             match now.duration_since(changed) {
-                Ok(age) if age >= Duration::from_secs(60) => text(header::LAST_MODIFIED).unwrap_or(""),
+                Ok(age) if age >= Duration::from_secs(60) => text(&header::LAST_MODIFIED).unwrap_or(""),
                 _ => return 0,
             }
         }
     };
     let mut hash = DefaultHasher::new();
-    (strong, text(header::CONTENT_ENCODING), text(header::CONTENT_TYPE)).hash(&mut hash);
+    (strong, text(&header::CONTENT_ENCODING), text(&header::CONTENT_TYPE)).hash(&mut hash);
     hash.finish().max(1)
 }
 

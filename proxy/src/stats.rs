@@ -146,9 +146,9 @@ impl Counters {
         self.add(route, outcome, took, 0);
     }
 
-    /// Counts a hit that was answered before hyper saw its request ([`crate::fast`]): in no time, in microseconds.
-    pub fn count_fast(&self, route: usize) {
-        self.add(Some(route), Outcome::Hit, Duration::ZERO, 1);
+    /// The same for one that was answered before hyper saw its request ([`crate::fast`]).
+    pub fn count_fast(&self, route: usize, outcome: Outcome, took: Duration) {
+        self.add(Some(route), outcome, took, 1);
     }
 
     fn add(&self, route: Option<usize>, outcome: Outcome, took: Duration, fast: u64) {
@@ -188,7 +188,7 @@ impl Counters {
 }
 
 impl Counters {
-    /// Hits that were answered before hyper saw their requests.
+    /// Requests that were answered before hyper saw them.
     pub fn sum_fast(&self) -> u64 {
         let threads = self.threads.lock().expect("never poisoned");
         threads.iter().flat_map(|r| r.iter().flatten()).map(|c| c.fast.load(Ordering::Relaxed)).sum()
@@ -200,7 +200,7 @@ impl Counters {
 pub struct Stats {
     /// By route, then by [`Outcome`] as number; the last row is of requests without a route.
     pub requests: Vec<Sums>,
-    /// Hits among them that were answered before hyper saw their requests.
+    /// Requests among them that were answered before hyper saw them.
     pub fast: u64,
     /// Client connections that are open.
     pub connections: usize,

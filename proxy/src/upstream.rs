@@ -1,10 +1,12 @@
 //! A request on its way through the origins of a route.
 
 use crate::body::{Body, Fate};
+use crate::direct::Bent;
 use crate::forward::{self, Way};
 use crate::headers;
 use crate::origins::Origins;
 use crate::route::{HostHeader, OriginConfig, RouteConfig, Target};
+use crate::rt::WeakIo;
 use crate::stats::Outcome;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -35,6 +37,8 @@ pub struct Upstream {
     pub first_id: usize,
     /// Who is up.
     pub origins: Origins,
+    /// How usual their answers are.
+    pub(crate) bent: Bent,
 }
 
 /// A request's head as any origin of the route gets it.
@@ -79,21 +83,30 @@ impl Upstream {
         let uri = request.uri().clone();
         let cut = if route.strip_prefix { route.prefix.as_str() } else { "" };
         let mut last = Failed::new(StatusCode::SERVICE_UNAVAILABLE, "the route has no origin");
-        for i in self.origins.order(millis()) {
+        // it may have been sent already, to one of them
+        let mut sent = way.client.and_then(WeakIo::io).and_then(|io| io.take_sent());
+        let first = sent.as_ref().map(|s| s.origin);
+        let others = std::iter::once_with(|| self.origins.order(millis())).flatten();
+        for i in first.into_iter().chain(others.filter(|i| first != Some(*i))) {
             let origin = &list[i];
             let Some(target) = forward::target(&uri, cut, &origin.path_prefix) else {
                 return Err(Failed::new(StatusCode::BAD_REQUEST, "the path can't be passed on"));
             };
             *request.uri_mut() = target;
-            if route.host_header == HostHeader::Origin {
-                set_host(&mut request, origin);
+            if route.host_header == HostHeader::Origin
+                && let Ok(host) = HeaderValue::from_str(&host_of(origin))
+            {
+                request.headers_mut().insert(HOST, host);
             }
-            let busy = self.origins.begin(i);
-            let sent = match upgrade {
-                Some(wanted) => forward::upgrade(origin, busy, request, wanted, way).await,
-                None => forward::send(self.first_id + i, origin, busy, request, way).await,
+            let id = self.first_id + i;
+            let answer = match (sent.take(), upgrade) {
+                (Some(sent), _) => Box::pin(forward::go_on(id, origin, *sent, request, way)).await,
+                (None, Some(wanted)) => {
+                    forward::upgrade(origin, self.origins.begin(i), request, wanted, way).await
+                }
+                (None, None) => forward::send(id, origin, self.origins.begin(i), request, way).await,
             };
-            match sent {
+            match answer {
                 Ok(answer) => {
                     self.origins.good(i);
                     return Ok(answer);
@@ -132,10 +145,8 @@ pub(crate) fn clients_fault(fate: Fate) -> Option<Failed> {
     })
 }
 
-fn set_host(request: &mut Request<Body>, origin: &OriginConfig) {
+/// An origin's own name, as `Host` has it.
+pub(crate) fn host_of(origin: &OriginConfig) -> String {
     let name = if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.clone() };
-    let text = if origin.port == 80 { name } else { format!("{name}:{}", origin.port) };
-    if let Ok(v) = HeaderValue::from_str(&text) {
-        request.headers_mut().insert(HOST, v);
-    }
+    if origin.port == 80 { name } else { format!("{name}:{}", origin.port) }
 }

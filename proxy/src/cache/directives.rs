@@ -10,6 +10,9 @@ use sfv::{BareItem, Dictionary, ListEntry, Parser};
 /// Larger numbers are as good as this one (RFC 9111, 1.2.2).
 const MOST: u64 = 1 << 31;
 
+/// Of an answer, for caches like this one.
+pub(super) const TARGETED: HeaderName = HeaderName::from_static("cdn-cache-control");
+
 /// All directives, of a request or a response. Times are seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "they are what the field says")]
@@ -49,7 +52,6 @@ pub struct Directives {
 impl Directives {
     /// Of a response: a field for caches like this one goes before the general one.
     pub fn of_response(headers: &HeaderMap) -> Directives {
-        const TARGETED: HeaderName = HeaderName::from_static("cdn-cache-control");
         if headers.contains_key(TARGETED)
             && let Some(targeted) = Directives::targeted(headers, &TARGETED)
         {

@@ -3,11 +3,11 @@
 //! Two questions: may this answer be kept, and for how long is it fresh ([`judge`]); may what is kept answer this request
 //! ([`decide`]). Times are seconds.
 
-use super::directives::Directives;
+use super::directives::{self, Directives};
 use crate::conditional::date;
 use http::header::{
-    AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, HeaderMap, LAST_MODIFIED,
-    SET_COOKIE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, EXPIRES, HeaderMap,
+    HeaderName, LAST_MODIFIED, SET_COOKIE, VARY,
 };
 use http::{Method, Response, StatusCode, Uri};
 use std::time::SystemTime;
@@ -65,6 +65,19 @@ pub struct Rules {
 
 /// Failures that may be remembered, if that is wanted.
 pub const NEGATIVE: &[u16] = &[400, 403, 404, 405, 410, 414, 500, 501, 502, 503, 504];
+
+/// Does [`judge`] look at this field of an answer? `name` in any case.
+pub(crate) fn reads(name: &str) -> bool {
+    let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str());
+    match name.len() {
+        4 => is(&DATE) || is(&ETAG) || is(&VARY),
+        7 => is(&EXPIRES),
+        10 => is(&SET_COOKIE),
+        13 => is(&LAST_MODIFIED) || is(&CACHE_CONTROL),
+        17 => is(&directives::TARGETED),
+        _ => false,
+    }
+}
 
 /// May an answer be kept, and how long is it fresh? `now` is when it came.
 ///

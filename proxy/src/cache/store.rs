@@ -26,7 +26,7 @@ const SHARD: u64 = 32 << 20;
 /// For the estimate of how many there will be.
 const TYPICAL: u64 = 8 << 10;
 /// How long it is remembered that an answer couldn't be kept.
-const UNCACHEABLE: Duration = Duration::from_secs(10);
+pub(crate) const UNCACHEABLE: Duration = Duration::from_secs(10);
 
 /// The primary key, or the key of a variant.
 pub type Key = Arc<str>;
@@ -111,21 +111,32 @@ impl Store {
         (self.cache.weight(), self.cache.len())
     }
 
-    /// What there is for a request. `fields` gives those that select, if it comes to that.
+    /// An answer to a request. `fields` gives those that select, if it comes to that.
     pub fn get<'a>(
         &self,
         key: &str,
         fields: impl FnOnce(&[HeaderName]) -> Cow<'a, HeaderMap>,
     ) -> Option<Arc<Object>> {
-        let object = match self.cache.get(key)? {
-            Entry::Object(o) => o,
-            Entry::Uncacheable(_) => return None,
-            Entry::Spec(spec) => match self.cache.get(&*variant(key, &spec, &fields(&spec.names)))? {
-                Entry::Object(o) => o,
-                _ => return None,
-            },
+        match self.look(key, fields) {
+            Some(Entry::Object(o)) => Some(o),
+            _ => None,
+        }
+    }
+
+    /// What there is for a request, but for the way to it.
+    pub fn look<'a>(
+        &self,
+        key: &str,
+        fields: impl FnOnce(&[HeaderName]) -> Cow<'a, HeaderMap>,
+    ) -> Option<Entry> {
+        let entry = match self.cache.get(key)? {
+            Entry::Spec(spec) => self.cache.get(&*variant(key, &spec, &fields(&spec.names)))?,
+            entry => entry,
         };
-        (!object.is_gone()).then_some(object)
+        match entry {
+            Entry::Object(o) if o.is_gone() => None,
+            entry => Some(entry),
+        }
     }
 
     /// What there is for a request, and the key of just this variant.

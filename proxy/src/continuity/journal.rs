@@ -338,9 +338,14 @@ impl Journal {
         ForwardMark { table: self.table.clone(), fd: self.fd }
     }
 
-    /// The first `len` bytes of [`Journal::input`] are a request that is safe to repeat, and isn't going to be forwarded.
+    /// The first `len` bytes of [`Journal::input`] are a request that is safe to repeat.
     pub fn plain_request(&self, len: usize) {
         self.begin_request(true, Some(len as u64));
+    }
+
+    /// Before the first byte of the request in progress goes to an origin; see [`ForwardMark`].
+    pub fn forwarded(&self) {
+        self.publish(self.flags() | FORWARDED);
     }
 
     fn begin_request(&self, safe: bool, len: Option<u64>) {

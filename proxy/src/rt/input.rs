@@ -2,6 +2,7 @@
 
 use super::Io;
 use crate::continuity::journal::Answer;
+use crate::direct::Sent;
 use bytes::{Buf, Bytes};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -71,15 +72,36 @@ impl Io {
         }
     }
 
+    /// The first `len` bytes of the input are a request, which is passed on next.
+    pub fn begin_request(&self, len: usize) {
+        if let Some(j) = &self.0.journal {
+            j.plain_request(len);
+            j.forwarded();
+        }
+    }
+
     /// The first `len` bytes of the input are a request, which is answered next: with a head of `head` bytes, and a body.
-    pub fn begin_answer(&self, len: usize, head: usize, answer: Answer) {
+    /// `begun`: it was passed on.
+    pub fn begin_answer(&self, len: usize, begun: bool, head: usize, answer: Answer) {
         match &self.0.journal {
             Some(j) => {
-                j.plain_request(len);
+                if !begun {
+                    j.plain_request(len);
+                }
                 j.begin_answer(u32::try_from(head).unwrap_or(u32::MAX), answer);
             }
             None => self.0.again.borrow_mut().advance(len),
         }
+    }
+
+    /// Leaves to hyper what has come of an answer.
+    pub(crate) fn hand_over(&self, sent: Sent) {
+        *self.0.sent.borrow_mut() = Some(Box::new(sent));
+    }
+
+    /// What [`Io::hand_over`] has left.
+    pub(crate) fn take_sent(&self) -> Option<Box<Sent>> {
+        self.0.sent.borrow_mut().take()
     }
 
     /// Writes some of an answer that was begun.

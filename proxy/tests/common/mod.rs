@@ -1,6 +1,8 @@
 //! A proxy on a real engine, an origin that does what it is told, and a client that reads what comes.
 #![allow(dead_code)]
 
+pub mod alike;
+
 use engine::acceptor::{Accepted, Acceptor, AcceptorConfig};
 use engine::{Engine, GroupConfig};
 use proxy::continuity::{Continuity, Size};
