@@ -65,16 +65,19 @@ fn half_a_head_is_kept() {
 
 #[test]
 fn a_safe_request_in_progress_is_asked_again() {
-    let (origin, mut s) = serving("");
-    let mut c = connect(&s);
-    c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-    origin.wait_seen("GET /held", 1);
-    s.kill("server", SIGKILL);
-    origin.wait_seen("GET /held", 2);
-    origin.release();
-    assert_eq!(c.read().unwrap().text(), "/held");
-    assert_eq!(c.get("/after").unwrap().text(), "/after");
-    s.stop();
+    // through the HTTP library, and without it
+    for more in ["", "[server.cache]\nmemory = \"0\"\n"] {
+        let (origin, mut s) = serving(more);
+        let mut c = connect(&s);
+        c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+        origin.wait_seen("GET /held", 1);
+        s.kill("server", SIGKILL);
+        origin.wait_seen("GET /held", 2);
+        origin.release();
+        assert_eq!(c.read().unwrap().text(), "/held");
+        assert_eq!(c.get("/after").unwrap().text(), "/after");
+        s.stop();
+    }
 }
 
 #[test]
