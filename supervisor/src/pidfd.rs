@@ -5,7 +5,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How a process ended.
@@ -57,6 +57,12 @@ impl From<OwnedFd> for PidFd {
 }
 
 impl PidFd {
+    /// Is this fd one? For fds that somebody has kept for us.
+    pub fn is_one(fd: &OwnedFd) -> bool {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+        info.is_ok_and(|text| text.lines().any(|l| l.starts_with("Pid:")))
+    }
+
     /// Takes hold of the process that has this number now. Whether it is the one that is meant, the caller has to look
     /// at after this, not before.
     ///
@@ -142,5 +148,7 @@ mod tests {
         assert!(PidFd::open(0).is_err());
         assert!(PidFd::open(-1).is_err());
         assert!(PidFd::open(i32::MAX).is_err());
+        assert!(PidFd::is_one(&PidFd::open(std::process::id() as i32).unwrap().0));
+        assert!(!PidFd::is_one(&std::fs::File::open("/dev/null").unwrap().into()));
     }
 }

@@ -80,6 +80,10 @@ pub struct Job {
     pub stdout: Output,
     /// Where its standard error goes.
     pub stderr: Output,
+    /// Bytes after which a file of its output is rotated; 0: it writes to it itself.
+    pub output_max_size: u64,
+    /// So many rotated ones are kept.
+    pub output_keep: usize,
 }
 
 /// When a job counts as ready.
@@ -161,6 +165,8 @@ impl Default for Job {
             oom_score_adj: None,
             stdout: Output::Log,
             stderr: Output::Log,
+            output_max_size: 64 << 20,
+            output_keep: 10,
         }
     }
 }
@@ -232,6 +238,12 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ("oom_score_adj", "\"none\"", "-1000 to 1000: how readily the kernel kills it when memory is short."),
     ("stdout", "\"log\"", "\"log\" (each line with the job's name), \"null\", or a file to append to."),
     ("stderr", "\"log\"", "As `stdout`."),
+    (
+        "output_max_size",
+        "\"64MiB\"",
+        "A file of its output is rotated when it is larger. \"0\": the job writes to the file itself, and nothing is rotated.",
+    ),
+    ("output_keep", "10", "No more rotated files than these are kept."),
 ];
 
 impl Job {
@@ -271,6 +283,8 @@ impl Job {
             "oom_score_adj" => oom(v).map(|n| self.oom_score_adj = n),
             "stdout" => output(v).map(|o| self.stdout = o),
             "stderr" => output(v).map(|o| self.stderr = o),
+            "output_max_size" => value::bytes(v).map(|n| self.output_max_size = n),
+            "output_keep" => value::integer(v, 0, 100_000).map(|n| self.output_keep = n as usize),
             _ => return None,
         };
         Some(done)

@@ -71,20 +71,13 @@ impl Rotation {
                 log::warn!("event=log-rotation-failed path={}: {e}", self.path.display());
             }
         }
-        for gone in self.expired(now) {
+        for gone in expired(&self.path, self.keep_days, self.keep_files, now) {
             let _ = fs::remove_file(gone);
         }
     }
 
     fn rotate(&self, now: SystemTime) -> io::Result<PathBuf> {
-        let stamp = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
-        let name = |n: u32| match n {
-            0 => with_suffix(&self.path, &stamp),
-            n => with_suffix(&self.path, &format!("{stamp}-{n:03}")),
-        };
-        let to = (0..1000).map(name).find(|p| !p.exists());
-        let to = to.ok_or_else(|| io::Error::other("a thousand rotations in one second"))?;
-        fs::rename(&self.path, &to)?;
+        let to = rename_away(&self.path, now)?;
         let file = sink::open(&self.path, true)?;
         self.share()?;
         rustix::stdio::dup2_stderr(&file)?;
@@ -92,26 +85,50 @@ impl Rotation {
         sink::reopen();
         Ok(to)
     }
+}
 
-    /// Old logs that are too old or too many.
-    fn expired(&self, now: SystemTime) -> Vec<PathBuf> {
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let prefix = with_suffix(&self.path, "");
-        let is_ours = |p: &PathBuf| {
-            let stamp = p.to_str().zip(prefix.to_str()).and_then(|(p, prefix)| p.strip_prefix(prefix));
-            stamp.is_some_and(|s| s.len() >= 16 && s.as_bytes()[8] == b'T' && s.as_bytes()[15] == b'Z')
-        };
-        let mut list: Vec<PathBuf> =
-            fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(is_ours).collect();
-        // the names are in the order of time
-        list.sort();
-        let too_many = list.len().saturating_sub(self.keep_files);
-        let oldest = now - Duration::from_secs(self.keep_days * DAY);
-        let too_old = |p: &PathBuf| {
-            self.keep_days > 0 && fs::metadata(p).and_then(|m| m.modified()).is_ok_and(|t| t < oldest)
-        };
-        list.iter().enumerate().filter(|(n, p)| *n < too_many || too_old(p)).map(|(_, p)| p.clone()).collect()
-    }
+/// Gives a log the name of now, and says which: nobody has its old name then.
+///
+/// # Errors
+/// What the system says.
+pub fn rename_away(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
+    let stamp = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+    // after all others of this second: those before it may be gone already
+    let last = rotated(path).pop();
+    let of_now = last.as_ref().and_then(|p| p.to_str()?.rsplit_once(&stamp));
+    let number = of_now.map_or(0, |(_, n)| n.trim_start_matches('-').parse::<u32>().unwrap_or(0) + 1);
+    let to = match number {
+        0 => with_suffix(path, &stamp),
+        1..1000 => with_suffix(path, &format!("{stamp}-{number:03}")),
+        _ => return Err(io::Error::other("a thousand rotations in one second")),
+    };
+    fs::rename(path, &to)?;
+    Ok(to)
+}
+
+/// Old logs of that name that are too old (days; 0: none is) or too many.
+pub fn expired(path: &Path, keep_days: u64, keep_files: usize, now: SystemTime) -> Vec<PathBuf> {
+    let list = rotated(path);
+    let too_many = list.len().saturating_sub(keep_files);
+    let oldest = now - Duration::from_secs(keep_days * DAY);
+    let too_old =
+        |p: &PathBuf| keep_days > 0 && fs::metadata(p).and_then(|m| m.modified()).is_ok_and(|t| t < oldest);
+    list.iter().enumerate().filter(|(n, p)| *n < too_many || too_old(p)).map(|(_, p)| p.clone()).collect()
+}
+
+/// Old logs of that name, the oldest first.
+fn rotated(path: &Path) -> Vec<PathBuf> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let prefix = with_suffix(path, "");
+    let is_ours = |p: &PathBuf| {
+        let stamp = p.to_str().zip(prefix.to_str()).and_then(|(p, prefix)| p.strip_prefix(prefix));
+        stamp.is_some_and(|s| s.len() >= 16 && s.as_bytes()[8] == b'T' && s.as_bytes()[15] == b'Z')
+    };
+    let mut list: Vec<PathBuf> =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(is_ours).collect();
+    // the names are in the order of time
+    list.sort();
+    list
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -154,19 +171,9 @@ mod tests {
         for other in ["traffic.log", "traffic.log.gz", "traffic.log.20260101", "other.20260101T000000Z"] {
             fs::write(dir.path().join(other), "x").unwrap();
         }
-        let mut r = Rotation {
-            path: path.clone(),
-            max_size: 0,
-            at: None,
-            keep_days: 0,
-            keep_files: 3,
-            share: None,
-            due: UNIX_EPOCH,
-            not_before: UNIX_EPOCH,
-        };
-        assert_eq!(r.expired(SystemTime::now()), [with_suffix(&path, stamps[0])]);
-        (r.keep_files, r.keep_days) = (100, 2);
-        assert!(r.expired(SystemTime::now()).is_empty());
-        assert_eq!(r.expired(SystemTime::now() + Duration::from_secs(3 * DAY)).len(), 4);
+        let now = SystemTime::now();
+        assert_eq!(expired(&path, 0, 3, now), [with_suffix(&path, stamps[0])]);
+        assert!(expired(&path, 2, 100, now).is_empty());
+        assert_eq!(expired(&path, 2, 100, now + Duration::from_secs(3 * DAY)).len(), 4);
     }
 }

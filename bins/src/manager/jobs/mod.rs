@@ -11,6 +11,7 @@
 
 mod alive;
 pub mod command;
+mod file;
 mod output;
 mod probe;
 mod ready;
@@ -47,6 +48,9 @@ pub struct Jobs {
     next_event: u64,
     settling: bool,
     census: tree::SharedCensus,
+    /// Through which output is looked at.
+    glass: Rc<RefCell<Option<output::Glass>>>,
+    files: file::Files,
     /// Where control groups are made.
     groups: Option<supervisor::cgroup::Groups>,
     /// What an earlier manager had, until it is adopted.

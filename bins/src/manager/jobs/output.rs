@@ -1,8 +1,17 @@
-//! What a job writes: line by line to our log, with its name, and into a short memory for `tail`.
+//! What a job writes: line by line to our log with its name, or to a file of its own ([`super::file`]); and into a short
+//! memory for `tail`.
+//!
+//! Bytes stay in the pipe, of which cop has a duplicate, until they have been written where they belong: they are looked at by
+//! tee(2) first and taken out after. A manager that is killed in between costs a line that is there twice, and none that is
+//! missing; an unfinished line waits in the pipe for its end, whoever is the manager then.
 
 use super::Job;
+use crate::config::job::Output;
 use crate::manager::keep::Keep;
 use engine::io::Async;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, tee};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,8 +19,11 @@ use std::rc::Rc;
 
 /// A longer line is cut into several.
 const LINE: usize = 4096;
-/// Lines that are remembered.
+/// So much is looked at at once.
+const LOOK: usize = 16 << 10;
+/// Lines that are remembered, and bytes of them.
 const LINES: usize = 200;
+const BYTES: usize = 64 << 10;
 /// After so many bytes others get their turn.
 const TURN: usize = 64 << 10;
 
@@ -19,15 +31,17 @@ const TURN: usize = 64 << 10;
 #[derive(Default)]
 pub(super) struct Tail {
     lines: VecDeque<(u64, String)>,
+    bytes: usize,
     next: u64,
 }
 
 impl Tail {
     fn push(&mut self, line: String) {
+        self.bytes += line.len();
         self.lines.push_back((self.next, line));
         self.next += 1;
-        if self.lines.len() > LINES {
-            self.lines.pop_front();
+        while self.lines.len() > LINES || self.bytes > BYTES {
+            self.bytes -= self.lines.pop_front().map_or(self.bytes, |(_, l)| l.len());
         }
     }
 
@@ -37,37 +51,86 @@ impl Tail {
     }
 }
 
-/// Reads a pipe to its end.
-pub(super) fn follow(keep: &Rc<Keep>, job: &Rc<Job>, pid: i32, pipe: OwnedFd) {
+/// One pipe for all looks: what is in it is always taken out at once.
+pub(super) struct Glass {
+    read: OwnedFd,
+    write: OwnedFd,
+    bytes: Vec<u8>,
+}
+
+impl Glass {
+    fn new() -> io::Result<Glass> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Glass { read, write, bytes: vec![0; LOOK] })
+    }
+
+    /// What is in a pipe, which stays there; nothing: its end. `AGAIN`: nothing yet.
+    fn look(&mut self, pipe: &OwnedFd) -> Result<&[u8], Errno> {
+        let n = loop {
+            match tee(pipe, &self.write, LOOK, SpliceFlags::NONBLOCK) {
+                Err(Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        let mut have = 0;
+        while have < n {
+            match rustix::io::read(&self.read, &mut self.bytes[have..n]) {
+                Err(Errno::INTR) => {}
+                other => have += other?,
+            }
+        }
+        Ok(&self.bytes[..n])
+    }
+}
+
+/// Takes that many bytes out of a pipe that has them.
+fn take(pipe: &OwnedFd, mut count: usize) -> Result<(), Errno> {
+    let mut scratch = [0; 4096];
+    while count > 0 {
+        let part = count.min(scratch.len());
+        match rustix::io::read(pipe, &mut scratch[..part]) {
+            Ok(0) => return Ok(()),
+            Ok(n) => count -= n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Is there nobody any more who could write?
+fn is_closed(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    poll(&mut fds, Some(&supervisor::clock::timespec(std::time::Duration::ZERO))).is_ok_and(|n| n > 0)
+}
+
+/// Follows a pipe to its end.
+pub(super) fn follow(keep: &Rc<Keep>, job: &Rc<Job>, pid: i32, pipe: OwnedFd, to: Output) {
     let (keep, job) = (keep.clone(), job.clone());
     drop(engine::spawn(async move {
         let Ok(pipe) = Async::new(pipe) else { return };
-        let (mut pending, mut turn) = (Vec::new(), 0);
-        loop {
-            let mut bytes = [0; 2048];
-            let n = read(&pipe, &mut bytes).await.unwrap_or(0);
-            if n == 0 {
-                break;
+        while pipe.readable().await.is_ok() {
+            // edge-triggered: noted as empty before it is emptied
+            pipe.clear_read();
+            let mut turn = 0;
+            loop {
+                match keep.pass_on(&job, pid, pipe.get_ref(), &to) {
+                    Ok(Some(0)) => return,
+                    Ok(Some(n)) => turn += n,
+                    Ok(None) => break,
+                    Err(e) => return log::error!("event=output-failed of=job job={}: {e}", job.name),
+                }
+                if turn >= TURN {
+                    turn = 0;
+                    engine::yield_now().await;
+                }
             }
-            pending.extend_from_slice(&bytes[..n]);
-            for line in lines(&mut pending) {
-                said(&keep, &job, pid, line);
-            }
-            turn += n;
-            if turn >= TURN {
-                turn = 0;
-                engine::yield_now().await;
-            }
-        }
-        if !pending.is_empty() {
-            said(&keep, &job, pid, text(&pending));
         }
     }));
 }
 
 /// Reads what there is, as soon as there is something; 0 at the end.
 pub(super) async fn read(fd: &Async<OwnedFd>, bytes: &mut [u8]) -> io::Result<usize> {
-    use rustix::io::Errno;
     loop {
         fd.readable().await?;
         match rustix::io::read(fd.get_ref(), &mut *bytes) {
@@ -78,18 +141,50 @@ pub(super) async fn read(fd: &Async<OwnedFd>, bytes: &mut [u8]) -> io::Result<us
     }
 }
 
-fn said(keep: &Keep, job: &Job, pid: i32, line: String) {
-    log::info!("job={} pid={pid}: {line}", job.name);
-    job.tail.borrow_mut().push(line);
-    keep.wake_changes();
+impl Keep {
+    /// Passes whole lines on: how many bytes these were, 0 at the end, `None` when there are none yet.
+    fn pass_on(&self, job: &Job, pid: i32, pipe: &OwnedFd, to: &Output) -> io::Result<Option<usize>> {
+        let glass = self.jobs.borrow().glass.clone();
+        let mut glass = glass.borrow_mut();
+        let glass = match &mut *glass {
+            Some(glass) => glass,
+            none => none.insert(Glass::new()?),
+        };
+        let bytes = match glass.look(pipe) {
+            Err(Errno::AGAIN) => return Ok(None),
+            other => other?,
+        };
+        if bytes.is_empty() {
+            return Ok(Some(0));
+        }
+        let (mut lines, mut whole) = lines(bytes);
+        if whole == 0 {
+            if !is_closed(pipe) {
+                return Ok(None);
+            }
+            // the last line has no end
+            (lines, whole) = (vec![text(bytes)], bytes.len());
+        }
+        match to {
+            Output::File(path) => self.write_to(job, path, &bytes[..whole]),
+            _ => lines.iter().for_each(|line| log::info!("job={} pid={pid}: {line}", job.name)),
+        }
+        {
+            let mut tail = job.tail.borrow_mut();
+            lines.into_iter().for_each(|line| tail.push(line));
+        }
+        take(pipe, whole)?;
+        self.wake_changes();
+        Ok(Some(whole))
+    }
 }
 
-/// Takes the whole lines out of what was read.
-fn lines(pending: &mut Vec<u8>) -> Vec<String> {
+/// The whole lines in what was read, and how many bytes they are.
+fn lines(bytes: &[u8]) -> (Vec<String>, usize) {
     let mut all = Vec::new();
     let mut from = 0;
     loop {
-        let rest = &pending[from..];
+        let rest = &bytes[from..];
         match rest.iter().take(LINE).position(|b| *b == b'\n') {
             Some(at) => {
                 all.push(text(&rest[..at]));
@@ -99,11 +194,9 @@ fn lines(pending: &mut Vec<u8>) -> Vec<String> {
                 all.push(text(&rest[..LINE]));
                 from += LINE;
             }
-            None => break,
+            None => return (all, from),
         }
     }
-    pending.drain(..from);
-    all
 }
 
 /// As text, without what a terminal or a log would take for something else.
@@ -121,13 +214,14 @@ mod tests {
 
     #[test]
     fn whole_lines_are_taken_and_long_ones_are_cut() {
-        let mut pending = b"one\r\ntwo\n\xff\x1b[31mthree\nrest".to_vec();
-        assert_eq!(lines(&mut pending), ["one", "two", "\u{fffd}\u{fffd}[31mthree"]);
-        assert_eq!(pending, b"rest");
-        pending.extend(std::iter::repeat_n(b'x', 2 * LINE));
-        let cut = lines(&mut pending);
+        let mut bytes = b"one\r\ntwo\n\xff\x1b[31mthree\nrest".to_vec();
+        let (all, whole) = lines(&bytes);
+        assert_eq!(all, ["one", "two", "\u{fffd}\u{fffd}[31mthree"]);
+        assert_eq!(&bytes[whole..], b"rest");
+        bytes.extend(std::iter::repeat_n(b'x', 2 * LINE));
+        let (cut, whole) = lines(&bytes[whole..]);
         assert_eq!(cut.iter().map(String::len).collect::<Vec<_>>(), [LINE, LINE]);
-        assert_eq!(pending.len(), 4);
+        assert_eq!(whole, 2 * LINE);
     }
 
     #[test]
@@ -138,5 +232,28 @@ mod tests {
         assert_eq!((all.len(), all[0], next), (LINES, "3", (LINES + 3) as u64));
         assert_eq!(t.from(next - 1).0, [(LINES + 2).to_string()]);
         assert!(t.from(next).0.is_empty());
+        // long ones are fewer
+        (0..100).for_each(|_| t.push("x".repeat(LINE)));
+        assert_eq!(t.from(0).0.len(), BYTES / LINE);
+    }
+
+    #[test]
+    fn what_is_looked_at_stays_until_it_is_taken() {
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let mut glass = Glass::new().unwrap();
+        assert_eq!(glass.look(&read), Err(Errno::AGAIN));
+        rustix::io::write(&write, b"first\nsec").unwrap();
+        for _ in 0..2 {
+            assert_eq!(glass.look(&read), Ok(&b"first\nsec"[..]));
+        }
+        take(&read, 6).unwrap();
+        rustix::io::write(&write, b"ond").unwrap();
+        assert_eq!(glass.look(&read), Ok(&b"second"[..]));
+        assert!(!is_closed(&read));
+        drop(write);
+        assert!(is_closed(&read));
+        assert_eq!(glass.look(&read), Ok(&b"second"[..]));
+        take(&read, 6).unwrap();
+        assert_eq!(glass.look(&read), Ok(&b""[..]));
     }
 }

@@ -3,9 +3,11 @@
 use super::{Job, alive, output, ready, tree};
 use crate::config;
 use crate::config::job::{Alive, Output, Ready};
+use crate::logging::sink;
 use crate::manager::keep::Keep;
 use crate::suite;
 use crate::ward::Ward;
+use anyhow::Context;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
 use policy::Time;
@@ -18,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use supervisor::clock;
 use supervisor::notify::{Field, Message};
@@ -52,8 +54,8 @@ pub struct Worker {
 
 /// What a new process has of pipes: our ends.
 struct Pipes {
-    /// Its output.
-    ours: Vec<OwnedFd>,
+    /// Its output, and where that goes.
+    ours: Vec<(OwnedFd, Output)>,
     notify: Option<OwnedFd>,
     ping: Option<OwnedFd>,
 }
@@ -252,25 +254,27 @@ impl Keep {
 
     /// A process that an earlier manager had started.
     pub(super) fn adopt_worker(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, fds: Vec<OwnedFd>) {
-        let mut fds = fds.into_iter();
-        let Some(pidfd) = fds.next().map(PidFd::from) else { return };
-        let (mut pings, pipes): (Vec<_>, Vec<_>) = fds.partition(alive::is_socket);
+        // whoever kept them need not have kept their order
+        let (mut pidfds, fds): (Vec<_>, Vec<_>) = fds.into_iter().partition(PidFd::is_one);
+        let Some(pidfd) = pidfds.pop().map(PidFd::from) else { return };
+        let (mut pings, pipes): (Vec<_>, Vec<_>) = fds.into_iter().partition(alive::is_socket);
         *w.ping.borrow_mut() = pings.pop();
         w.adopted.set(true);
         self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
         self.feed_job(job, w, Event::Adopted { ready: true });
         self.job_event(job, w, "adopted", "");
+        let pipes = outputs(job, pid, pipes);
         self.read_job(job, w, pid, pipes);
         self.begin_job_watchdog(job, w);
         alive::begin(self, job, w);
     }
 
     /// Reads its output, and has cop keep it with its pidfd.
-    fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<OwnedFd>) {
-        let duplicates = pipes.iter().filter_map(|p| p.try_clone().ok()).collect();
+    fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<(OwnedFd, Output)>) {
+        let duplicates = pipes.iter().filter_map(|(p, _)| p.try_clone().ok()).collect();
         *w.pipes.borrow_mut() = duplicates;
         w.store(&job.name, &self.upstream);
-        pipes.into_iter().for_each(|fd| output::follow(self, job, pid, fd));
+        pipes.into_iter().for_each(|(fd, to)| output::follow(self, job, pid, fd, to));
     }
 
     /// Waits for its end.
@@ -402,13 +406,16 @@ impl Keep {
                 // both into one: the order of their lines is kept
                 (_, Some(same)) => same.try_clone()?,
                 (Output::Null, _) => OpenOptions::new().write(true).open("/dev/null")?.into(),
-                (Output::File(path), _) => {
-                    OpenOptions::new().append(true).create(true).mode(0o640).open(path)?.into()
+                (Output::File(path), _) if c.output_max_size == 0 => {
+                    let file = sink::open(path, true).with_context(|| path.display().to_string())?;
+                    // opened so that a FIFO without a reader is an error; the job may wait
+                    rustix::io::ioctl_fionbio(&file, false)?;
+                    file.into()
                 }
-                (Output::Log, _) => {
+                (Output::File(_) | Output::Log, _) => {
                     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
                     rustix::io::ioctl_fionbio(&ours, true)?;
-                    pipes.ours.push(ours);
+                    pipes.ours.push((ours, to.clone()));
                     theirs
                 }
             });
@@ -493,6 +500,20 @@ pub(super) fn environment(c: &config::Job, worker: usize) -> Vec<(OsString, OsSt
         env.push((k.into(), v.into()));
     }
     env
+}
+
+/// Which of the pipes of a worker that was adopted leads where: the one that is its standard error now, and the others.
+fn outputs(job: &Job, pid: i32, pipes: Vec<OwnedFd>) -> Vec<(OwnedFd, Output)> {
+    let c = job.config.borrow();
+    let theirs = |n: u8| std::fs::metadata(format!("/proc/{pid}/fd/{n}")).map(|m| m.ino()).ok();
+    let (out, err) = (theirs(1), theirs(2));
+    let is_err = |p: &OwnedFd| {
+        let ours = rustix::fs::fstat(p).ok().map(|s| s.st_ino);
+        err.is_some() && ours == err && ours != out
+    };
+    let only_err = !matches!((&c.stdout, &c.stderr), (Output::Log | Output::File(_), _));
+    let to = |p: &OwnedFd| if only_err || is_err(p) { c.stderr.clone() } else { c.stdout.clone() };
+    pipes.into_iter().map(|p| (to(&p), p)).map(|(to, p)| (p, to)).collect()
 }
 
 /// Who it runs as.
