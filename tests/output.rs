@@ -72,7 +72,7 @@ fn a_file_rotates_and_no_line_is_lost_when_the_manager_is_killed() {
     }
     assert_eq!(next, COUNT);
     let sizes: Vec<u64> = files(&out).iter().map(|f| f.metadata().unwrap().len()).collect();
-    assert!(sizes.len() > 5 && sizes.iter().all(|n| *n < 64 << 10), "{sizes:?}");
+    assert!(sizes.len() > 2 && sizes.iter().all(|n| *n < 64 << 10), "{sizes:?}");
     assert_eq!(until_written(&err, "line\n"), "unfinished line\n");
     assert_eq!(pid(&s, "writer"), before);
     s.stop();
