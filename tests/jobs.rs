@@ -182,3 +182,81 @@ fn jobs_do_what_they_are_told() {
     }
     s.stop();
 }
+
+#[test]
+fn a_disabled_job_stays_down_until_it_is_enabled() {
+    let mut s =
+        Suite::serving(&format!("[[job]]\nname = \"mail\"\n{READY}[[job]]\nname = \"other\"\n{READY}"));
+    told(&s, &["wait-ready", "mail"]);
+    assert!(told(&s, &["disable", "mail"]).contains("mail is stopped"));
+    let refused = |s: &Suite| {
+        for verb in ["start", "restart", "wait-ready"] {
+            let said = expect_code(&s.run(MANAGER, &[verb, "mail"]), 1);
+            assert!(said.contains("mail is disabled: traffic_manager enable mail"), "{verb}: {said}");
+        }
+        told(s, &["wait-ready", "other"]);
+        assert!(workers(s, "mail").is_empty());
+        assert!(told(s, &["list"]).lines().any(|l| l.starts_with("mail ") && l.ends_with("disabled  ")));
+    };
+    refused(&s);
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=adopted of=job job=other"]);
+    refused(&s);
+    told(&s, &["reload"]);
+    refused(&s);
+    s.stop();
+    s.start();
+    refused(&s);
+    assert!(told(&s, &["enable", "mail"]).contains("mail is ready"));
+    told(&s, &["disable", "mail"]);
+    s.stop();
+    // what can't be read is set aside, and said
+    std::fs::write(s.path("state/jobs.json"), "{\"disabled\": [\"ma").unwrap();
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["event=state-unreadable", "jobs.json"]);
+    told(&s, &["wait-ready", "mail"]);
+    assert!(s.path("state/jobs.json.corrupt").exists());
+    s.stop();
+}
+
+#[test]
+fn a_restart_reaches_those_that_go_with_it_and_no_others() {
+    let job = |name: &str, more: &str| format!("[[job]]\nname = \"{name}\"\n{READY}{more}");
+    let mut s = Suite::serving(
+        &[
+            job("db", ""),
+            job("web", "after = [\"db\"]\nrestart_with = [\"db\"]\nworkers = 2\n"),
+            job("page", "after = [\"web\"]\nrestart_with = [\"web\"]\n"),
+            job("apart", "after = [\"db\"]\n"),
+        ]
+        .concat(),
+    );
+    for j in ["page", "apart"] {
+        told(&s, &["wait-ready", j]);
+    }
+    let all = |s: &Suite, name: &str| -> Vec<i64> {
+        workers(s, name).iter().map(|w| w["pid"].as_i64().unwrap()).collect()
+    };
+    let apart = all(&s, "apart");
+    for way in ["killed", "restarted"] {
+        let before = [all(&s, "web"), all(&s, "page")].concat();
+        let mark = s.mark();
+        match way {
+            "killed" => PidFd::open(pid(&s, "db")).unwrap().signal(SIGKILL).unwrap(),
+            _ => drop(told(&s, &["restart", "db"])),
+        }
+        s.wait(mark, &["event=restart of=job job=web with db"]);
+        s.wait(mark, &["event=ready of=job job=web worker=0"]);
+        s.wait(mark, &["event=ready of=job job=web worker=1"]);
+        s.wait(mark, &["event=restart of=job job=page with web"]);
+        s.wait(mark, &["event=ready of=job job=page worker=0"]);
+        told(&s, &["wait-ready", "page"]);
+        let after = [all(&s, "web"), all(&s, "page")].concat();
+        assert!(after.len() == 3 && after.iter().all(|p| !before.contains(p)), "{way}: {before:?} {after:?}");
+        assert_eq!(all(&s, "apart"), apart, "{way}");
+    }
+    assert!(!s.log.text().contains("event=restart of=job job=apart"));
+    s.stop();
+}

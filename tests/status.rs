@@ -69,7 +69,7 @@ fn what_was_is_remembered_over_starts_and_whatever_becomes_of_the_file() {
     std::fs::write(s.path("state/status.json"), "{\"starts\": 3, ").unwrap();
     let mark = s.mark();
     s.start();
-    s.wait(mark, &["event=status-unreadable"]);
+    s.wait(mark, &["event=state-unreadable"]);
     assert_eq!(file(&s)["starts"], 1);
     assert!(s.path("state/status.json.corrupt").exists());
     s.stop();

@@ -86,8 +86,14 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
     for job in jobs.as_array().into_iter().flatten() {
         let name = job["name"].as_str().unwrap_or("?");
         let workers = job["workers"].as_array().cloned().unwrap_or_default();
+        let asleep = job["asleep"] == true && job["up"] == true;
         if workers.is_empty() {
-            println!("{name:<20}{:<10}", "down");
+            let state = match (job["enabled"] == false, asleep) {
+                (true, _) => "disabled",
+                (_, true) => "asleep",
+                _ => "down",
+            };
+            println!("{name:<20}{state:<10}");
         }
         for w in workers {
             println!(
@@ -100,8 +106,28 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
                 w["last_exit"].as_str().unwrap_or("-"),
             );
         }
+        if let Some(line) = schedule_line(&job["schedule"]) {
+            println!("{:<20}{line}", "");
+        }
     }
     Ok(Exit::Done)
+}
+
+/// When a job runs next, and how it ran last, in local time.
+fn schedule_line(schedule: &Value) -> Option<String> {
+    let local = |key: &str| {
+        let at = jiff::Timestamp::from_second(schedule[key].as_i64()?).ok()?;
+        Some(at.to_zoned(jiff::tz::TimeZone::system()).strftime("%F %T%:z").to_string())
+    };
+    let last = || match (local("started"), local("ended")) {
+        (Some(started), None) => format!("running since {started}"),
+        (Some(started), Some(ended)) => {
+            let how = schedule["result"].as_str().unwrap_or("");
+            format!("last run {started} to {ended}: {how}")
+        }
+        _ => "no run yet".into(),
+    };
+    schedule.is_object().then(|| format!("next run {}; {}", local("next").unwrap_or("-".into()), last()))
 }
 
 fn request(runtime: &Runtime, method: &str, target: &str, patience: Duration) -> anyhow::Result<String> {

@@ -16,6 +16,7 @@ pub mod manager;
 pub mod orders;
 pub mod privileges;
 pub mod server;
+pub mod state_file;
 pub mod suite;
 pub mod sweep;
 pub mod top;

@@ -14,7 +14,8 @@
 //! 6. [`pulse`]: what a server's threads are doing, and when one has stalled;
 //! 7. [`watchdog`]: a process that has to say that it lives;
 //! 8. [`jobs`]: which of several jobs may start or stop;
-//! 9. [`handover`]: what the next server does with a connection of a killed one.
+//! 9. [`schedule`]: when a job that runs now and then is due;
+//! 10. [`handover`]: what the next server does with a connection of a killed one.
 
 pub mod backoff;
 pub mod check;
@@ -24,6 +25,7 @@ pub mod heartbeat;
 pub mod jobs;
 pub mod ladder;
 pub mod pulse;
+pub mod schedule;
 pub mod watchdog;
 
 /// A point of monotonic time: the duration since any fixed origin (of `CLOCK_MONOTONIC` in the programs).

@@ -4,6 +4,7 @@ use super::Listen;
 use super::job_values::{self as values, Url};
 use super::value::{self, Raw, Wrong};
 use policy::jobs::Restart;
+use policy::schedule::{Missed, Schedule};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,8 +23,18 @@ pub struct Job {
     pub workers: usize,
     /// Start when those are ready; stop before them.
     pub after: Vec<String>,
+    /// Of those, the ones whose restart restarts this too.
+    pub restart_with: Vec<String>,
     /// Start it with the manager.
     pub autostart: bool,
+    /// Start it when the first connection comes.
+    pub on_demand: bool,
+    /// And stop it when there was none for so long; zero: never.
+    pub idle_stop: Duration,
+    /// Start it at these times; None: it runs all the time.
+    pub schedule: Option<Schedule>,
+    /// What becomes of a run that was missed.
+    pub missed: Missed,
     /// When it counts as ready.
     pub ready: Ready,
     /// It says `WATCHDOG=1` at least so often; zero: it doesn't.
@@ -136,7 +147,12 @@ impl Default for Job {
             command: Vec::new(),
             workers: 1,
             after: Vec::new(),
+            restart_with: Vec::new(),
             autostart: true,
+            on_demand: false,
+            idle_stop: Duration::ZERO,
+            schedule: None,
+            missed: Missed::Run,
             ready: Ready::Running(Duration::from_secs(1)),
             watchdog: Duration::ZERO,
             alive: Alive::Unasked,
@@ -181,7 +197,32 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ),
     ("workers", "1", "How many of it; `traffic_manager want NAME N` changes it while it runs."),
     ("after", "[]", "Names of jobs: it starts when they are ready, and stops before they do."),
+    (
+        "restart_with",
+        "[]",
+        "Those of `after` whose restart (asked for, or for a crash) restarts this too, one worker after the other, when they are ready again.",
+    ),
     ("autostart", "true", "false: it waits for `traffic_manager start NAME`."),
+    (
+        "on_demand",
+        "false",
+        "true: it starts when the first connection to an address of `listen` comes; that one waits until then.",
+    ),
+    (
+        "idle_stop",
+        "\"0s\"",
+        "With `on_demand`: it is stopped when no connection to its addresses was open for so long. \"0s\": never.",
+    ),
+    (
+        "schedule",
+        "\"none\"",
+        "It runs at these times and ends by itself: \"every 5m\", \"daily 03:30\", \"mon-fri 08:00,20:00\" (local time). A run never begins beside the last one.",
+    ),
+    (
+        "missed",
+        "\"run\"",
+        "What becomes of runs that were missed by more than a minute, since nothing ran or the clock was set: run (one at once, for all of them) or skip.",
+    ),
     (
         "ready",
         "\"running 1s\"",
@@ -254,7 +295,12 @@ impl Job {
             "command" => values::command(v).map(|c| self.command = c),
             "workers" => value::integer(v, 0, MAX_WORKERS).map(|n| self.workers = n as usize),
             "after" => value::list(v, name).map(|l| self.after = l),
+            "restart_with" => value::list(v, name).map(|l| self.restart_with = l),
             "autostart" => value::boolean(v).map(|b| self.autostart = b),
+            "on_demand" => value::boolean(v).map(|b| self.on_demand = b),
+            "idle_stop" => value::duration(v).map(|d| self.idle_stop = d),
+            "schedule" => values::schedule(v).map(|s| self.schedule = s),
+            "missed" => values::missed(v).map(|m| self.missed = m),
             "ready" => values::ready(v).map(|r| self.ready = r),
             "watchdog" => value::duration(v).map(|d| self.watchdog = d),
             "alive" => values::alive(v).map(|a| self.alive = a),
@@ -297,7 +343,17 @@ impl Job {
 
     /// Does another configuration need other processes?
     pub fn differs(&self, other: &Job) -> bool {
-        let same = |j: &Job| Job { workers: 0, after: Vec::new(), autostart: true, ..j.clone() };
+        let same = |j: &Job| Job {
+            workers: 0,
+            after: Vec::new(),
+            restart_with: Vec::new(),
+            autostart: true,
+            on_demand: false,
+            idle_stop: Duration::ZERO,
+            schedule: None,
+            missed: Missed::Run,
+            ..j.clone()
+        };
         same(self) != same(other)
     }
 }

@@ -1,7 +1,9 @@
 //! Values that only a job's keys take: probes, and what keys say together.
 
+use super::Listen;
 use super::job::{Alive, Job, Ready};
 use super::value::{self, Raw, Wrong};
+use policy::schedule::{Missed, Schedule};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -124,14 +126,109 @@ pub(super) fn alive(v: &Raw) -> Result<Alive, Wrong> {
     }
 }
 
+/// When a job that runs now and then is due.
+pub(super) fn schedule(v: &Raw) -> Result<Option<Schedule>, Wrong> {
+    let text = value::text(v)?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let wrong = |why: &str| {
+        format!(
+            "{text:?} is neither \"every 5m\" nor \"daily 03:30\" nor \"mon-fri 08:00,20:00\" nor \"none\"{why}"
+        )
+    };
+    let (first, rest) = text.split_once(' ').ok_or_else(|| wrong(""))?;
+    let rest = Raw::Text(rest.trim().to_owned());
+    if first == "every" {
+        let seconds = value::positive(&rest).map_err(|e| wrong(&format!(": {e}")))?.as_secs();
+        let fits = u32::try_from(seconds).ok().filter(|n| *n > 0);
+        return fits
+            .map(|n| Some(Schedule::Every(n)))
+            .ok_or_else(|| wrong(": at least 1s, at most 136 years"));
+    }
+    let minutes = |t: &str| value::time_of_day(&Raw::Text(t.trim().to_owned())).ok().flatten();
+    let times = value::text(&rest)?;
+    let minutes: Option<Vec<u16>> = times.split(',').map(|t| minutes(t).map(|s| (s / 60) as u16)).collect();
+    match (days(first), minutes) {
+        (Some(days), Some(minutes)) if minutes.len() <= MAX_TIMES => Ok(Some(Schedule::At { days, minutes })),
+        (_, Some(minutes)) if minutes.len() > MAX_TIMES => Err(wrong(": too many times")),
+        _ => Err(wrong("")),
+    }
+}
+
+/// More times a day than these are an interval.
+const MAX_TIMES: usize = 96;
+
+/// `daily`, `sun`, `mon-fri,sun`.
+fn days(text: &str) -> Option<[bool; 7]> {
+    if text == "daily" {
+        return Some([true; 7]);
+    }
+    let names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+    let day = |name: &str| names.iter().position(|n| *n == name);
+    let mut days = [false; 7];
+    for part in text.split(',') {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to) = (day(from)?, day(to)?);
+        // sat-mon goes over the end of the week
+        (0..=(to + 7 - from) % 7).for_each(|n| days[(from + n) % 7] = true);
+    }
+    Some(days)
+}
+
+/// What becomes of a run that was missed.
+pub(super) fn missed(v: &Raw) -> Result<Missed, Wrong> {
+    match value::text(v)?.as_str() {
+        "run" => Ok(Missed::Run),
+        "skip" => Ok(Missed::Skip),
+        other => Err(format!("{other:?} is neither \"run\" nor \"skip\"")),
+    }
+}
+
 impl Job {
+    /// Does it run only when something calls it: a connection, or the clock?
+    pub fn is_called(&self) -> bool {
+        self.on_demand || self.schedule.is_some()
+    }
+
+    /// Is one that ended by itself started again?
+    pub fn goes_on(&self, success: bool) -> bool {
+        match (&self.schedule, self.restart) {
+            // the clock does that
+            (Some(_), policy::jobs::Restart::Always) => false,
+            (_, restart) => restart.goes_on(success),
+        }
+    }
+
     /// What its keys say together that can't be, each with the key that it is about.
     pub fn contradictions(&self) -> Vec<(&'static str, Wrong)> {
         let mut all = Vec::new();
         if let Err(why) = self.may_have(self.workers) {
             all.push(("alive", why));
         }
+        let mut wrong = |is: bool, key, why: &str| all.extend(is.then(|| (key, why.to_owned())));
+        wrong(self.on_demand && self.listen.is_empty(), "on_demand", "needs an address in listen");
+        wrong(self.on_demand && self.schedule.is_some(), "schedule", "excludes on_demand");
+        wrong(!self.idle_stop.is_zero() && !self.on_demand, "idle_stop", "needs on_demand = true");
+        wrong(
+            !self.idle_stop.is_zero() && self.asks_its_own_sockets(),
+            "idle_stop",
+            "alive asks on an address of listen, and what is asked is never idle: use \"ping\" or a command",
+        );
+        let stranger = self.restart_with.iter().find(|j| !self.after.contains(j));
+        if let Some(name) = stranger {
+            all.push(("restart_with", format!("{name:?} isn't in after")));
+        }
         all
+    }
+
+    fn asks_its_own_sockets(&self) -> bool {
+        let Alive::Http(url) = &self.alive else { return false };
+        let place = url.of(0).map(|p| match p.to {
+            At::Tcp(addr) => Listen::Tcp(addr),
+            At::Unix(path) => Listen::Unix(path),
+        });
+        place.is_some_and(|p| self.listen.contains(&p))
     }
 
     /// May it have so many workers?
@@ -177,6 +274,54 @@ mod tests {
         }
         // the number makes the port impossible
         assert_eq!(Url::parse("http://127.0.0.1:6000{worker}/").unwrap().of(10), None);
+    }
+
+    #[test]
+    fn schedules() {
+        let of = |text: &str| schedule(&Raw::Text(text.into()));
+        assert_eq!((of("none"), of("every 5m")), (Ok(None), Ok(Some(Schedule::Every(300)))));
+        let at = |days: &str, minutes: &[u16]| {
+            let days: Vec<bool> = days.chars().map(|c| c == 'x').collect();
+            Ok(Some(Schedule::At { days: days.try_into().unwrap(), minutes: minutes.into() }))
+        };
+        assert_eq!(of("daily 03:30"), at("xxxxxxx", &[210]));
+        assert_eq!(of("mon-fri 08:00,20:00"), at("xxxxx--", &[480, 1200]));
+        assert_eq!(of("sat-mon,wed 00:00"), at("x-x--xx", &[0]));
+        for bad in [
+            "",
+            "daily",
+            "every",
+            "every soon",
+            "every 10ms",
+            "every 200years",
+            "daily 24:00",
+            "daily none",
+            "someday 03:30",
+            "mon- 03:30",
+            "03:30",
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+        assert!(of(&format!("daily {}", vec!["00:00"; 97].join(","))).unwrap_err().contains("too many"));
+    }
+
+    #[test]
+    fn keys_that_need_or_exclude_each_other() {
+        let about = |j: Job| j.contradictions().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        let listen = vec![Listen::Tcp("127.0.0.1:80".parse().unwrap())];
+        let on_demand = Job { on_demand: true, listen, ..Job::default() };
+        let second = std::time::Duration::from_secs(1);
+        assert_eq!(about(Job { idle_stop: second, ..on_demand.clone() }), [""; 0]);
+        assert_eq!(about(Job { listen: Vec::new(), ..on_demand.clone() }), ["on_demand"]);
+        assert_eq!(about(Job { schedule: Some(Schedule::Every(1)), ..on_demand.clone() }), ["schedule"]);
+        assert_eq!(about(Job { idle_stop: second, ..Job::default() }), ["idle_stop"]);
+        let alive = |url| Alive::Http(Url::parse(url).unwrap());
+        let asking = |url| Job { idle_stop: second, alive: alive(url), ..on_demand.clone() };
+        assert_eq!(about(asking("http://127.0.0.1:80/x")), ["idle_stop"]);
+        assert_eq!(about(asking("http://127.0.0.1:81/x")), [""; 0]);
+        let with = Job { restart_with: vec!["db".into()], ..Job::default() };
+        assert_eq!(about(with.clone()), ["restart_with"]);
+        assert_eq!(about(Job { after: vec!["db".into()], ..with }), [""; 0]);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! file is a warning.
 
 use crate::config::Suite;
+use crate::state_file;
 use serde::{Deserialize, Serialize};
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
 use supervisor::clock::wall_seconds as now;
@@ -69,26 +69,13 @@ impl Record {
     /// Of this suite. What can't be read is set aside as `status.json.corrupt`.
     pub fn open(suite: &Suite) -> Record {
         let path = suite.state_dir.join("status.json");
-        let status = match read(&path) {
-            Ok(status) => status,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Status::default(),
-            Err(e) => {
-                let aside = path.with_extension("json.corrupt");
-                let moved = std::fs::rename(&path, &aside);
-                log::warn!(
-                    "event=status-unreadable path={} set_aside={}: {e}",
-                    path.display(),
-                    moved.is_ok()
-                );
-                Status::default()
-            }
-        };
+        let status = state_file::open(&path, MAX);
         Record { path, status, failed: false }
     }
 
     /// As it is, for who only looks.
     pub fn peek(suite: &Suite) -> Status {
-        read(&suite.state_dir.join("status.json")).unwrap_or_default()
+        state_file::read(&suite.state_dir.join("status.json"), MAX).unwrap_or_default()
     }
 
     /// The suite is started.
@@ -138,43 +125,14 @@ impl Record {
         self.save();
     }
 
-    /// Writes it beside and renames it: whoever reads finds one or the other, whole. It isn't synced: what a power failure
-    /// costs is less than what a slow disk would.
     fn save(&mut self) {
-        let result = self.write();
+        let result = state_file::write(&self.path, &self.status);
         match &result {
             Err(e) if !self.failed => log::warn!("event=status-failed path={}: {e}", self.path.display()),
             _ => {}
         }
         self.failed = result.is_err();
     }
-
-    fn write(&self) -> io::Result<()> {
-        let beside = self.path.with_extension("json.new");
-        let text = serde_json::to_string_pretty(&self.status).map_err(io::Error::other)?;
-        let mut file = std::fs::File::create(&beside)?;
-        let written = file.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&beside, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&beside);
-        }
-        written
-    }
-}
-
-fn read(path: &std::path::Path) -> io::Result<Status> {
-    let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, MAX + 1), &mut bytes)?;
-    if bytes.len() as u64 > MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is larger than any of ours"));
-    }
-    // serde would take a list for a record without names
-    let fields: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&bytes).map_err(invalid)?;
-    serde_json::from_value(fields.into()).map_err(invalid)
-}
-
-fn invalid(e: serde_json::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, e)
 }
 
 /// For people.

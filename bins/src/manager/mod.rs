@@ -100,6 +100,20 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Stop a job, and have it stay down until it is enabled, over restarts of the suite too
+    Disable {
+        /// The job
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Let a disabled job run again, and start it if it starts by itself
+    Enable {
+        /// The job
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Wait until all workers of a job are ready
     WaitReady {
         /// The job
@@ -172,6 +186,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::List(common) => commands::list(&common),
         Command::Start { name, common } => commands::job(&common, &name, "start"),
         Command::Stop { name, common } => commands::job(&common, &name, "stop"),
+        Command::Disable { name, common } => commands::job(&common, &name, "disable"),
+        Command::Enable { name, common } => commands::job(&common, &name, "enable"),
         Command::WaitReady { name, common } => commands::job(&common, &name, "wait-ready"),
         Command::Want { name, workers, common } => {
             commands::job(&common, &name, &format!("want?n={workers}"))

@@ -64,7 +64,7 @@ async fn watch(keep: Rc<Keep>, job: Rc<Job>, w: Rc<Worker>, mut asker: Asker, li
     let mut beat = Heartbeat::new(limits);
     beat.start(clock::now());
     let mut action = beat.tick(clock::now());
-    while w.generation() == generation && w.is_ready() {
+    while w.generation() == generation && w.is_ready() && w.pid().is_some() {
         action = match action {
             Action::Verdict { misses } => {
                 let how = format!("no good answer to {asker} {misses} times in a row");

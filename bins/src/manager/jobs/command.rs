@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /jobs` | all of them, as JSON |
 //! | `POST /jobs/NAME/start`, `stop`, `restart` | when it has happened, or why it hasn't; `restart` is one worker after the other |
+//! | `POST /jobs/NAME/disable`, `enable` | it is down, and stays so over restarts of the suite; or it is ready again |
 //! | `POST /jobs/NAME/want?n=N` | other workers are started or stopped |
 //! | `POST /jobs/NAME/signal?signal=HUP` | how many got it |
 //! | `POST /jobs/NAME/wait-ready` | when all its workers are ready |
@@ -63,6 +64,16 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
         return Some((StatusCode::CONFLICT, "the suite is being stopped\n".into()));
     }
     Some(match verb {
+        "start" | "restart" | "wait-ready" if !job.enabled.get() => {
+            (StatusCode::CONFLICT, format!("{name} is disabled: traffic_manager enable {name}\n"))
+        }
+        "enable" => enable(keep, &job).await,
+        "disable" => disable(keep, &job).await,
+        "start" if !job.call.is_awake() => {
+            job.up.set(true);
+            keep.wake_job(&job, "start");
+            wait_ready(keep, &job).await
+        }
         "start" => {
             job.up.set(true);
             job.workers.borrow().iter().for_each(|w| w.forget_finish());
@@ -73,8 +84,7 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
             wait_ready(keep, &job).await
         }
         "stop" => {
-            job.up.set(false);
-            keep.settle_jobs();
+            stop(keep, &job);
             wait_down(keep, &job).await
         }
         "restart" => {
@@ -101,6 +111,35 @@ fn only(allowed: bool) -> Option<Answer> {
         .then(|| (StatusCode::METHOD_NOT_ALLOWED, "GET is for questions, POST for commands\n".to_owned()))
 }
 
+fn stop(keep: &Rc<Keep>, job: &Rc<Job>) {
+    job.up.set(false);
+    keep.sleep_job(job, "stopped");
+    keep.settle_jobs();
+}
+
+async fn enable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+    if let Err(e) = keep.remember_disabled(job, false) {
+        return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
+    }
+    if !job.enabled.replace(true) {
+        job.up.set(job.config.borrow().autostart);
+    }
+    keep.settle_jobs();
+    match job.up.get() {
+        true => wait_ready(keep, job).await,
+        false => (OK, format!("{} may be started\n", job.name)),
+    }
+}
+
+async fn disable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+    if let Err(e) = keep.remember_disabled(job, true) {
+        return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
+    }
+    job.enabled.set(false);
+    stop(keep, job);
+    wait_down(keep, job).await
+}
+
 fn want(keep: &Rc<Keep>, job: &Job, workers: usize) -> Answer {
     if let Err(why) = job.config.borrow().may_have(workers) {
         return (StatusCode::CONFLICT, format!("{why}\n"));
@@ -123,7 +162,11 @@ fn signal(job: &Job, name: &str) -> Answer {
 }
 
 /// Waits until something is there, or the patience is over.
-async fn until<T>(keep: &Rc<Keep>, patience: Duration, mut what: impl FnMut() -> Option<T>) -> Option<T> {
+pub(super) async fn until<T>(
+    keep: &Rc<Keep>,
+    patience: Duration,
+    mut what: impl FnMut() -> Option<T>,
+) -> Option<T> {
     let there = poll_fn(|cx| match what() {
         Some(t) => Poll::Ready(t),
         None => {
@@ -180,42 +223,4 @@ async fn events(keep: &Rc<Keep>, from: Option<u64>) -> Answer {
     };
     let text = until(keep, FOLLOW, look).await.unwrap_or_else(|| format!("{}\n", from.unwrap_or(0)));
     (OK, text)
-}
-
-impl Keep {
-    /// Restarts a job, one worker after the other, in the background.
-    pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>) {
-        let keep = self.clone();
-        drop(engine::spawn(async move {
-            if let Err(why) = keep.roll_now(&job).await {
-                log::error!("event=roll-failed of=job job={}: {}", job.name, why.trim_end());
-            }
-        }));
-    }
-
-    /// The next worker is restarted when the last one is ready again.
-    async fn roll_now(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
-        let workers = job.workers.borrow().clone();
-        for w in workers.iter().filter(|w| w.index < job.want.get()) {
-            let before = w.generation();
-            w.forget_finish();
-            self.feed_job(job, w, Event::Restart);
-            let patience = {
-                let c = job.config.borrow();
-                c.stop_timeout + c.start_grace + Duration::from_secs(15)
-            };
-            let done = until(self, patience, || {
-                let new = w.generation() != before;
-                (new && (w.is_ready() || w.has_finished() == Some(true))).then_some(true).or_else(|| {
-                    (w.has_given_up() || (new && w.has_finished() == Some(false)) || !job.up.get())
-                        .then_some(false)
-                })
-            });
-            if done.await != Some(true) {
-                let why = format!("worker {} of {} didn't get ready: {}\n", w.index, job.name, w.status());
-                return Err(why);
-            }
-        }
-        Ok(())
-    }
 }

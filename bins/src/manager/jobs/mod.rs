@@ -7,18 +7,28 @@
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
 //! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `alive` (does it still
-//! work?), `probe` (what is asked then), `output` (what it writes), `table` (a reload), [`command`] (what may be asked).
+//! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `called` and
+//! `calendar` (jobs that sleep), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
+//! [`command`] (what may be asked).
 
 mod alive;
+mod calendar;
+mod called;
 pub mod command;
 mod file;
+mod memory;
 mod output;
 mod probe;
 mod ready;
+mod roll;
 mod table;
 mod tree;
 mod worker;
 
+use self::calendar::Alarm;
+use self::called::Call;
+use self::memory::Memory;
+use self::roll::Rolling;
 use super::keep::Keep;
 use super::listeners::Listener;
 use crate::config;
@@ -53,6 +63,8 @@ pub struct Jobs {
     files: file::Files,
     /// Where control groups are made.
     groups: Option<supervisor::cgroup::Groups>,
+    memory: Memory,
+    alarm: Alarm,
     /// What an earlier manager had, until it is adopted.
     left: Vec<Left>,
 }
@@ -76,6 +88,13 @@ pub(super) struct Job {
     want: Cell<usize>,
     /// Wanted by its operator.
     up: Cell<bool>,
+    /// It may be started.
+    enabled: Cell<bool>,
+    call: Call,
+    /// Processes that ended of those that were wished for, and how many of them those that go with it have been told of.
+    losses: Cell<u64>,
+    losses_told: Cell<u64>,
+    rolling: Rolling,
     /// Not in the configuration any more.
     removed: Cell<bool>,
     /// Its last lines.
@@ -102,12 +121,24 @@ impl Jobs {
 }
 
 impl Job {
-    /// Is every worker that is wished for ready? One that has done its work in order is.
+    /// Is every worker that is wished for ready? One that has done its work in order is; and a job that sleeps, unless its last
+    /// run has failed: who comes to it is served.
     fn is_ready(&self) -> bool {
         let workers = self.workers.borrow();
         let want = self.want.get();
         let ready = |w: &Rc<Worker>| w.is_ready() || w.has_finished() == Some(true);
-        self.up.get() && want > 0 && workers.iter().filter(|w| w.index < want && ready(w)).count() == want
+        let all = match self.call.is_awake() {
+            true => workers.iter().filter(|w| w.index < want && ready(w)).count() == want,
+            false => workers.iter().all(|w| w.has_finished() != Some(false)),
+        };
+        self.up.get() && want > 0 && all
+    }
+
+    /// For a job that is over: the failure of a worker, else how the last one ended.
+    fn how_it_ended(&self) -> String {
+        let workers = self.workers.borrow();
+        let failed = workers.iter().find(|w| w.has_finished() != Some(true));
+        failed.or(workers.last()).map_or_else(String::new, |w| w.last_exit())
     }
 
     fn is_down(&self) -> bool {
@@ -128,6 +159,8 @@ impl Job {
             "name": self.name,
             "command": config.command,
             "up": self.up.get(),
+            "enabled": self.enabled.get(),
+            "asleep": !self.call.is_awake(),
             "want": self.want.get(),
             "ready": self.is_ready(),
             "listen": self.listeners.borrow().iter().map(|l| l.bound.clone()).collect::<Vec<_>>(),
@@ -152,7 +185,13 @@ fn limits(config: &config::Job) -> Limits {
 impl Keep {
     /// The state of all jobs.
     pub(super) fn jobs_status(&self) -> Vec<Value> {
-        self.jobs.borrow().list.iter().map(|j| j.status()).collect()
+        let list = self.jobs.borrow().list.clone();
+        let with_schedule = |j: &Rc<Job>| {
+            let mut status = j.status();
+            status["schedule"] = self.schedule_status(j);
+            status
+        };
+        list.iter().map(with_schedule).collect()
     }
 
     /// All processes of jobs.
@@ -196,10 +235,13 @@ impl Keep {
             // one that is stopped by itself doesn't wait for those that come after it
             let may_stop = !stopping || order.may_stop(n, |j| down[j]);
             let may_start = order.may_start(n, |j| ready[j]);
-            job.make_workers(&mut job.workers.borrow_mut(), wanted);
+            let awake = job.call.is_awake();
+            if awake {
+                job.make_workers(&mut job.workers.borrow_mut(), wanted);
+            }
             let workers = job.workers.borrow().clone();
             for w in &workers {
-                match w.index < wanted {
+                match w.index < wanted && awake {
                     true if may_start && w.is_at_rest() && w.has_finished().is_none() => {
                         self.feed_job(job, w, Event::WantUp);
                     }
@@ -207,15 +249,30 @@ impl Keep {
                     _ => {}
                 }
             }
-            job.workers.borrow_mut().retain(|w| w.index < wanted || w.exists() || w.is_wanted());
+            // what has finished is remembered while its job sleeps
+            let stays = |w: &Worker| w.index < wanted && (awake || w.has_finished().is_some());
+            job.workers.borrow_mut().retain(|w| stays(w) || w.exists() || w.is_wanted());
+            self.sleep_when_done(job);
+            self.mind_calls(job);
         }
+        self.restart_with(&list, &ready);
         self.drop_removed_jobs();
+        self.look_at_calendar();
     }
 
     /// One line for the log, and one for who follows the events.
     fn job_event(&self, job: &Job, worker: &Worker, event: &str, detail: &str) {
-        let (name, index, pid) = (&job.name, worker.index, worker.pid().unwrap_or(0));
-        log::info!("event={event} of=job job={name} worker={index} pid={pid} {detail}");
+        self.job_note(job, Some(worker), event, detail);
+    }
+
+    /// The same; without a worker it is about the job as a whole.
+    fn job_note(&self, job: &Job, worker: Option<&Worker>, event: &str, detail: &str) {
+        let name = &job.name;
+        let (index, pid) = worker.map_or((None, 0), |w| (Some(w.index), w.pid().unwrap_or(0)));
+        match index {
+            Some(index) => log::info!("event={event} of=job job={name} worker={index} pid={pid} {detail}"),
+            None => log::info!("event={event} of=job job={name} {detail}"),
+        }
         let mut jobs = self.jobs.borrow_mut();
         let seq = jobs.next_event;
         jobs.next_event += 1;

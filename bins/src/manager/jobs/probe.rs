@@ -1,8 +1,8 @@
 //! What a worker is asked from outside: an HTTP request, or a command that finds out in its own way. Both are bounded in time
 //! and bytes, and neither holds up the manager.
 
-use super::Job;
 use super::worker::{credentials, environment};
+use super::{Job, tree};
 use crate::config::job_values::{At, Place};
 use crate::manager::hook::Ended;
 use crate::manager::keep::Keep;
@@ -89,16 +89,16 @@ pub(super) async fn exec(keep: &Rc<Keep>, job: &Job, worker: usize, command: &[S
         let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else {
             return false;
         };
+        // one that outlives its manager is found by its mark, and ended with the worker
+        let mut env = environment(&c, worker);
+        let (name, whose) = tree::mark(keep);
+        env.push((name.into(), whose));
         let spec = credentials(&c).map(|credentials| Spec {
             stdio: [Some(null.as_fd()); 3],
             cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
             umask: c.umask,
             credentials,
-            ..Spec::new(
-                suite::find_program(&command[0]),
-                command.iter().map(OsString::from).collect(),
-                environment(&c, worker),
-            )
+            ..Spec::new(suite::find_program(&command[0]), command.iter().map(OsString::from).collect(), env)
         });
         spec.and_then(|spec| Ok(spawn(&spec)?)).map(|spawned| (spawned, c.probe_timeout))
     };

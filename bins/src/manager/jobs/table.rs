@@ -1,6 +1,9 @@
 //! The table of jobs: from the configuration, and from one configuration to the next.
 
+use super::called::Call;
+use super::memory::Memory;
 use super::output::Tail;
+use super::roll::Rolling;
 use super::{Job, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
@@ -37,18 +40,32 @@ impl Keep {
         let config = self.config.borrow().jobs.clone();
         {
             let mut jobs = self.jobs.borrow_mut();
+            jobs.memory = Memory::open(&self.config.borrow().suite.state_dir);
             let list = config.into_iter().zip(sockets);
             jobs.list = list.map(|(c, sockets)| Rc::new(Job::new(c, sockets))).collect();
             jobs.order = order(&jobs.list);
         }
         let groups = tree::groups(&self.config.borrow().manager.cgroup);
         self.jobs.borrow_mut().groups = groups;
+        self.apply_memory();
         self.store_jobs(&self.upstream);
         self.adopt_jobs();
         if !self.jobs.borrow().list.is_empty() {
             self.end_unknown();
         }
         self.settle_jobs();
+    }
+
+    /// What is remembered of them, and what they plan.
+    fn apply_memory(&self) {
+        let list = self.jobs.borrow().list.clone();
+        for job in list.iter().filter(|j| !j.removed.get()) {
+            let disabled = self.jobs.borrow().memory.is.disabled.contains(&job.name);
+            if job.enabled.replace(!disabled) && disabled {
+                job.up.set(false);
+            }
+            self.plan(job);
+        }
     }
 
     /// What an earlier manager has left: it is adopted, or ended if there is no place for it any more.
@@ -76,6 +93,7 @@ impl Keep {
                 continue;
             }
             // it is there already: the wish alone would start another
+            job.call.set_awake(true);
             self.adopt_worker(&job, &worker, l.pid, l.fds);
             self.feed_job(&job, &worker, Event::WantUp);
         }
@@ -113,6 +131,12 @@ impl Keep {
                 }
                 let before = job.config.replace(c);
                 let c = job.config.borrow();
+                match (before.is_called(), c.is_called()) {
+                    (_, false) => job.call.set_awake(true),
+                    (false, true) => job.call.set_awake(!job.is_down()),
+                    (true, true) => {}
+                }
+                job.call.look_away();
                 if before.workers != c.workers || c.may_have(job.want.get()).is_err() {
                     job.want.set(c.workers);
                 }
@@ -132,6 +156,7 @@ impl Keep {
             jobs.order = order(&list);
             jobs.list = list;
         }
+        self.apply_memory();
         self.store_jobs(&self.upstream);
         changed.into_iter().for_each(|job| self.roll(job));
         self.settle_jobs();
@@ -145,6 +170,7 @@ impl Keep {
             return;
         }
         for job in gone {
+            job.call.look_away();
             job.listeners.borrow().iter().for_each(|l| self.upstream.forget_fds(&l.fd_name()));
         }
         jobs.order = order(&jobs.list);
@@ -171,6 +197,11 @@ impl Job {
             name: config.name.clone(),
             want: Cell::new(config.workers),
             up: Cell::new(config.autostart),
+            enabled: Cell::new(true),
+            call: Call::new(!config.is_called()),
+            losses: Cell::default(),
+            losses_told: Cell::default(),
+            rolling: Rolling::default(),
             removed: Cell::new(false),
             listeners: RefCell::new(listeners),
             workers: RefCell::default(),

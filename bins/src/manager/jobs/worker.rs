@@ -134,6 +134,16 @@ impl Worker {
         self.finished.get()
     }
 
+    /// No more is tried, and that is the end of it.
+    pub(super) fn fail(&self) {
+        self.finished.set(Some(false));
+    }
+
+    /// How its last process ended.
+    pub(super) fn last_exit(&self) -> String {
+        self.last_exit.borrow().clone().unwrap_or_default()
+    }
+
     /// It may run again.
     pub(super) fn forget_finish(&self) {
         self.finished.set(None);
@@ -316,7 +326,10 @@ impl Keep {
         let End { generation, success } = end;
         let by_itself =
             w.machine.borrow().is_wanted() && !matches!(w.machine.borrow().state(), State::Stopping { .. });
-        if by_itself && !job.config.borrow().restart.goes_on(success) {
+        if w.index < job.want.get() {
+            job.losses.set(job.losses.get() + 1);
+        }
+        if by_itself && !job.config.borrow().goes_on(success) {
             w.finished.set(Some(success));
             self.feed_job(job, w, Event::WantDown);
         }

@@ -1,0 +1,168 @@
+//! The clock that calls jobs: one timer for all of them, on the wall clock. It fires too when that is set, and when the machine
+//! wakes up after a time that has passed. What is due is `policy::schedule`'s to say.
+
+use super::Job;
+use super::memory::Run;
+use crate::manager::keep::Keep;
+use engine::io::Async;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use policy::schedule::{Due, Plan, Wall};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use serde_json::{Value, json};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use supervisor::clock::wall_seconds;
+
+/// The timer of all schedules.
+#[derive(Default)]
+pub(super) struct Alarm {
+    timer: Option<Rc<Async<OwnedFd>>>,
+    at: Option<Wall>,
+}
+
+fn now() -> Wall {
+    Wall::try_from(wall_seconds()).unwrap_or(Wall::MAX)
+}
+
+/// Seconds that this machine's time zone is ahead of UTC at a time.
+fn offset() -> impl Fn(Wall) -> i64 {
+    let zone = TimeZone::system();
+    move |at| i64::from(zone.to_offset(Timestamp::from_second(at).unwrap_or_default()).seconds())
+}
+
+impl Keep {
+    /// Begins the runs that are due, and sets the timer for the next one.
+    pub(super) fn look_at_calendar(self: &Rc<Self>) {
+        let list = self.jobs.borrow().list.clone();
+        let planned: Vec<_> = list.iter().filter(|j| j.call.plan.borrow().is_some()).collect();
+        if planned.is_empty() && self.jobs.borrow().alarm.at.is_none() {
+            return;
+        }
+        let offset = offset();
+        let mut next: Option<Wall> = None;
+        for job in planned {
+            if !job.up.get() || job.removed.get() || self.is_stopping() {
+                continue;
+            }
+            let missed = job.config.borrow().missed;
+            let look = || {
+                let busy = job.call.is_awake();
+                job.call.plan.borrow_mut().as_mut().map(|p| p.look(now(), busy, missed, &offset))
+            };
+            let due = look();
+            match due {
+                Some(Due::Run) => self.wake_job(job, "schedule"),
+                Some(Due::Overlaps) => self.job_note(job, None, "skipped", "the last run goes on still"),
+                Some(Due::Missed) => self.job_note(job, None, "skipped", "it was missed"),
+                Some(Due::NotBefore(_)) | None => {}
+            }
+            if let Some(Due::NotBefore(at)) = due.filter(|d| matches!(d, Due::NotBefore(_))).or_else(look) {
+                next = Some(next.map_or(at, |n| n.min(at)));
+            }
+        }
+        self.remember_plans(&list);
+        if let Err(e) = self.set_alarm(next) {
+            log::error!("event=alarm-failed: {e}");
+        }
+    }
+
+    /// Gives a job the plan of its configuration.
+    pub(super) fn plan(&self, job: &Job) {
+        let schedule = job.config.borrow().schedule.clone();
+        let mut plan = job.call.plan.borrow_mut();
+        if plan.as_ref().map(Plan::schedule) == schedule.as_ref() {
+            return;
+        }
+        let dealt = self.jobs.borrow().memory.is.runs.get(&job.name).map(|r| r.dealt);
+        // another schedule than the last one owes nothing
+        let dealt = dealt.filter(|_| plan.is_none());
+        *plan = schedule.map(|s| Plan::new(s, dealt, now()));
+    }
+
+    fn remember_plans(&self, list: &[Rc<Job>]) {
+        let mut jobs = self.jobs.borrow_mut();
+        let runs = &mut jobs.memory.is.runs;
+        runs.retain(|name, _| list.iter().any(|j| j.name == *name && j.call.plan.borrow().is_some()));
+        for job in list {
+            if let Some(plan) = &*job.call.plan.borrow() {
+                runs.entry(job.name.clone()).or_default().dealt = plan.dealt();
+            }
+        }
+        let _ = jobs.memory.save();
+    }
+
+    pub(super) fn run_begins(&self, job: &Job) {
+        if let Some(plan) = &mut *job.call.plan.borrow_mut() {
+            plan.started(now());
+            let run = Run { dealt: plan.dealt(), started: Some(now()), ended: None, result: None };
+            self.remember_run(job, run);
+        }
+    }
+
+    pub(super) fn run_ends(&self, job: &Job, how: &str) {
+        if let Some(plan) = &*job.call.plan.borrow() {
+            let started = self.last_run(job).and_then(|r| r.started);
+            let run = Run { dealt: plan.dealt(), started, ended: Some(now()), result: Some(how.to_owned()) };
+            self.remember_run(job, run);
+        }
+    }
+
+    fn remember_run(&self, job: &Job, run: Run) {
+        let mut jobs = self.jobs.borrow_mut();
+        jobs.memory.is.runs.insert(job.name.clone(), run);
+        let _ = jobs.memory.save();
+    }
+
+    fn last_run(&self, job: &Job) -> Option<Run> {
+        self.jobs.borrow().memory.is.runs.get(&job.name).cloned()
+    }
+
+    /// For the status: when it runs next, and how it ran last. Times are seconds since 1970.
+    pub(super) fn schedule_status(&self, job: &Job) -> Value {
+        let plan = job.call.plan.borrow();
+        let Some(plan) = &*plan else { return Value::Null };
+        let next = plan.schedule().after(plan.dealt(), &offset()).filter(|_| job.up.get());
+        let last = self.last_run(job).unwrap_or_default();
+        json!({ "next": next, "started": last.started, "ended": last.ended, "result": last.result })
+    }
+
+    /// Sets the timer; the first time begins to listen to it.
+    fn set_alarm(self: &Rc<Self>, at: Option<Wall>) -> io::Result<()> {
+        let timer = {
+            let mut jobs = self.jobs.borrow_mut();
+            if jobs.alarm.at == at {
+                return Ok(());
+            }
+            jobs.alarm.at = at;
+            match &jobs.alarm.timer {
+                Some(timer) => timer.clone(),
+                None => {
+                    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                    let timer = Rc::new(Async::new(timerfd_create(TimerfdClockId::Realtime, flags)?)?);
+                    jobs.alarm.timer = Some(timer.clone());
+                    drop(engine::spawn(self.clone().hear_alarm(timer.clone())));
+                    timer
+                }
+            }
+        };
+        let time = |s: Wall| Timespec { tv_sec: s, tv_nsec: 0 };
+        let when = Itimerspec { it_interval: time(0), it_value: time(at.unwrap_or(0)) };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        timerfd_settime(timer.get_ref(), flags, &when)?;
+        Ok(())
+    }
+
+    async fn hear_alarm(self: Rc<Self>, timer: Rc<Async<OwnedFd>>) {
+        while timer.readable().await.is_ok() {
+            timer.clear_read();
+            // ECANCELED: the clock was set
+            let _ = rustix::io::read(timer.get_ref(), &mut [0; 8][..]);
+            self.jobs.borrow_mut().alarm.at = None;
+            self.settle_jobs();
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Jobs that sleep until something calls them: a connection, or the clock.
+
+mod common;
+
+use common::jobs::*;
+use common::*;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::FromRawFd;
+use supervisor::pidfd::PidFd;
+
+/// What the jobs of these tests run: this program, started by a manager. It tells who connects its pid, and keeps the
+/// connection until the other end closes it. The job "once" ends after that.
+#[test]
+fn greeter() {
+    let Ok(job) = std::env::var("TRAFFIC_JOB") else { return };
+    // SAFETY: the manager hands it over, and nobody else here has it.
+    let listener = unsafe { TcpListener::from_raw_fd(3) };
+    listener.set_nonblocking(false).unwrap();
+    loop {
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut greet = move || {
+            writeln!(peer, "{}", std::process::id()).unwrap();
+            let _ = std::io::copy(&mut peer, &mut std::io::sink());
+        };
+        match job.as_str() {
+            "once" => return greet(),
+            _ => drop(std::thread::spawn(greet)),
+        }
+    }
+}
+
+fn greeting(name: &str, more: &str) -> String {
+    let program = std::env::current_exe().unwrap();
+    format!(
+        "[[job]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\non_demand = true\nready = \"running 1ms\"\n\
+         stdout = \"null\"\n{more}command = [{program:?}, \"--exact\", \"greeter\", \"--nocapture\"]\n"
+    )
+}
+
+fn addr(s: &Suite, name: &str) -> SocketAddr {
+    job(s, name)["listen"][0].as_str().unwrap().parse().unwrap()
+}
+
+/// A connection, and the pid of who serves it.
+#[track_caller]
+fn connect(to: SocketAddr) -> (BufReader<TcpStream>, i32) {
+    let stream = TcpStream::connect_timeout(&to, LONG).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let (mut stream, mut line) = (BufReader::new(stream), String::new());
+    stream.read_line(&mut line).unwrap();
+    (stream, line.trim().parse().unwrap_or_else(|_| panic!("{line:?} is no pid")))
+}
+
+#[test]
+fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
+    let idle = "idle_stop = \"400ms\"\n";
+    let mut s = Suite::serving(
+        &[
+            greeting("a", idle),
+            greeting("b", idle),
+            format!("[[job]]\nname = \"c\"\nafter = [\"a\"]\n{READY}"),
+        ]
+        .concat(),
+    );
+    // who comes after a job that sleeps needn't wait for it
+    told(&s, &["wait-ready", "c"]);
+    assert!(workers(&s, "a").is_empty() && job(&s, "a")["asleep"] == true);
+    assert!(told(&s, &["list"]).lines().any(|l| l.starts_with("a ") && l.contains("asleep")));
+    let (a, b) = (addr(&s, "a"), addr(&s, "b"));
+    let mark = s.mark();
+    let (open, first) = connect(a);
+    assert_eq!(pid(&s, "a"), first);
+    // b comes and goes, twice, while a has somebody
+    for _ in 0..2 {
+        let mark = s.mark();
+        drop(connect(b));
+        s.wait(mark, &["event=asleep of=job job=b idle"]);
+        s.wait(mark, &["event=exit of=job job=b", "SIGTERM"]);
+    }
+    assert_eq!(s.log.try_wait(mark, &["event=asleep of=job job=a"], std::time::Duration::ZERO), None);
+    drop(open);
+    s.wait(mark, &["event=asleep of=job job=a idle"]);
+    s.wait(mark, &["event=exit of=job job=a"]);
+    // the next manager watches too; nobody is refused meanwhile
+    s.kill("manager", SIGKILL);
+    let (_open, second) = connect(a);
+    assert_ne!(first, second);
+    // and one that is awake stays so, with the manager after that
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=adopted of=job job=a", &format!("pid={second}")]);
+    assert!(told(&s, &["stop", "a"]).contains("a is stopped"));
+    assert!(workers(&s, "a").is_empty());
+    told(&s, &["start", "a"]);
+    assert_ne!(pid(&s, "a"), second);
+    s.stop();
+}
+
+#[test]
+fn a_job_that_ends_by_itself_is_called_again_by_the_next_connection() {
+    let mut s = Suite::serving(&greeting("once", "restart = \"on-failure\"\n"));
+    let addr = addr(&s, "once");
+    let (one, first) = connect(addr);
+    // it takes nobody else while it has this one: it ends then, and is called by who waits
+    let next = std::thread::spawn(move || connect(addr).1);
+    let mark = s.mark();
+    drop(one);
+    s.wait(mark, &["event=asleep of=job job=once exit code 0"]);
+    s.wait(mark, &["event=called of=job job=once connection"]);
+    assert_ne!(next.join().unwrap(), first);
+    // a crash isn't the end of its work
+    let mark = s.mark();
+    let (_open, third) = connect(addr);
+    PidFd::open(third).unwrap().signal(SIGKILL).unwrap();
+    s.wait(mark, &["event=ready of=job job=once"]);
+    assert!(job(&s, "once")["asleep"] == false);
+    s.stop();
+}
+
+#[test]
+fn the_clock_starts_a_job_again_and_again_and_never_beside_itself() {
+    let mut s = Suite::new("");
+    let (runs, gate) = (s.path("runs"), s.path("gate"));
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    let command = format!("echo run >>{}; exec cat {}", runs.display(), gate.display());
+    config(
+        &s,
+        &format!(
+            "[[job]]\nname = \"tick\"\nschedule = \"every 1s\"\ncommand = [\"sh\", \"-c\", {command:?}]\n"
+        ),
+    );
+    s.start();
+    let count = || std::fs::read_to_string(&runs).unwrap_or_default().lines().count();
+    let open_gate = || std::fs::OpenOptions::new().write(true).open(&gate).unwrap();
+    for n in 1..=2 {
+        let mark = s.mark();
+        s.wait(mark, &["event=skipped of=job job=tick", "goes on still"]);
+        assert_eq!(count(), n);
+        let mark = s.mark();
+        drop(open_gate());
+        s.wait(mark, &["event=asleep of=job job=tick exit code 0"]);
+        s.wait(mark, &["event=called of=job job=tick schedule"]);
+    }
+    let status = job(&s, "tick")["schedule"].clone();
+    let time = |key: &str| status[key].as_i64().unwrap_or_else(|| panic!("{status}"));
+    assert_eq!(time("next"), time("started") + 1, "{status}");
+    let list = told(&s, &["list"]);
+    assert!(list.contains("next run 20") && list.contains("running since 20"), "{list}");
+    // stopped, it isn't called any more
+    told(&s, &["stop", "tick"]);
+    assert_eq!(job(&s, "tick")["schedule"]["result"], "stopped");
+    assert!(told(&s, &["list"]).contains("next run -; last run 20"));
+    s.stop();
+}
+
+#[test]
+fn a_run_that_was_missed_is_made_up_for_if_that_is_wanted() {
+    // a time of day that is far from now
+    let hour = (supervisor::clock::wall_seconds() / 3600 + 12) % 24;
+    let job_of = |name: &str, more: &str| {
+        format!(
+            "[[job]]\nname = \"{name}\"\nschedule = \"daily {hour:02}:30\"\n{more}command = [\"false\"]\n"
+        )
+    };
+    let mut s = Suite::new(&[job_of("late", ""), job_of("strict", "missed = \"skip\"\n")].concat());
+    s.env.push(("TZ".into(), "UTC".into()));
+    s.start();
+    // nothing was planned before: nothing is missed
+    assert!(job(&s, "late")["schedule"]["started"].is_null());
+    assert!(workers(&s, "late").is_empty());
+    s.stop();
+    // the suite was down for two days
+    let file = s.path("state/jobs.json");
+    let mut memory: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for name in ["late", "strict"] {
+        let dealt = &mut memory["runs"][name]["dealt"];
+        *dealt = (dealt.as_i64().unwrap() - 2 * 86_400).into();
+    }
+    std::fs::write(&file, memory.to_string()).unwrap();
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["event=called of=job job=late schedule"]);
+    s.wait(mark, &["event=skipped of=job job=strict it was missed"]);
+    s.wait(mark, &["event=asleep of=job job=late exit code 1"]);
+    let status = job(&s, "late")["schedule"].clone();
+    assert_eq!(status["result"], "exit code 1");
+    assert!(status["next"].as_i64() > status["ended"].as_i64(), "{status}");
+    // one that has failed isn't ready; an operator may have it run at any time
+    let said = expect_code(&s.run(MANAGER, &["start", "late"]), 1);
+    assert!(said.contains("late isn't ready") && said.contains("exit code 1"), "{said}");
+    s.stop();
+}
