@@ -20,7 +20,7 @@ deb: programs generated
 
 install:
 	install -d $(sbindir) $(share)/man/man5 $(share)/man/man8 $(share)/bash-completion/completions \
-	  $(share)/zsh/vendor-completions $(share)/fish/vendor_completions.d $(share)/doc/traffic/monitoring $(unitdir) \
+	  $(share)/zsh/vendor-completions $(share)/fish/vendor_completions.d $(share)/doc/traffic/monitoring $(share)/doc/traffic/drills $(unitdir) \
 	  $(DESTDIR)$(prefix)/lib/sysusers.d $(DESTDIR)$(prefix)/lib/tmpfiles.d $(DESTDIR)/etc/traffic
 	install -m 0755 $(PROGRAMS:%=$(TARGET)/release/%) $(sbindir)
 	install -m 0644 $(GENERATED)/man/*.8 $(share)/man/man8
@@ -32,6 +32,7 @@ install:
 	done
 	install -m 0644 README.md CHANGELOG.md docs/*.md $(share)/doc/traffic
 	install -m 0644 docs/monitoring/* $(share)/doc/traffic/monitoring
+	install -m 0644 docs/drills/* $(share)/doc/traffic/drills
 	sed 's|/usr/sbin/|$(prefix)/sbin/|' systemd/traffic.service >$(unitdir)/traffic.service
 	install -m 0644 systemd/traffic.socket $(unitdir)
 	install -m 0644 systemd/sysusers.d/traffic.conf $(DESTDIR)$(prefix)/lib/sysusers.d

@@ -149,14 +149,22 @@ impl Lockfile {
     }
 }
 
+/// More than this is no pid of a dead holder.
+const LONGEST: usize = 64;
+
 impl Open {
     fn ours(&self) -> bool {
         self.pid == std::process::id()
     }
 
+    /// Over what is there, so that no room is needed where a dead holder's pid stands: the disk may be full. Between the two
+    /// calls a longer one is covered by empty lines.
     fn write_pid(&self) -> std::io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.write_all_at(format!("{}\n", self.pid).as_bytes(), 0)
+        let text = format!("{}\n", self.pid);
+        let old = usize::try_from(self.file.metadata()?.len()).unwrap_or(0).min(LONGEST);
+        let padding = "\n".repeat(old.saturating_sub(text.len()));
+        self.file.write_all_at(format!("{text}{padding}").as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
     }
 }
 

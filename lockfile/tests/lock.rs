@@ -210,3 +210,16 @@ fn a_lock_outlives_its_process_in_a_shared_descriptor_table() {
     peer.drained();
     assert_eq!(Lockfile::new(&path).get().unwrap(), Got::Acquired);
 }
+
+#[test]
+fn a_longer_pid_of_a_dead_holder_is_covered_to_its_last_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock");
+    for left in ["4294967295\n", "", &"garbage ".repeat(100)] {
+        std::fs::write(&path, left).unwrap();
+        let mut lock = Lockfile::new(&path);
+        assert!(matches!(lock.get().unwrap(), Got::Acquired));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        lock.close().unwrap();
+    }
+}

@@ -64,8 +64,16 @@ mod tests {
         for program in programs() {
             let name = program.get_name();
             let page = read(&format!("man/{name}.8")).replace("\\-", "-");
-            for sub in program.get_subcommands().filter(|s| !s.is_hide_set()) {
-                assert!(page.contains(&format!("{name} {}", sub.get_name())), "{name} {}", sub.get_name());
+            let direct = program.get_subcommands().map(|s| (name.to_owned(), s));
+            let below = program.get_subcommands().flat_map(|parent| {
+                parent.get_subcommands().map(move |s| (format!("{name} {}", parent.get_name()), s))
+            });
+            for (parent, sub) in direct.chain(below).filter(|(_, s)| !s.is_hide_set()) {
+                assert!(
+                    page.contains(&format!("{parent} {}", sub.get_name())),
+                    "{parent} {}",
+                    sub.get_name()
+                );
                 for long in sub.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
                     assert!(page.contains(&format!("--{long}")), "{name}.8 lacks --{long}");
                     for file in [format!("completions/{name}"), format!("completions/_{name}")] {

@@ -24,15 +24,7 @@ pub fn program(command: Command) -> std::io::Result<Vec<u8>> {
     man.render_synopsis_section(&mut out)?;
     man.render_description_section(&mut out)?;
     out.extend(b".SH COMMANDS\n");
-    for sub in command.get_subcommands().filter(|s| !s.is_hide_set()) {
-        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
-        out.extend(format!(".SS {} {}\n{}\n", escape(&name), escape(sub.get_name()), escape(&about)).bytes());
-        // clap's own section has a heading of the first order
-        let mut options = Vec::new();
-        Man::new(sub.clone().disable_help_flag(true)).render_options_section(&mut options)?;
-        let options = String::from_utf8_lossy(&options).into_owned();
-        out.extend(options.replace(".SH OPTIONS\n", ".PP\n").bytes());
-    }
+    commands(&mut out, &name, &command)?;
     out.extend(section("EXIT STATUS", "## Exit codes").bytes());
     out.extend(section("SIGNALS", "## Signals").bytes());
     out.extend(files().bytes());
@@ -43,6 +35,22 @@ pub fn program(command: Command) -> std::io::Result<Vec<u8>> {
             .bytes(),
     );
     Ok(out)
+}
+
+/// A section for each command of `parent`, and for those below them.
+fn commands(out: &mut Vec<u8>, parent: &str, command: &Command) -> std::io::Result<()> {
+    for sub in command.get_subcommands().filter(|s| !s.is_hide_set() && s.get_name() != "help") {
+        let name = format!("{parent} {}", sub.get_name());
+        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+        out.extend(format!(".SS {}\n{}\n", escape(&name), escape(&about)).bytes());
+        // clap's own section has a heading of the first order
+        let mut options = Vec::new();
+        Man::new(sub.clone().disable_help_flag(true)).render_options_section(&mut options)?;
+        let options = String::from_utf8_lossy(&options).into_owned();
+        out.extend(options.replace(".SH OPTIONS\n", ".PP\n").bytes());
+        commands(out, &name, sub)?;
+    }
+    Ok(())
 }
 
 /// traffic.toml(5).

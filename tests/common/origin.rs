@@ -17,7 +17,7 @@ struct State {
 /// Paths: `/held` is answered when [`Origin::release`] was called; `/cacheable` may be kept for an hour; `/big?etag`, `/big` have a body of [`BIG`] bytes with
 /// and without a validator; `/chunked` the same without a length; anything else is answered at once with its own path.
 pub struct Origin {
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     shared: Arc<(Mutex<State>, Condvar)>,
 }
 

@@ -427,14 +427,14 @@ fn read(path: &Path) -> Result<String, String> {
 }
 
 /// Line and column, both from 1, of a byte offset.
-fn line_column(text: &str, at: usize) -> (usize, usize) {
+pub(crate) fn line_column(text: &str, at: usize) -> (usize, usize) {
     let before = &text.as_bytes()[..at.min(text.len())];
     let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
     let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
     (line, before.len() - start + 1)
 }
 
-fn raw(v: &DeValue<'_>) -> Raw {
+pub(crate) fn raw(v: &DeValue<'_>) -> Raw {
     match v {
         DeValue::String(s) => Raw::Text(s.to_string()),
         DeValue::Integer(i) => match i64::from_str_radix(&i.as_str().replace('_', ""), i.radix()) {

@@ -59,7 +59,7 @@ enum Command {
         common: Common,
     },
     /// Start a private suite, load it, kill its processes, and say what clients noticed
-    Drill(DrillArgs),
+    Drill(Box<DrillArgs>),
 }
 
 /// Carries out the command line.

@@ -86,7 +86,7 @@ fn serves(runtime: &Runtime, config: &Config) -> bool {
 }
 
 /// Is somebody above it who starts the next one? systemd, and whoever does as it does, gives it a notify socket.
-fn is_supervised(pid: i32) -> bool {
+pub fn is_supervised(pid: i32) -> bool {
     let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     env.split(|&b| b == 0).any(|v| v.starts_with(b"NOTIFY_SOCKET="))
 }

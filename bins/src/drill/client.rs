@@ -7,8 +7,10 @@ use super::stats::Failure;
 pub struct Page {
     /// Path and query.
     pub path: String,
-    /// Its exact body.
-    pub body: Vec<u8>,
+    /// Whom it is asked of.
+    pub host: String,
+    /// Its exact body; `None`: it changes, so that any is right.
+    pub body: Option<Vec<u8>>,
     /// Asked for by POST: `path` and `body` begin so, and a number that no other request has follows in both.
     pub post: bool,
 }
@@ -16,7 +18,7 @@ pub struct Page {
 impl Page {
     /// A page that is asked for by GET.
     pub fn get(path: impl Into<String>, body: impl Into<Vec<u8>>) -> Page {
-        Page { path: path.into(), body: body.into(), post: false }
+        Page { path: path.into(), host: "drill".into(), body: Some(body.into()), post: false }
     }
 
     /// What is really asked for the `n`th time.
@@ -25,8 +27,8 @@ impl Page {
             false => self.clone(),
             true => Page {
                 path: format!("{}{n}", self.path),
-                body: [&self.body[..], n.to_string().as_bytes()].concat(),
-                post: true,
+                body: self.body.as_ref().map(|b| [&b[..], n.to_string().as_bytes()].concat()),
+                ..self.clone()
             },
         }
     }
@@ -36,7 +38,8 @@ impl Page {
         let (method, length) = if self.post { ("POST", "Content-Length: 5\r\n") } else { ("GET", "") };
         let close = if close { "Connection: close\r\n" } else { "" };
         let body = if self.post { "drill" } else { "" };
-        format!("{method} {} HTTP/1.1\r\nHost: drill\r\n{length}{close}\r\n{body}", self.path).into_bytes()
+        format!("{method} {} HTTP/1.1\r\nHost: {}\r\n{length}{close}\r\n{body}", self.path, self.host)
+            .into_bytes()
     }
 }
 
@@ -67,7 +70,7 @@ pub fn look(bytes: &[u8], eof: bool, page: &Page) -> Progress {
         None => Progress::More,
         Some(Err(how)) => Progress::Bad(how),
         Some(Ok(a)) if a.code != 200 => Progress::Bad(Failure::Status(a.code)),
-        Some(Ok(a)) if a.body != page.body => Progress::Bad(Failure::Body),
+        Some(Ok(a)) if page.body.as_ref().is_some_and(|b| a.body != *b) => Progress::Bad(Failure::Body),
         Some(Ok(a)) => Progress::Good { close: a.close },
     }
 }

@@ -1,16 +1,17 @@
-//! The kills: SIGKILL to whoever holds a lock, and the time to the next answer on a new connection.
+//! The kills in turn: SIGKILL to whoever holds a lock, again and again.
 
 use super::client::{Page, Progress, look};
 use super::stats::{Failure, Stats};
-use super::suite::Suite;
+use super::strike::{self, Probe, Record, Stroke};
+use super::subject::Subject;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use supervisor::pidfd::PidFd;
+use supervisor::signals::Signals;
 
 /// Whom to kill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Target {
     /// traffic_server
     Server,
@@ -19,6 +20,7 @@ pub enum Target {
     /// traffic_cop
     Cop,
     /// Nobody: load alone
+    #[default]
     None,
 }
 
@@ -34,17 +36,6 @@ impl Target {
     }
 }
 
-/// One kill.
-#[derive(Debug, Clone)]
-pub struct Record {
-    /// Who.
-    pub target: Target,
-    /// Its pid.
-    pub pid: i32,
-    /// SIGKILL to the next answer on a connection begun after the process was dead; `None` if none came in time.
-    pub takeover: Option<Duration>,
-}
-
 /// The plan and what came of it.
 #[derive(Debug)]
 pub struct Kills {
@@ -55,9 +46,6 @@ pub struct Kills {
     records: Vec<Record>,
     turn: usize,
 }
-
-/// How long an answer may take after a kill.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Kills {
     /// In turn, every so often.
@@ -76,63 +64,29 @@ impl Kills {
         &self.records
     }
 
-    /// Kills the next one and waits for the next answer; a probe that fails counts as a failed request.
+    /// Kills the next one and waits for the next answer. Says what happened, and whether somebody has interrupted.
     ///
     /// # Errors
-    /// Cop can't be started again.
-    pub fn next(&mut self, suite: &mut Suite, stats: &Mutex<Stats>) -> anyhow::Result<String> {
+    /// It may not be touched; cop can't be started again.
+    pub fn next(
+        &mut self,
+        subject: &mut Subject,
+        stats: &Mutex<Stats>,
+        signals: &mut Signals,
+    ) -> anyhow::Result<(String, bool)> {
         let target = self.targets[self.turn % self.targets.len()];
         self.turn += 1;
-        let Some((pid, process)) = hold(suite, target) else {
-            return Ok(format!("{:<8} nobody holds its lock: not killed", target.name()));
+        let Some((mut record, _)) = strike::strike(subject, Stroke::Kill, &[target])? else {
+            return Ok((format!("{:<8} nobody holds its lock: not killed", target.name()), false));
         };
-        let begun = Instant::now();
-        process.signal(nix::libc::SIGKILL)?;
-        // a connection begun before the process is dead could still be accepted by it
-        process.poll_exit(Duration::from_secs(5))?;
-        if target == Target::Cop {
-            suite.tend()?;
-        }
         // the first four of any origin are small and quick
-        let page = &self.pages[self.turn % self.pages.len().min(4)];
-        let mut takeover = None;
-        let mut misses = 0;
-        while takeover.is_none() && begun.elapsed() < PATIENCE {
-            match try_fetch(self.addr, page, PATIENCE.saturating_sub(begun.elapsed())) {
-                Ok(()) => takeover = Some(begun.elapsed()),
-                Err(how) => {
-                    misses += 1;
-                    if let Ok(mut s) = stats.lock() {
-                        s.bad(how);
-                    }
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
-        self.records.push(Record { target, pid, takeover });
-        let answer = match takeover {
-            Some(t) => format!("next answer after {:.1} ms", t.as_secs_f64() * 1000.0),
-            None => format!("no answer within {PATIENCE:?}"),
-        };
-        let missed = if misses > 0 { format!(" ({misses} failed before)") } else { String::new() };
-        Ok(format!("SIGKILL {:<8} pid {pid:<8} {answer}{missed}", target.name()))
+        let page = self.pages[self.turn % self.pages.len().min(4)].clone();
+        let probe = Probe { addr: self.addr, page };
+        let interrupted = strike::follow(subject, &mut record, &probe, stats, signals, || {})?;
+        let text = record.text();
+        self.records.push(record);
+        Ok((text, interrupted))
     }
-}
-
-/// The holder of a lock, held by pidfd, and asked again once held.
-fn hold(suite: &Suite, target: Target) -> Option<(i32, PidFd)> {
-    let until = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < until {
-        if let Some(pid) = suite.pid(target)
-            && let Ok(p) = PidFd::open(pid)
-            && suite.pid(target) == Some(pid)
-            && p.is_alive()
-        {
-            return Some((pid, p));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    None
 }
 
 /// One request on a new connection; the page must be right.
@@ -143,12 +97,15 @@ pub fn fetch(addr: SocketAddr, page: &Page, limit: Duration) -> Result<(), Strin
     try_fetch(addr, page, limit).map_err(|f| f.name())
 }
 
-fn try_fetch(addr: SocketAddr, page: &Page, limit: Duration) -> Result<(), Failure> {
+/// The same, with the failure as it is counted.
+///
+/// # Errors
+/// What went wrong.
+pub fn try_fetch(addr: SocketAddr, page: &Page, limit: Duration) -> Result<(), Failure> {
     let until = Instant::now() + limit;
-    let request = format!("GET {} HTTP/1.1\r\nHost: drill\r\nConnection: close\r\n\r\n", page.path);
     let mut s = TcpStream::connect_timeout(&addr, limit.max(Duration::from_millis(1)))
         .map_err(|e| connect_failure(&e))?;
-    s.write_all(request.as_bytes()).map_err(|e| io_failure(&e))?;
+    s.write_all(&page.request(true)).map_err(|e| io_failure(&e))?;
     let mut got = Vec::new();
     let mut chunk = [0u8; 16 << 10];
     loop {

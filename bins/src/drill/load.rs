@@ -186,7 +186,7 @@ impl Clients {
                         Due::Request(i),
                     )));
                     if self.clients[i].out.is_some() && self.clients[i].waiting.len() >= MAX_WAITING {
-                        self.stats.lock().expect("nobody panics with it").bad(Failure::Timeout);
+                        self.stats.lock().expect("nobody panics with it").bad(at, Failure::Timeout);
                     } else if self.clients[i].out.is_some() {
                         self.clients[i].waiting.push_back(at);
                     } else {
@@ -291,9 +291,8 @@ impl Clients {
             match look(&c.answer, n == 0, page) {
                 Progress::More => {}
                 Progress::Good { close } => {
-                    let took = at.elapsed();
-                    let close = close || !c.keep_alive;
-                    return self.succeeded(i, took, close);
+                    let (at, close) = (*at, close || !c.keep_alive);
+                    return self.succeeded(i, at, close);
                 }
                 // it may have been carried out, so it wasn't repeated, and the client was told so
                 Progress::Bad(Failure::Status(502)) if page.post => return self.doubtful(i),
@@ -302,8 +301,8 @@ impl Clients {
         }
     }
 
-    fn succeeded(&mut self, i: usize, took: Duration, close: bool) {
-        self.stats.lock().expect("nobody panics with it").good(took);
+    fn succeeded(&mut self, i: usize, due: Instant, close: bool) {
+        self.stats.lock().expect("nobody panics with it").good(due, due.elapsed());
         self.over(i, close, false);
     }
 
@@ -313,7 +312,8 @@ impl Clients {
     }
 
     fn failed(&mut self, i: usize, how: Failure) {
-        self.stats.lock().expect("nobody panics with it").bad(how);
+        let due = self.clients[i].out.as_ref().map_or_else(Instant::now, |(at, ..)| *at);
+        self.stats.lock().expect("nobody panics with it").bad(due, how);
         // an error page leaves the connection whole; anything else has cost it
         let lost = !matches!(how, Failure::Status(_) | Failure::Refused | Failure::Connect);
         self.over(i, true, lost);

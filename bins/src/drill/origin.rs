@@ -53,6 +53,44 @@ impl Seen {
     }
 }
 
+/// What a URL stands for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Where it leads.
+    pub addr: SocketAddr,
+    /// `host:port`.
+    pub host: String,
+    path: String,
+}
+
+impl Asked {
+    /// Of `http://host:port/path`.
+    ///
+    /// # Errors
+    /// It is no such URL, or the host has no address.
+    pub fn parse(url: &str) -> anyhow::Result<Asked> {
+        let uri: http::Uri = url.parse()?;
+        anyhow::ensure!(uri.scheme_str() == Some("http"), "only http:// is supported");
+        let host = uri.host().unwrap_or("");
+        let port = uri.port_u16().unwrap_or(80);
+        let addr = (host.trim_matches(['[', ']']), port).to_socket_addrs()?.next();
+        let addr = addr.ok_or_else(|| anyhow::anyhow!("{host} has no address"))?;
+        let path = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        Ok(Asked { addr, host: format!("{host}:{port}"), path })
+    }
+
+    /// The page: fetched twice, to see whether it changes.
+    ///
+    /// # Errors
+    /// It isn't answered with 200.
+    pub fn page(&self) -> io::Result<Page> {
+        let get = || kills::get(self.addr, &self.host, &self.path, Duration::from_secs(10));
+        let first = get()?;
+        let body = get().is_ok_and(|second| second == first).then_some(first);
+        Ok(Page { path: self.path.clone(), host: self.host.clone(), body, post: false })
+    }
+}
+
 impl Origin {
     /// Starts our own. Its threads end with the process.
     ///
@@ -68,7 +106,7 @@ impl Origin {
         if mix {
             pages.extend(SIZES.iter().map(|&n| Page::get(format!("/drill/cached/{n}"), body(n))));
             pages.extend(SIZES.iter().map(|&n| Page::get(format!("/drill/slow/{n}"), body(n))));
-            let post = Page { path: "/drill/post/".into(), body: b"done ".to_vec(), post: true };
+            let post = Page { post: true, ..Page::get("/drill/post/", *b"done ") };
             pages.extend([post.clone(), post.clone(), post]);
             pages.push(Page::get(format!("/drill/cached/{LARGE}"), body(LARGE)));
         }
@@ -80,27 +118,27 @@ impl Origin {
     /// # Errors
     /// It doesn't answer with 200, or the page changes.
     pub fn given(url: &str) -> anyhow::Result<Origin> {
-        let uri: http::Uri = url.parse()?;
-        anyhow::ensure!(uri.scheme_str() == Some("http"), "--origin {url}: only http:// is supported");
-        let host = uri.host().unwrap_or("");
-        let port = uri.port_u16().unwrap_or(80);
-        let addr: SocketAddr = (host.trim_matches(['[', ']']), port)
-            .to_socket_addrs()?
-            .next()
-            .ok_or_else(|| anyhow::anyhow!("--origin {url}: {host} has no address"))?;
-        let path = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
-        let get = || kills::get(addr, host, &path, Duration::from_secs(10));
-        let (first, second) = (get(), get());
-        let first = first.map_err(|e| anyhow::anyhow!("--origin {url}: {e}"))?;
+        let asked = Asked::parse(url).map_err(|e| anyhow::anyhow!("--origin {url}: {e:#}"))?;
+        let page = asked.page().map_err(|e| anyhow::anyhow!("--origin {url}: {e:#}"))?;
         anyhow::ensure!(
-            second.is_ok_and(|s| s == first),
+            page.body.is_some(),
             "--origin {url}: the page changes from one fetch to the next, so it can't be compared"
         );
         Ok(Origin {
-            base: format!("http://{}:{port}", host),
-            pages: vec![Page::get(path, first)],
+            base: format!("http://{}", asked.host),
+            pages: vec![Page { host: "drill".into(), ..page }],
             posts: Posts::default(),
         })
+    }
+
+    /// Takes a page of the suite that runs, through that suite.
+    ///
+    /// # Errors
+    /// It doesn't answer with 200.
+    pub fn behind(asked: &Asked) -> anyhow::Result<Origin> {
+        let base = format!("http://{}", asked.host);
+        let page = asked.page().map_err(|e| anyhow::anyhow!("{base}{}: {e}", asked.path))?;
+        Ok(Origin { base, pages: vec![page], posts: Posts::default() })
     }
 
     /// POSTs that came more than once.
@@ -209,7 +247,7 @@ mod tests {
         let o = Origin::built_in(true).unwrap();
         let addr: SocketAddr = o.base.trim_start_matches("http://").parse().unwrap();
         for p in o.paths().into_iter().filter(|p| !p.post) {
-            assert_eq!(kills::get(addr, "x", &p.path, Duration::from_secs(10)).unwrap(), p.body);
+            assert_eq!(kills::get(addr, "x", &p.path, Duration::from_secs(10)).unwrap(), p.body.unwrap());
         }
         assert_ne!(body(100), body(1000)[..100]);
     }

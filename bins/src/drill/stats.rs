@@ -1,10 +1,12 @@
 //! What is counted, and what follows from it.
 
 use super::figures::Figures;
-use super::kills::{Record, Target};
+use super::kills::Target;
+use super::series::Series;
+use super::strike::Record;
 use crate::exit::Exit;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a request ended badly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,14 +131,17 @@ pub struct Stats {
     pub connections: u64,
     /// From when a request was due to its whole answer.
     pub latency: Histogram,
+    /// The same over time.
+    pub series: Series,
 }
 
 impl Stats {
-    /// A request ended well.
-    pub fn good(&mut self, took: Duration) {
+    /// A request that was due at `due` ended well.
+    pub fn good(&mut self, due: Instant, took: Duration) {
         self.requests += 1;
         self.ok += 1;
         self.latency.add(took);
+        self.series.good(due, took);
     }
 
     /// A POST that nobody knows the fate of, and that was said to be so.
@@ -145,9 +150,10 @@ impl Stats {
         self.posts_cut += 1;
     }
 
-    /// A request ended badly.
-    pub fn bad(&mut self, how: Failure) {
+    /// A request that was due at `due` ended badly.
+    pub fn bad(&mut self, due: Instant, how: Failure) {
         self.requests += 1;
+        self.series.bad(due);
         *self.failed.entry(how).or_default() += 1;
     }
 
@@ -170,6 +176,30 @@ pub struct Outcome {
     pub complaints: Vec<String>,
     /// What chaos did, if there was some.
     pub chaos: Option<ChaosOutcome>,
+    /// What a scenario came to, if it was one.
+    pub scenario: Option<ScenarioOutcome>,
+}
+
+/// A scenario's steps.
+#[derive(Debug)]
+pub struct ScenarioOutcome {
+    /// Its title.
+    pub title: String,
+    /// All of its steps, those included that there was no more reason to take.
+    pub steps: Vec<StepOutcome>,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub struct StepOutcome {
+    /// What it was.
+    pub text: String,
+    /// When it began.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// `None`: it wasn't taken. An error is why it failed.
+    pub result: Option<Result<String, String>>,
 }
 
 /// What was done at random, and what the suite takes at rest before and after it.
@@ -188,10 +218,16 @@ pub struct ChaosOutcome {
 }
 
 impl Outcome {
-    /// Good only if no request failed, nothing else is wrong, and every kill was followed by an answer. Under chaos outages
+    /// A scenario is good if all of its steps are: it says itself what it expects. A drill without one is
+    /// good only if no request failed, nothing else is wrong, and every kill was followed by an answer. Under chaos outages
     /// overlap: what was cut in two of them is answered 502, and half an answer may end; that is counted, and only what
     /// must never happen is held against the suite.
     pub fn verdict(&self) -> Exit {
+        if let Some(s) = &self.scenario {
+            let all = s.steps.iter().all(|s| matches!(s.result, Some(Ok(_))));
+            let good = all && self.complaints.is_empty() && self.stats.posts_twice == 0;
+            return if good { Exit::Done } else { Exit::Failure };
+        }
         let answered = self.kills.iter().all(|k| k.takeover.is_some());
         let failed = match self.chaos {
             None => self.stats.connections_lost + self.stats.failures(),
@@ -204,10 +240,10 @@ impl Outcome {
 
     /// Kills of one program.
     pub fn killed(&self, target: Target) -> usize {
-        self.kills.iter().filter(|k| k.target == target).count()
+        self.kills.iter().flat_map(|k| &k.hit).filter(|(t, _)| *t == target).count()
     }
 
-    /// Times from SIGKILL to the next answer in milliseconds, sorted.
+    /// Times from a stroke to the next answer in milliseconds, sorted.
     pub fn takeovers(&self) -> Vec<f64> {
         let mut list: Vec<f64> =
             self.kills.iter().filter_map(|k| k.takeover).map(|d| d.as_secs_f64() * 1000.0).collect();
@@ -252,10 +288,11 @@ mod tests {
     #[test]
     fn one_failure_is_a_failed_drill() {
         let mut stats = Stats::default();
-        stats.good(Duration::from_millis(1));
-        let mut o = Outcome { stats, kills: vec![], seconds: 1.0, complaints: vec![], chaos: None };
+        stats.good(Instant::now(), Duration::from_millis(1));
+        let mut o =
+            Outcome { stats, kills: vec![], seconds: 1.0, complaints: vec![], chaos: None, scenario: None };
         assert_eq!(o.verdict(), Exit::Done);
-        o.stats.bad(Failure::Reset);
+        o.stats.bad(Instant::now(), Failure::Reset);
         assert_eq!(o.verdict(), Exit::Failure);
     }
 
@@ -263,12 +300,12 @@ mod tests {
     fn under_chaos_only_what_must_never_happen_is_a_failure() {
         let verdict = |how: &[Failure], complaints: Vec<String>| {
             let mut stats = Stats::default();
-            stats.good(Duration::from_millis(1));
-            how.iter().for_each(|h| stats.bad(*h));
+            stats.good(Instant::now(), Duration::from_millis(1));
+            how.iter().for_each(|h| stats.bad(Instant::now(), *h));
             let (done, hit) = Default::default();
             let (before, after) = Default::default();
             let chaos = Some(ChaosOutcome { seed: 1, done, hit, before, after });
-            Outcome { stats, kills: vec![], seconds: 1.0, complaints, chaos }.verdict()
+            Outcome { stats, kills: vec![], seconds: 1.0, complaints, chaos, scenario: None }.verdict()
         };
         assert_eq!(
             verdict(&[Failure::Status(502), Failure::Reset, Failure::ClosedEarly], vec![]),

@@ -22,6 +22,17 @@ use supervisor::reaper;
 use supervisor::signals::Signals;
 use supervisor::spawn::{Spec, spawn};
 
+/// How a suite of our own is to be.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// Its directory stays.
+    pub keep: bool,
+    /// Where its directory is made; the system's place for temporary files if not said.
+    pub dir: Option<PathBuf>,
+    /// Sections of its configuration besides `[suite]` and `[server]`, which may go on from `[server]`.
+    pub more: String,
+}
+
 /// A suite of our own.
 #[derive(Debug)]
 pub struct Suite {
@@ -35,19 +46,21 @@ pub struct Suite {
 const WATCHDOG: Duration = Duration::from_secs(2);
 
 impl Suite {
-    /// Makes the directory, writes the configuration, starts cop.
+    /// Makes the directory, writes the configuration, starts cop. `more` of the setup must not open its sections again.
     ///
     /// # Errors
     /// A directory or a process can't be made.
-    pub fn start(origin: &str, keep: bool) -> anyhow::Result<Suite> {
-        let dir = fresh_dir()?;
+    pub fn start(origin: &str, setup: &Setup) -> anyhow::Result<Suite> {
+        let keep = setup.keep;
+        let dir = fresh_dir(setup.dir.as_deref())?;
         let runtime = Runtime::new(&dir.join("run"));
         let config = format!(
             "[suite]\nruntime_dir = {run:?}\nstate_dir = {state:?}\nallow_root = true\n\
              [server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"5s\"\n\
-             [[route]]\nhost = \"*\"\nprefix = \"/\"\norigin = [{origin:?}]\n",
+             {more}\n[[route]]\nhost = \"*\"\nprefix = \"/\"\norigin = [{origin:?}]\n",
             run = runtime.dir(),
             state = dir.join("state"),
+            more = setup.more,
         );
         fs::write(dir.join("traffic.toml"), config)?;
         let log = File::options().create(true).append(true).open(dir.join("log"))?;
@@ -60,6 +73,16 @@ impl Suite {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Its files.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
     }
 
     /// Who keeps its cop running.
@@ -232,14 +255,15 @@ impl Suite {
 }
 
 /// A new directory that nobody else may enter, with a path short enough for sockets.
-fn fresh_dir() -> anyhow::Result<PathBuf> {
+fn fresh_dir(place: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let place = place.map_or_else(std::env::temp_dir, Path::to_owned);
     for n in 0..1000 {
-        let dir = std::env::temp_dir().join(format!("traffic-drill-{}-{n}", std::process::id()));
+        let dir = place.join(format!("traffic-drill-{}-{n}", std::process::id()));
         match fs::DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => return Ok(dir),
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e).with_context(|| format!("making {}", dir.display())),
         }
     }
-    anyhow::bail!("no free name for a directory in {}", std::env::temp_dir().display())
+    anyhow::bail!("no free name for a directory in {}", place.display())
 }

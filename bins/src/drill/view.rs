@@ -1,8 +1,9 @@
 //! What people see of a drill: a live table on a terminal, plain lines elsewhere, a summary at the end.
 
 use super::kills::Target;
-use super::stats::{Outcome, Stats, quantile};
-use super::suite::Suite;
+use super::stats::{Outcome, Stats, StepOutcome, quantile};
+use super::strike::Record;
+use super::subject::Subject;
 use crate::exit::Exit;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -32,6 +33,11 @@ impl View {
         View { to_stderr, live, total, drawn: 0, last: Vec::new(), next_plain: PLAIN_EVERY }
     }
 
+    /// Lines only: a scenario has its own pace.
+    pub fn plain(to_stderr: bool) -> View {
+        View::new(to_stderr, false, Duration::MAX)
+    }
+
     /// Something happened.
     pub fn line(&mut self, text: &str, at: Duration) {
         let text = format!("{:>6.1} s  {text}", at.as_secs_f64());
@@ -48,7 +54,7 @@ impl View {
     pub fn refresh(
         &mut self,
         at: Duration,
-        suite: &Suite,
+        subject: &Subject,
         stats: &Mutex<Stats>,
         hit: &dyn Fn(Target) -> usize,
     ) {
@@ -66,7 +72,7 @@ impl View {
             }
             return;
         }
-        let rows = [Target::Cop, Target::Manager, Target::Server].map(|t| (t.name(), suite.pid(t), hit(t)));
+        let rows = [Target::Cop, Target::Manager, Target::Server].map(|t| (t.name(), subject.pid(t), hit(t)));
         let text = table(at, self.total, &rows, &stats, &self.last);
         let up = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
         self.drawn = text.lines().count();
@@ -126,7 +132,17 @@ fn table(
     out
 }
 
-fn by_kind(s: &Stats) -> BTreeMap<String, u64> {
+/// What a step came to: a word, and why if it failed.
+pub fn result(step: &StepOutcome) -> (&'static str, String) {
+    match &step.result {
+        Some(Ok(_)) => ("ok", String::new()),
+        Some(Err(why)) => ("FAILED", format!("\n           {why}")),
+        None => ("skipped", String::new()),
+    }
+}
+
+/// How often a request failed, by kind.
+pub fn by_kind(s: &Stats) -> BTreeMap<String, u64> {
     s.failed.iter().map(|(k, n)| (k.name(), *n)).collect()
 }
 
@@ -134,6 +150,13 @@ fn by_kind(s: &Stats) -> BTreeMap<String, u64> {
 pub fn summary(o: &Outcome) -> String {
     let mut out = String::new();
     let s = &o.stats;
+    if let Some(scenario) = &o.scenario {
+        let _ = writeln!(out, "\n{}", scenario.title);
+        for step in &scenario.steps {
+            let (word, why) = result(step);
+            let _ = writeln!(out, "  {word:<8} {:>7.1} s  {}{why}", step.took.as_secs_f64(), step.text);
+        }
+    }
     let ms = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.1} ms"));
     let kills: Vec<String> = [Target::Server, Target::Manager, Target::Cop]
         .iter()
@@ -170,7 +193,8 @@ pub fn summary(o: &Outcome) -> String {
     let t = o.takeovers();
     let _ = writeln!(
         out,
-        "SIGKILL -> answer   p50 {}   p99 {}   max {}",
+        "{:<20}p50 {}   p99 {}   max {}",
+        if o.scenario.is_some() { "stroke -> answer" } else { "SIGKILL -> answer" },
         ms(quantile(&t, 0.5)),
         ms(quantile(&t, 0.99)),
         ms(t.last().copied())
@@ -180,6 +204,8 @@ pub fn summary(o: &Outcome) -> String {
     }
     let refused = s.failed.get(&super::stats::Failure::Refused).copied().unwrap_or(0);
     let verdict = match (o.verdict(), refused) {
+        (Exit::Done, _) if o.scenario.is_some() => "PASSED: all is as the scenario expects".to_owned(),
+        _ if o.scenario.is_some() => "FAILED: see above".to_owned(),
         (Exit::Done, _) if s.failures() + s.connections_lost > 0 => format!(
             "PASSED: serving and whole at the end, nobody was refused; {} requests failed and {} connections were lost",
             s.failures(),
@@ -200,11 +226,33 @@ pub fn summary(o: &Outcome) -> String {
     out
 }
 
+fn step_json(step: &StepOutcome) -> serde_json::Value {
+    json!({
+        "step": step.text,
+        "seconds": step.took.as_secs_f64(),
+        "result": result(step).0.to_lowercase(),
+        "why": step.result.as_ref().and_then(|r| r.as_ref().err()),
+    })
+}
+
+fn stroke_json(r: &Record) -> serde_json::Value {
+    json!({
+        "stroke": r.stroke.name(),
+        "who": r.hit.iter().map(|(t, pid)| json!({ "program": t.name(), "pid": pid })).collect::<Vec<_>>(),
+        "takeover_ms": r.takeover.map(|t| t.as_secs_f64() * 1000.0),
+        "failed_before": r.misses,
+    })
+}
+
 /// The end of it, for programs.
 pub fn json(o: &Outcome) -> serde_json::Value {
     let s = &o.stats;
     let t = o.takeovers();
+    let steps = o.scenario.as_ref().map(|s| s.steps.iter().map(step_json).collect::<Vec<_>>());
     json!({
+        "title": o.scenario.as_ref().map(|s| &s.title),
+        "steps": steps,
+        "strokes": o.kills.iter().map(stroke_json).collect::<Vec<_>>(),
         "requests": s.requests,
         "ok": s.ok,
         "failed": s.failures(),
@@ -258,6 +306,7 @@ mod tests {
             seconds: 1.0,
             complaints: vec!["x".into()],
             chaos: None,
+            scenario: None,
         };
         let v = json(&o);
         for key in ["requests", "ok", "failed", "failed_by_kind", "connections_lost", "kills", "takeover_ms"]

@@ -173,6 +173,10 @@ fn address(fd: &OwnedFd, w: &Listen) -> io::Result<String> {
 /// It can't be written.
 pub fn publish(list: &[Listener], runtime: &Runtime) -> io::Result<()> {
     let text: String = list.iter().map(|l| format!("{}\n", l.bound)).collect();
+    // the next manager mostly has the same to say, and the disk may be full
+    if std::fs::read_to_string(runtime.ports()).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
     dirs::write_atomically(&runtime.ports(), text.as_bytes(), 0o644)
 }
 
