@@ -62,7 +62,8 @@ pub fn date(headers: &HeaderMap, name: &http::HeaderName) -> Option<SystemTime> 
     if more.is_some() { None } else { parse_date(one.to_str().ok()?) }
 }
 
-/// Any of the three forms of RFC 9110, 5.6.7; whether letters are large or small doesn't matter.
+/// Any of the three forms of RFC 9110, 5.6.7; whether letters are large or small doesn't matter, nor whether it was that day
+/// of the week, which says nothing that the date doesn't.
 fn parse_date(text: &str) -> Option<SystemTime> {
     if let Ok(t) = httpdate::parse_http_date(text) {
         return Some(t);
@@ -77,7 +78,15 @@ fn parse_date(text: &str) -> Option<SystemTime> {
     // split at each single space: what else is wrong must stay wrong
     let words: Vec<String> =
         text.split(' ').map(|w| w.split('-').map(word).collect::<Vec<_>>().join("-")).collect();
-    httpdate::parse_http_date(&words.join(" ")).ok()
+    let (day, rest) = words.split_first()?;
+    const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+    let name = day.trim_end_matches(',');
+    let known = DAYS.iter().any(|d| *d == name || &d[..3] == name);
+    let as_on = |d: &&str| {
+        let short = if name.len() == 3 { &d[..3] } else { d };
+        httpdate::parse_http_date(&format!("{} {}", day.replace(name, short), rest.join(" "))).ok()
+    };
+    DAYS.iter().filter(|_| known).find_map(as_on)
 }
 
 fn strong_equal(a: &[u8], b: &[u8]) -> bool {
@@ -155,11 +164,21 @@ mod tests {
             "SUN, 06 nov 1994 08:49:37 gMT",
             "Sunday, 06-Nov-94 08:49:37 GMT",
             "Sun Nov  6 08:49:37 1994",
+            "Thu Nov  6 08:49:37 1994",
+            "Thu, 06 Nov 1994 08:49:37 GMT",
         ] {
             assert!(parse_date(good).is_some(), "{good}");
         }
-        for bad in ["Sun, 06 Nov 1994 08:49:37 UTC", "Sun,  06 Nov 1994 08:49:37 GMT", "0", "", "-", "é, 06"]
-        {
+        for bad in [
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Sun,  06 Nov 1994 08:49:37 GMT",
+            "0",
+            "",
+            "-",
+            "é, 06",
+            "Sux, 06 Nov 1994 08:49:37 GMT",
+            "Wed, 31 Feb 2024 08:49:37 GMT",
+        ] {
             assert_eq!(parse_date(bad), None, "{bad}");
         }
     }

@@ -1,7 +1,7 @@
 //! `Cache-Control` as numbers and flags (RFC 9111, 5.2; RFC 5861; RFC 9213); pure.
 //!
-//! What can't be read errs on the safe side: a lifetime that is no number is zero, and of two the shorter one counts. A
-//! qualified `no-cache="field"` or `private="field"` of an answer is about that field alone ([`withheld`]): it isn't kept.
+//! What can't be read errs on the safe side: a lifetime that is no number is zero. Of two the first one counts (RFC 9111,
+//! 4.2.1). A qualified `no-cache="field"` or `private="field"` of an answer is about that field alone ([`withheld`]): it isn't kept.
 //! A targeted field that is no structured one is as if it weren't there.
 
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, PRAGMA};
@@ -116,7 +116,7 @@ impl Directives {
         self.any = true;
         let qualified = answer && value.is_some_and(|v| fields(v).is_some());
         let number = value.and_then(seconds);
-        let shorter = |had: Option<u64>| Some(had.unwrap_or(u64::MAX).min(number.unwrap_or(0)));
+        let first = |had: Option<u64>| had.or(Some(number.unwrap_or(0)));
         match name.to_ascii_lowercase().as_str() {
             "no-store" => self.no_store = true,
             "no-cache" if !qualified => self.no_cache = true,
@@ -126,10 +126,10 @@ impl Directives {
             "proxy-revalidate" => self.proxy_revalidate = true,
             "must-understand" => self.must_understand = true,
             "only-if-cached" => self.only_if_cached = true,
-            "max-age" => self.max_age = shorter(self.max_age),
-            "s-maxage" => self.s_maxage = shorter(self.s_maxage),
-            "stale-while-revalidate" => self.stale_while_revalidate = shorter(self.stale_while_revalidate),
-            "stale-if-error" => self.stale_if_error = shorter(self.stale_if_error),
+            "max-age" => self.max_age = first(self.max_age),
+            "s-maxage" => self.s_maxage = first(self.s_maxage),
+            "stale-while-revalidate" => self.stale_while_revalidate = first(self.stale_while_revalidate),
+            "stale-if-error" => self.stale_if_error = first(self.stale_if_error),
             "min-fresh" => self.min_fresh = number,
             "max-stale" => self.max_stale = if value.is_none() { Some(u64::MAX) } else { number },
             _ => {}
@@ -203,8 +203,9 @@ mod tests {
             ("max-age=\"60\"", Some(60)),
             ("max-age=060", Some(60)),
             ("max-age=99999999999999999999", Some(MOST)),
-            ("max-age=60, max-age=30", Some(30)),
+            ("max-age=60, max-age=30", Some(60)),
             ("max-age=30|max-age=60", Some(30)),
+            ("max-age=x, max-age=60", Some(0)),
             ("max-age", Some(0)),
             ("max-age=", Some(0)),
             ("max-age=-1", Some(0)),
