@@ -104,7 +104,7 @@ fn a_disk_that_cannot_be_used_costs_nothing_but_itself() {
     assert!(s.get("/").cache().starts_with("hit"));
 }
 
-const HUGE: usize = 20 << 20;
+const HUGE: usize = 12 << 20;
 
 fn huge(number: usize) -> String {
     format!("{number:08}").repeat(HUGE / 8)
@@ -113,7 +113,15 @@ fn huge(number: usize) -> String {
 fn huge_origin() -> Origin {
     Origin::new(|q| {
         let fields = "Cache-Control: max-age=600\r\nETag: \"x\"\r\nVary: Accept-Language\r\n";
+        let chunked = q.path() == "/chunked";
         match q.line().starts_with("GET") {
+            true if chunked => Do::Send(
+                format!(
+                    "HTTP/1.1 200 OK\r\n{fields}Transfer-Encoding: chunked\r\n\r\n{HUGE:x}\r\n{}\r\n0\r\n\r\n",
+                    huge(q.number)
+                )
+                .into_bytes(),
+            ),
             true => Do::Send(ok(fields, &huge(q.number))),
             false => Do::Send(ok("", "")),
         }
@@ -129,30 +137,48 @@ fn small_memory(o: &Origin, dir: &Path) -> Suite {
 
 #[test]
 fn what_is_too_large_for_memory_is_on_disk_alone() {
+    // also if nobody said how long it is
+    for path in ["/", "/chunked"] {
+        let dir = tempfile::tempdir().unwrap();
+        let o = huge_origin();
+        let s = small_memory(&o, dir.path());
+        let first = s.get(path);
+        assert!(first.whole && first.body == huge(0), "{}", first.body.len());
+        // the way to the variant, and the variant
+        written(&s, 2);
+        let hit = s.get(path);
+        assert!(hit.cache().starts_with("hit") && hit.body == huge(0), "{}", hit.cache());
+        assert_eq!(hit.field("content-length"), Some(HUGE.to_string()));
+        assert!(s.proxy.stats().cache_bytes < 1 << 20, "its body isn't in memory");
+        let part = s.ask(&get(path, "Range: bytes=5000001-5300000\r\n"));
+        assert_eq!((part.status, part.body.as_str()), (206, &huge(0)[5_000_001..5_300_001]));
+        assert_eq!(s.ask(&get(path, "If-None-Match: \"x\"\r\n")).status, 304);
+        drop(s);
+        let s = small_memory(&o, dir.path());
+        let hit = s.get(path);
+        let good = hit.cache().starts_with("hit") && hit.body == huge(0);
+        assert!(good, "the next process has it too: {}", hit.cache());
+        assert_eq!(o.count(), 1);
+        s.ask(&format!("DELETE {path} HTTP/1.1\r\nHost: example.org\r\n\r\n"));
+        assert!(s.get(path).body == huge(2), "what was made invalid is gone");
+    }
+}
+
+#[test]
+fn what_turns_out_to_be_too_large_for_the_disk_is_not_kept() {
     let dir = tempfile::tempdir().unwrap();
     let o = huge_origin();
-    let s = small_memory(&o, dir.path());
-    let first = s.get("/");
-    assert!(first.whole && first.body == huge(0), "{}", first.body.len());
-    // the way to the variant, and the variant
-    written(&s, 2);
-    let hit = s.get("/");
-    assert!(hit.cache().starts_with("hit") && hit.body == huge(0), "{}", hit.cache());
-    assert!(s.proxy.stats().cache_bytes < 1 << 20, "its body isn't in memory");
-    let part = s.ask(&get("/", "Range: bytes=5000001-5300000\r\n"));
-    assert_eq!((part.status, part.body.as_str()), (206, &huge(0)[5_000_001..5_300_001]));
-    assert_eq!(s.ask(&get("/", "If-None-Match: \"x\"\r\n")).status, 304);
-    drop(s);
-    let s = small_memory(&o, dir.path());
-    let hit = s.get("/");
-    assert!(
-        hit.cache().starts_with("hit") && hit.body == huge(0),
-        "the next process has it too: {}",
-        hit.cache()
-    );
-    assert_eq!(o.count(), 1);
-    s.ask("DELETE / HTTP/1.1\r\nHost: example.org\r\n\r\n");
-    assert!(s.get("/").body == huge(2), "what was made invalid is gone");
+    let mut c = config(vec![to(&[&o])]);
+    c.cache = CacheConfig {
+        memory: 8 << 20,
+        disk: Some((dir.path().to_owned(), 6 << 20)),
+        ..CacheConfig::default()
+    };
+    let s = Suite::new(c);
+    let first = s.get("/chunked");
+    assert!(first.whole && first.body == huge(0), "its client gets it all the same");
+    until("it is given up", || s.proxy.stats().disk.refused == 1);
+    assert!(s.get("/chunked").body == huge(1));
 }
 
 #[test]

@@ -27,6 +27,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// So much of the file system is left to others.
 const RESERVE: u64 = 64 << 20;
+/// How often the file system is asked for room for a file that grows, in bytes.
+const STEP: u64 = 16 << 20;
 /// A file costs at least a block, and its place in a directory.
 const BLOCK: u64 = 4096;
 
@@ -233,23 +235,46 @@ impl Disk {
         on_disk(Writer::size(len)) <= self.max
     }
 
-    /// A file for a body of `len` bytes.
+    /// A file for a body of `len` bytes, or of an unknown length.
     ///
     /// # Errors
     /// No room, or what the file system says.
-    pub(super) fn begin_large(&self, len: u64) -> io::Result<Writer> {
-        let size = Writer::size(len);
+    pub(super) fn begin_large(&self, len: Option<u64>) -> io::Result<Writer> {
+        let size = len.map_or(0, Writer::size);
         self.room(size)?;
+        self.make_room(size);
+        Writer::new(self.temporary_name(), len)
+    }
+
+    /// Appends to a file. If its length isn't known, there is looked for room step by step.
+    ///
+    /// # Errors
+    /// No room, or what the file system says.
+    pub(super) fn append(&self, writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
+        if let Some(size) = writer.grown() {
+            let more = size + bytes.len() as u64;
+            if more / STEP != size / STEP {
+                self.room(STEP)?;
+            }
+            if on_disk(more) > self.max {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.make_room(more);
+        }
+        writer.write(bytes)
+    }
+
+    /// Removes old files until there is room for one of so many bytes.
+    fn make_room(&self, size: u64) {
         let gone = self.evict(&mut self.index.lock().expect("never poisoned"), on_disk(size));
         gone.iter().for_each(|p| drop(fs::remove_file(p)));
-        Writer::new(self.temporary_name(), len)
     }
 
     /// Gives a written body its header and its name, unless its ticket has been taken away.
     pub(super) fn publish_large(self: &Arc<Self>, key: &Key, o: &Object, file: Temporary, ticket: u64) {
         let Some(large) = o.on_disk() else { return };
         let number = record::number(key);
-        let size = Writer::size(large.len());
+        let size = large.size();
         let path = self.path(number, ticket, size);
         large.set_place(self, key.clone());
         let now = (Instant::now(), SystemTime::now());
@@ -313,8 +338,7 @@ impl Disk {
             return Ok(None);
         }
         self.room(size)?;
-        let gone = self.evict(&mut self.index.lock().expect("never poisoned"), on_disk(size));
-        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+        self.make_room(size);
         write_file(path, &head, &body)?;
         Ok(Some(size))
     }

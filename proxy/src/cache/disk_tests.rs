@@ -163,7 +163,7 @@ fn bytes_of(key: &str) -> Vec<u8> {
 
 fn put_large(d: &Arc<Disk>, key: &str, bytes: &[u8]) -> io::Result<()> {
     let Entry::Object(o) = entry(b"") else { unreachable!() };
-    let mut w = d.begin_large(bytes.len() as u64)?;
+    let mut w = d.begin_large(Some(bytes.len() as u64))?;
     bytes.chunks(10_000).try_for_each(|c| w.write(c))?;
     let (large, file) = w.end()?;
     let o = Object::large(o.head.clone(), Arc::new(large));
@@ -295,10 +295,10 @@ fn large_bodies_are_read_by_the_block_and_damage_in_one_is_noticed() {
     d.remove("b");
     assert!(o.is_gone());
     // less than was announced is nothing
-    let mut w = d.begin_large(1000).unwrap();
+    let mut w = d.begin_large(Some(1000)).unwrap();
     w.write(&[0; 999]).unwrap();
     assert!(w.end().is_err());
-    let mut w = d.begin_large(1000).unwrap();
+    let mut w = d.begin_large(Some(1000)).unwrap();
     assert!(w.write(&[0; 1001]).is_err());
     drop(w);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

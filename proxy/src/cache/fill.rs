@@ -7,13 +7,13 @@
 //! pace (`pump`), as far as it may be kept: others may be waiting for it, and a slow client must not hold them up.
 //! If the client goes away, the task reads on for a limited time.
 
-use super::Cache;
 use super::flight::{Leader, Outcome};
 use super::object::{Head, Object};
 use super::partial;
 use super::pump::{self, Pumped};
-use super::spool;
+use super::spool::{self, Spool};
 use super::store::Key;
+use super::{Cache, LARGE};
 use crate::body::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
@@ -44,6 +44,32 @@ pub struct Keep {
     pub leader: Option<Leader>,
 }
 
+/// A share of the cache's budget for what is on its way, which is given back in the end.
+pub(super) struct Booking {
+    cache: Arc<Cache>,
+    bytes: u64,
+}
+
+impl Booking {
+    /// Of nothing.
+    pub fn new(cache: &Arc<Cache>) -> Booking {
+        Booking { cache: cache.clone(), bytes: 0 }
+    }
+
+    /// Takes more of it. False if that is too much for all together.
+    pub fn add(&mut self, n: usize) -> bool {
+        let n = n as u64;
+        self.bytes += n;
+        self.cache.filling.fetch_add(n, Relaxed) + n <= self.cache.max_filling
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.cache.filling.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
 /// The copy of an answer that is to be kept, as far as it has come. Dropping it gives up.
 pub(super) struct Copying {
     keep: Keep,
@@ -51,17 +77,14 @@ pub(super) struct Copying {
     limit: usize,
     /// Its whole length, if that was announced.
     expected: Option<usize>,
-    /// Of the cache's budget for what is on its way.
-    booked: u64,
+    booked: Booking,
 }
 
 impl Copying {
     /// False if it is too much.
     pub fn take(&mut self, data: &Bytes) -> bool {
-        let n = data.len() as u64;
-        let booked = self.keep.cache.filling.fetch_add(n, Relaxed) + n;
-        self.booked += n;
-        if self.buf.len() + data.len() > self.limit || booked > self.keep.cache.max_filling {
+        let room = self.booked.add(data.len());
+        if self.buf.len() + data.len() > self.limit || !room {
             return false;
         }
         if self.buf.capacity() - self.buf.len() < data.len() {
@@ -71,6 +94,19 @@ impl Copying {
         }
         self.buf.extend_from_slice(data);
         true
+    }
+
+    /// Goes on on disk, if there is a disk and it is for memory too large.
+    pub fn to_disk(self) -> Option<Spool> {
+        let disk = self.keep.cache.disk.clone().filter(|_| self.expected.is_none())?;
+        if self.keep.head.status == StatusCode::PARTIAL_CONTENT {
+            return None;
+        }
+        let mut booked = Booking::new(&self.keep.cache);
+        booked.add(spool::AHEAD);
+        let mut spool = Spool::begin(self.keep, booked, &disk, None);
+        spool.push(self.buf.freeze());
+        Some(spool)
     }
 
     /// Bytes that have come.
@@ -100,12 +136,6 @@ impl Copying {
     }
 }
 
-impl Drop for Copying {
-    fn drop(&mut self) {
-        self.keep.cache.filling.fetch_sub(self.booked, Relaxed);
-    }
-}
-
 /// Sends an answer's body on and keeps it. False if it is known to be too large.
 pub fn fill(body: Body, keep: Keep) -> (Body, bool) {
     let limit = keep.cache.store.max_object() as usize;
@@ -121,7 +151,10 @@ pub fn fill(body: Body, keep: Keep) -> (Body, bool) {
     }
     let expected = exact.map(|n| n as usize);
     let buf = BytesMut::with_capacity(expected.map_or(0, |n| n.min(FIRST)));
-    let copying = Copying { keep, buf, limit, expected, booked: 0 };
+    // what is for the disk, if there is one, doesn't wait for its end in memory
+    let limit = if keep.cache.disk.is_some() { limit.min(LARGE as usize) } else { limit };
+    let booked = Booking::new(&keep.cache);
+    let copying = Copying { keep, buf, limit, expected, booked };
     if body.is_end_stream() {
         copying.finish();
         return (body, true);

@@ -26,6 +26,8 @@ use std::task::{Context, Poll, ready};
 pub const BLOCK: u64 = 256 << 10;
 /// Room for a header beside its checksums.
 const HEADER: u64 = 64 << 10;
+/// The most that is written of a body whose length isn't known: its checksums have to find room before it.
+const MOST_UNKNOWN: u64 = 16 << 30;
 
 /// A body on disk. As long as somebody reads it it can be read, also if it is removed meanwhile.
 #[derive(Debug)]
@@ -59,6 +61,11 @@ impl Large {
     /// A body of nothing isn't kept like this.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes of its file.
+    pub(super) fn size(&self) -> u64 {
+        self.at + self.len
     }
 
     /// Bytes of memory its checksums take.
@@ -166,7 +173,8 @@ pub(super) struct Writer {
     file: File,
     path: Temporary,
     at: u64,
-    len: u64,
+    /// None: nobody has said.
+    len: Option<u64>,
     written: u64,
     sums: Vec<u64>,
     block: Sum,
@@ -190,34 +198,46 @@ impl Temporary {
 }
 
 impl Writer {
-    /// A new file for a body of `len` bytes, with all the room it needs.
+    /// A new file for a body of `len` bytes, with all the room it needs; of one whose length isn't known, with none.
     ///
     /// # Errors
     /// There isn't that much, or the file system refuses.
-    pub fn new(path: PathBuf, len: u64) -> io::Result<Writer> {
-        let at = (HEADER + 8 * len.div_ceil(BLOCK)).next_multiple_of(4096);
+    pub fn new(path: PathBuf, len: Option<u64>) -> io::Result<Writer> {
+        let at = Writer::room(len.unwrap_or(MOST_UNKNOWN));
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         let path = Temporary(path);
-        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at + len) {
-            // then it shows when it is written
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-            Err(e) => return Err(e.into()),
+        if let Some(len) = len {
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at + len) {
+                // then it shows when it is written
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         io::Seek::seek(&mut &file, io::SeekFrom::Start(at))?;
         Ok(Writer { file, path, at, len, written: 0, sums: Vec::new(), block: Sum::default() })
     }
 
-    /// Bytes of a file for such a body.
+    /// Bytes before a body of so many.
+    fn room(len: u64) -> u64 {
+        (HEADER + 8 * len.div_ceil(BLOCK)).next_multiple_of(4096)
+    }
+
+    /// Bytes of a file for a body of so many, whose length is known.
     pub fn size(len: u64) -> u64 {
-        (HEADER + 8 * len.div_ceil(BLOCK)).next_multiple_of(4096) + len
+        Writer::room(len) + len
+    }
+
+    /// Bytes of the file as far as it has been written, if there is no room in it already for what comes.
+    pub fn grown(&self) -> Option<u64> {
+        self.len.is_none().then_some(self.at + self.written)
     }
 
     /// Appends.
     ///
     /// # Errors
-    /// Those of write(2), or it is more than was announced.
+    /// Those of write(2), or it is more than was announced, or than there is room for checksums.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if self.written + bytes.len() as u64 > self.len {
+        if self.written + bytes.len() as u64 > self.len.unwrap_or(MOST_UNKNOWN) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.file.write_all(bytes)?;
@@ -226,7 +246,7 @@ impl Writer {
             self.block.add(&bytes[..n as usize]);
             bytes = &bytes[n as usize..];
             self.written += n;
-            if self.written.is_multiple_of(BLOCK) || self.written == self.len {
+            if self.written.is_multiple_of(BLOCK) {
                 self.sums.push(std::mem::take(&mut self.block).end());
             }
         }
@@ -237,11 +257,14 @@ impl Writer {
     ///
     /// # Errors
     /// It is less than was announced.
-    pub fn end(self) -> io::Result<(Large, Temporary)> {
-        if self.written != self.len {
+    pub fn end(mut self) -> io::Result<(Large, Temporary)> {
+        if self.len.is_some_and(|len| len != self.written) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((Large::new(self.file, self.at, self.len, self.sums), self.path))
+        if !self.written.is_multiple_of(BLOCK) {
+            self.sums.push(self.block.end());
+        }
+        Ok((Large::new(self.file, self.at, self.written, self.sums), self.path))
     }
 }
 

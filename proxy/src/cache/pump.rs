@@ -1,10 +1,11 @@
 //! Reads an answer at its origin's pace for the store, while its client takes it at his own.
 //!
-//! As long as it is to be kept, nothing holds the task back: what it may read is bounded by what an object may be. Once it
-//! is not to be kept, it reads as much ahead as [`AHEAD`] and waits for the client. A client that goes away leaves the task
+//! As long as it is to be kept in memory, nothing holds the task back: what it may read is bounded by what an object may be. What
+//! turns out to be too large goes to disk, if there is one. Once it is on its way there, or not to be kept, the task reads as much ahead as [`AHEAD`] and waits for the client. A client that goes away leaves the task
 //! a limited time.
 
 use super::fill::Copying;
+use super::spool::Spool;
 use crate::body::{Body, BodyError};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -13,7 +14,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 /// How long an answer is read on whose client has gone.
@@ -52,25 +53,27 @@ pub(super) fn start(body: Body, copying: Copying) -> Pumped {
 
 async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
     let before = copying.len();
-    let mut copying = Some(copying);
+    let mut kept = Kept::Memory(copying);
     let end = loop {
-        let frame = match next(&mut body, &queue, copying.is_some()).await {
+        let frame = match next(&mut body, &queue, &mut kept).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(e))) => break Some(e),
             Ok(None) => {
-                if let Some(copying) = copying.take() {
-                    let whole = copying.finish();
-                    replace(&mut queue.borrow_mut(), &whole, before);
+                match kept {
+                    Kept::Memory(copying) => {
+                        let whole = copying.finish();
+                        replace(&mut queue.borrow_mut(), &whole, before);
+                    }
+                    Kept::Disk(spool) => drop(engine::spawn(spool.finish())),
+                    Kept::Not => {}
                 }
                 break None;
             }
             // nobody wants it any more
             Err(()) => return,
         };
-        if let Some(data) = frame.data_ref()
-            && copying.as_mut().is_some_and(|c| !c.take(data))
-        {
-            copying = None;
+        if let Some(data) = frame.data_ref() {
+            kept = kept.with(data);
         }
         push(&queue, frame);
     };
@@ -81,19 +84,51 @@ async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
     client.into_iter().for_each(Waker::wake);
 }
 
+/// What becomes of an answer beside being sent.
+enum Kept {
+    Memory(Copying),
+    Disk(Box<Spool>),
+    Not,
+}
+
+impl Kept {
+    /// With more of it.
+    fn with(self, data: &Bytes) -> Kept {
+        match self {
+            Kept::Memory(mut copying) => match copying.take(data) {
+                true => Kept::Memory(copying),
+                false => match copying.to_disk() {
+                    Some(spool) => Kept::Disk(Box::new(spool)).with(data),
+                    None => Kept::Not,
+                },
+            },
+            Kept::Disk(mut spool) => {
+                spool.push(data.clone());
+                Kept::Disk(spool)
+            }
+            Kept::Not => Kept::Not,
+        }
+    }
+}
+
 /// The next frame, when there is room for it; `Err` if there is no reason to go on.
 async fn next(
     body: &mut Body,
     queue: &RefCell<Queue>,
-    keeping: bool,
+    kept: &mut Kept,
 ) -> Result<Option<Result<Frame<Bytes>, BodyError>>, ()> {
     let mut limit = engine::time::sleep(ALONE);
     let mut draining = pin!(engine::draining());
     poll_fn(|cx| {
+        if let Kept::Disk(spool) = kept
+            && !ready!(spool.poll_room(cx))
+        {
+            *kept = Kept::Not;
+        }
         let mut q = queue.borrow_mut();
         q.task = Some(cx.waker().clone());
         if let Some(since) = q.alone_since {
-            if !keeping || draining.as_mut().poll(cx).is_ready() {
+            if matches!(kept, Kept::Not) || draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(()));
             }
             if limit.deadline() != since + ALONE {
@@ -102,7 +137,7 @@ async fn next(
             if Pin::new(&mut limit).poll(cx).is_ready() {
                 return Poll::Ready(Err(()));
             }
-        } else if !keeping && q.bytes >= AHEAD {
+        } else if !matches!(kept, Kept::Memory(_)) && q.bytes >= AHEAD {
             return Poll::Pending;
         }
         drop(q);

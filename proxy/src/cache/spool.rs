@@ -5,7 +5,7 @@
 //! that goes away leaves the rest to a task, for a limited time.
 
 use super::disk::Disk;
-use super::fill::{self, Keep};
+use super::fill::{self, Booking, Keep};
 use super::flight::Outcome;
 use super::large::{Temporary, Writer};
 use super::object::Object;
@@ -16,11 +16,10 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 /// Bytes that may wait for the disk.
-const AHEAD: usize = 1 << 20;
+pub(super) const AHEAD: usize = 1 << 20;
 
 /// A blocking job on the file, which gives it back.
 type Job = Pin<Box<dyn Future<Output = io::Result<Writer>>>>;
@@ -32,12 +31,14 @@ enum State {
 }
 
 /// The file, and what waits for it.
-struct Spool {
+pub(super) struct Spool {
     keep: Keep,
     disk: Arc<Disk>,
     state: State,
     waiting: Vec<Bytes>,
     bytes: usize,
+    /// Held as long as there is something to wait.
+    _booked: Booking,
 }
 
 async fn job<R: Send + 'static>(f: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
@@ -45,6 +46,28 @@ async fn job<R: Send + 'static>(f: impl FnOnce() -> io::Result<R> + Send + 'stat
 }
 
 impl Spool {
+    /// Begins a file for a body of `len` bytes, or of an unknown length.
+    pub fn begin(keep: Keep, booked: Booking, disk: &Arc<Disk>, len: Option<u64>) -> Spool {
+        let ours = disk.clone();
+        let state = State::Busy(Box::pin(job(move || ours.begin_large(len))));
+        Spool { keep, disk: disk.clone(), state, waiting: Vec::new(), bytes: 0, _booked: booked }
+    }
+
+    /// Has a piece written behind the others.
+    pub fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        self.waiting.push(piece);
+    }
+
+    /// Ready when there may be more to write: with false, that it is of no use any more.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let busy = self.poll(cx).is_pending();
+        if matches!(self.state, State::Failed) {
+            return Poll::Ready(false);
+        }
+        if busy && self.bytes >= AHEAD { Poll::Pending } else { Poll::Ready(true) }
+    }
+
     /// Goes on with writing. Pending while the thread is busy.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
@@ -67,8 +90,9 @@ impl Spool {
                 State::Ready(mut writer) => {
                     let batch = std::mem::take(&mut self.waiting);
                     self.bytes = 0;
+                    let disk = self.disk.clone();
                     State::Busy(Box::pin(job(move || {
-                        batch.iter().try_for_each(|b| writer.write(b))?;
+                        batch.iter().try_for_each(|b| disk.append(&mut writer, b))?;
                         Ok(writer)
                     })))
                 }
@@ -78,7 +102,7 @@ impl Spool {
     }
 
     /// All has come: writes the rest, and has it kept.
-    async fn finish(mut self) {
+    pub async fn finish(mut self) {
         poll_fn(|cx| self.poll(cx)).await;
         let State::Ready(writer) = std::mem::replace(&mut self.state, State::Failed) else { return };
         let (large, path) = match writer.end() {
@@ -93,27 +117,17 @@ impl Spool {
     }
 }
 
-impl Drop for Spool {
-    fn drop(&mut self) {
-        self.keep.cache.filling.fetch_sub(AHEAD as u64, Relaxed);
-    }
-}
-
 /// The file that was written, without its name.
 pub(super) type Written = Temporary;
 
 /// Sends a body of `len` bytes on and writes it to disk. False if that can't be; then the leader has told the others.
 pub(super) fn spool(body: Body, keep: Keep, disk: &Arc<Disk>, len: u64) -> (Body, bool) {
-    let booked = keep.cache.filling.fetch_add(AHEAD as u64, Relaxed) + AHEAD as u64;
-    let ours = disk.clone();
-    let begin = job(move || ours.begin_large(len));
-    let (waiting, bytes) = (Vec::new(), 0);
-    let room = booked <= keep.cache.max_filling;
-    let spool = Spool { keep, disk: disk.clone(), state: State::Busy(Box::pin(begin)), waiting, bytes };
-    match room {
-        true => (Body::Stream(Box::pin(Spooling { body, spool: Some(spool) })), true),
-        false => (body, false),
+    let mut booked = Booking::new(&keep.cache);
+    if !booked.add(AHEAD) {
+        return (body, false);
     }
+    let spool = Some(Spool::begin(keep, booked, disk, Some(len)));
+    (Body::Stream(Box::pin(Spooling { body, spool })), true)
 }
 
 struct Spooling {
@@ -131,11 +145,8 @@ impl HttpBody for Spooling {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Some(spool) = &mut this.spool {
-            let busy = spool.poll(cx).is_pending();
-            if matches!(spool.state, State::Failed) {
+            if !ready!(spool.poll_room(cx)) {
                 this.spool = None;
-            } else if busy && spool.bytes >= AHEAD {
-                return Poll::Pending;
             }
         }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
@@ -147,8 +158,7 @@ impl HttpBody for Spooling {
             }
             Some(Ok(frame)) => {
                 if let (Some(data), Some(spool)) = (frame.data_ref(), &mut this.spool) {
-                    spool.bytes += data.len();
-                    spool.waiting.push(data.clone());
+                    spool.push(data.clone());
                     // what comes next may take a while: it is begun now
                     let _ = spool.poll(cx);
                 }
