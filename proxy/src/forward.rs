@@ -9,14 +9,15 @@ use crate::direct::Sent;
 use crate::headers;
 use crate::interim::Interim;
 use crate::origins::InFlight;
-use crate::pool::{self, Lease};
+use crate::pool::{self, Lease, To};
 use crate::route::{OriginConfig, Timeouts};
 use crate::rt::{Io, WeakIo};
 use crate::stats::Outcome;
 use crate::tunnel::Far;
-use engine::net::Stream;
 use engine::time::Elapsed;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
@@ -93,7 +94,7 @@ pub async fn send(
     request: Request<Body>,
     way: Way<'_>,
 ) -> Result<Response<Body>, Failure> {
-    match pool::reuse(id).await {
+    match pool::reuse(&To::Origin(id)).await {
         Some(mut lease) => {
             lease.busy = Some(busy);
             on_used(id, origin, lease, request, way).await
@@ -154,7 +155,7 @@ pub(crate) async fn go_on(
         deadline: way.deadline.map(|d| d.checked_sub(gone).unwrap_or(d)),
         ..way
     };
-    match pool::adopt(id, Io::of_sent(sent.stream, sent.read)).await {
+    match pool::adopt(To::Origin(id), Io::of_sent(sent.stream, sent.read)).await {
         Ok(mut lease) => {
             lease.busy = Some(sent.busy);
             match sent.reused {
@@ -237,21 +238,15 @@ fn broken(why: &str) -> Failure {
     Failure { status: StatusCode::BAD_GATEWAY, outcome: Outcome::Broken, why, again: None }
 }
 
-/// On a connection that was made for this request alone.
+/// On this connection.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn send_on(
-    stream: Stream,
+pub(crate) async fn attempt(
+    mut lease: Lease,
     request: Request<Body>,
     way: Way<'_>,
 ) -> Result<Response<Body>, Failure> {
-    let (sender, conn) = pool::handshake(stream).await.map_err(|e| unreachable(&e, None))?;
-    drop(engine::spawn(conn));
-    attempt(Lease::once(sender), request, way).await
-}
-
-async fn attempt(mut lease: Lease, request: Request<Body>, way: Way<'_>) -> Result<Response<Body>, Failure> {
     let answer = exchange(&mut lease, request, way).await?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(broken("the origin changes the protocol, which was not asked for"));
@@ -265,6 +260,9 @@ async fn exchange(
     way: Way<'_>,
 ) -> Result<Response<Incoming>, Failure> {
     let again = repeatable(&request).then(|| copy_head(&request));
+    if request.headers().get_all(AUTHORIZATION).iter().any(|v| identifies_connection(v.as_bytes())) {
+        lease.set_once();
+    }
     // before the first byte goes: a server that is killed from here on has perhaps sent it
     if let Some(mark) = request.extensions().get::<ForwardMark>() {
         mark.set();
@@ -332,6 +330,13 @@ pub fn expect(request: &mut Request<Incoming>) -> Option<Interim> {
     let interim = Interim::expecting();
     request.extensions_mut().insert(interim.clone());
     Some(interim)
+}
+
+/// With these schemes of `Authorization` a client identifies itself for all that comes on a connection (RFC 4559, 6): nobody
+/// else may use it.
+pub(crate) fn identifies_connection(authorization: &[u8]) -> bool {
+    let scheme = authorization.split(|b| *b == b' ').next().unwrap_or_default();
+    [&b"NTLM"[..], b"Negotiate"].iter().any(|s| s.eq_ignore_ascii_case(scheme))
 }
 
 /// Safe by its method (RFC 9110, 9.2.1), and without a body that would be gone.

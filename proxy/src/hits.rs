@@ -14,7 +14,7 @@ use crate::plain::Plain;
 use crate::proxy::Proxy;
 use crate::route::{Caching, HostHeader, Target};
 use crate::stats::Outcome;
-use crate::{router, upstream};
+use crate::{forward, router, upstream};
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
 use std::borrow::Cow;
@@ -113,9 +113,14 @@ impl Kept<'_> {
         if cached && !(simple && noted.is_some_and(|until| until > begun)) {
             return None;
         }
+        let authorization =
+            || request.all.iter().filter(|f| f.name.eq_ignore_ascii_case(AUTHORIZATION.as_str()));
+        if authorization().any(|f| forward::identifies_connection(f.value)) {
+            return None;
+        }
         let passing = cached.then(|| Passing {
             rules: config.rules,
-            authorized: request.all.iter().any(|f| f.name.eq_ignore_ascii_case(AUTHORIZATION.as_str())),
+            authorized: authorization().next().is_some(),
             key: noted
                 .filter(|until| until.saturating_duration_since(begun) < UNCACHEABLE / 2)
                 .map(|_| cache::with_key(request.host, request.target, |key| key.into())),

@@ -4,12 +4,13 @@
 //! address and not by name, after the name is resolved: a name that leads to a private address is as good as that address.
 
 use crate::body::{Body, Upload};
-use crate::forward::{self, Way};
-use crate::pool;
+use crate::forward::{self, Failure, Way};
+use crate::pool::{self, To};
 use crate::proxy::{Asked, Client, Proxy};
 use crate::resolve;
 use crate::route::{RouteConfig, Target, Timeouts};
 use crate::router;
+use crate::rt::Io;
 use crate::stats::Outcome;
 use crate::tunnel::Far;
 use crate::upstream::{self, Failed};
@@ -95,11 +96,11 @@ impl Proxy {
             return Err(Failed::new(StatusCode::BAD_GATEWAY, "the client has gone"));
         };
         let (idle, early) = (config.timeouts.tunnel, bytes::Bytes::new());
-        io.lead_to(Far { io: crate::rt::Io::new(stream), early, idle, busy: None });
+        io.lead_to(Far { io: Io::new(stream), early, idle, busy: None });
         Ok(Response::new(Body::Empty))
     }
 
-    /// Sends a prepared request to the host it names, on a connection of its own.
+    /// Sends a prepared request to the host it names.
     pub(crate) async fn send_outward(
         &self,
         config: &OutwardConfig,
@@ -114,12 +115,21 @@ impl Proxy {
         let target =
             forward::target(request.uri(), "", "").ok_or_else(|| bad("the path can't be passed on"))?;
         *request.uri_mut() = target;
-        let stream = reach(config, &host).await?;
-        let sent = forward::send_on(stream, request, way).await;
-        sent.map_err(|e| {
+        let failed = |e: Failure| {
             let failed = Failed { status: e.status, why: e.why, outcome: e.outcome };
             upstream::clients_fault(upload.fate()).unwrap_or(failed)
-        })
+        };
+        // where it leads was looked at when it was made
+        let to = To::Host(host.as_str().to_ascii_lowercase().into());
+        if let Some(lease) = pool::reuse(&to).await {
+            match forward::attempt(lease, request, way).await {
+                Err(Failure { status: StatusCode::BAD_GATEWAY, again: Some(back), .. }) => request = *back,
+                done => return done.map_err(failed),
+            }
+        }
+        let io = Io::new(reach(config, &host).await?);
+        let lease = pool::adopt(to, io).await.map_err(|e| failed(forward::unreachable(&e, None)))?;
+        forward::attempt(lease, request, way).await.map_err(failed)
     }
 }
 

@@ -14,11 +14,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 /// Idle connections kept for one origin by one thread.
 const MAX_IDLE: usize = 128;
+/// Idle connections kept for the forward proxy by one thread.
+const MAX_OUTWARD: usize = 512;
 /// An idle connection older than this isn't used again: origins close theirs after 5 s (Apache, Node) to 75 s (nginx),
 /// and a request on one that is just being closed has to be sent twice.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
@@ -26,23 +29,35 @@ const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 /// How long the connection of an answer that has ended may have to become free.
 const MAX_BUSY: Duration = Duration::from_millis(20);
 
+/// Whom a connection leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum To {
+    /// The origin with this number.
+    Origin(usize),
+    /// A host of the forward proxy's clients, with its port if it named one; in lower case.
+    Host(Rc<str>),
+}
+
 thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
 
 #[derive(Default)]
 struct Pool {
-    idle: HashMap<usize, Vec<(Instant, SendRequest<Body>)>>,
+    idle: HashMap<To, Vec<(Instant, SendRequest<Body>)>>,
     /// Without hyper: see [`crate::direct`].
     bare: HashMap<usize, Vec<(Instant, Stream)>>,
     watches_drain: bool,
     sweeps: bool,
+    /// Idle ones of the forward proxy's.
+    outward: usize,
 }
 
 /// A connection in use; see [`Lease::give_back`].
 #[derive(Debug)]
 pub struct Lease {
-    origin: usize,
+    /// None: nobody else uses it.
+    to: Option<To>,
     sender: Option<SendRequest<Body>>,
     /// Counts the request as in progress.
     pub busy: Option<InFlight>,
@@ -67,69 +82,72 @@ impl Lease {
 
     /// One that only its request uses.
     pub fn once(sender: SendRequest<Body>) -> Lease {
-        Lease { origin: usize::MAX, sender: Some(sender), busy: None, interim: None }
+        Lease { to: None, sender: Some(sender), busy: None, interim: None }
+    }
+
+    /// What goes over it is for its client alone.
+    pub fn set_once(&mut self) {
+        self.to = None;
     }
 
     /// Its answer has been read to the end: another request may use it.
     pub fn give_back(mut self) {
-        if self.origin == usize::MAX || self.interim.as_ref().is_some_and(|i| !i.is_wanted()) {
+        let Some(to) = self.to.take() else { return };
+        if self.interim.as_ref().is_some_and(|i| !i.is_wanted()) || engine::is_draining() {
             return;
         }
         let Some(sender) = self.sender.take().filter(|s| !s.is_closed()) else { return };
-        if engine::is_draining() {
-            return;
-        }
+        let outward = matches!(to, To::Host(_));
         POOL.with_borrow_mut(|p| {
-            let idle = p.idle.entry(self.origin).or_default();
+            if outward && p.outward >= MAX_OUTWARD {
+                return;
+            }
+            let idle = p.idle.entry(to).or_default();
             if idle.len() < MAX_IDLE {
                 idle.push((engine::time::now(), sender));
+                p.outward += usize::from(outward);
             }
         });
+        sweep();
     }
 }
 
-/// An idle connection to the origin number `id`, if there is one that is still good.
-pub async fn reuse(id: usize) -> Option<Lease> {
-    match reuse_idle(id).await {
-        Some(lease) => Some(lease),
-        None => adopt(id, Io::new(reuse_bare(id)?)).await.ok(),
-    }
-}
-
-async fn reuse_idle(id: usize) -> Option<Lease> {
+/// An idle connection, if there is one that is still good.
+pub async fn reuse(to: &To) -> Option<Lease> {
     loop {
-        let (since, mut sender) = POOL.with_borrow_mut(|p| p.idle.get_mut(&id)?.pop())?;
-        if engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME {
-            // those below are older still
-            let old = POOL.with_borrow_mut(|p| p.idle.remove(&id));
-            drop(old);
-            return None;
+        let newest = POOL.with_borrow_mut(|p| {
+            let newest = p.idle.get_mut(to)?.pop();
+            p.outward -= usize::from(newest.is_some() && matches!(to, To::Host(_)));
+            newest
+        });
+        let Some((since, mut sender)) = newest else { break };
+        // those below are older still: they are swept
+        if is_old(since) {
+            break;
         }
         // an origin may have answered without having read all of a body
         if sender.is_closed() {
             continue;
         }
         if matches!(engine::time::timeout(MAX_BUSY, sender.ready()).await, Ok(Ok(()))) {
-            return Some(Lease { origin: id, sender: Some(sender), busy: None, interim: None });
+            return Some(Lease { to: Some(to.clone()), sender: Some(sender), busy: None, interim: None });
         }
+    }
+    match to {
+        To::Origin(id) => adopt(to.clone(), Io::new(reuse_bare(*id)?)).await.ok(),
+        To::Host(_) => None,
     }
 }
 
-/// A new connection to the origin number `id`.
-///
-/// # Errors
-/// See [`stream`].
-pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
-    adopt(id, Io::new(stream(origin, limit).await?)).await
+fn is_old(since: Instant) -> bool {
+    engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME
 }
 
 /// An idle connection to the origin number `id` on which nobody reads, if there is one that is still good.
 pub(crate) fn reuse_bare(id: usize) -> Option<Stream> {
     loop {
         let (since, stream) = POOL.with_borrow_mut(|p| p.bare.get_mut(&id)?.pop())?;
-        if engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME {
-            let old = POOL.with_borrow_mut(|p| p.bare.remove(&id));
-            drop(old);
+        if is_old(since) {
             return None;
         }
         // something came, and be it its end
@@ -144,48 +162,72 @@ pub(crate) fn give_back_bare(id: usize, stream: Stream) {
     if engine::is_draining() {
         return;
     }
-    watch_drain();
-    let sweep = POOL.with_borrow_mut(|p| {
+    POOL.with_borrow_mut(|p| {
         let idle = p.bare.entry(id).or_default();
         if idle.len() < MAX_IDLE {
             idle.push((engine::time::now(), stream));
         }
-        !std::mem::replace(&mut p.sweeps, true)
     });
-    if sweep {
-        // nobody reads on them, so nobody hears of their end
-        drop(engine::spawn(async {
-            fill::unless_draining(sweep_bare()).await;
-        }));
-    }
+    watch_drain();
+    sweep();
 }
 
-/// Closes bare connections that have been idle for long, until there are none.
-async fn sweep_bare() {
-    let mut left = true;
-    while left {
-        engine::time::sleep(MAX_IDLE_TIME).await;
-        let now = engine::time::now();
-        let mut old = Vec::new();
-        POOL.with_borrow_mut(|p| {
-            for idle in p.bare.values_mut() {
-                let fresh =
-                    idle.partition_point(|(since, _)| now.saturating_duration_since(*since) > MAX_IDLE_TIME);
-                old.extend(idle.drain(..fresh));
+/// Sees to it that connections that have been idle for long are closed, until there are none.
+fn sweep() {
+    if POOL.with_borrow_mut(|p| std::mem::replace(&mut p.sweeps, true)) {
+        return;
+    }
+    let work = async {
+        loop {
+            engine::time::sleep(MAX_IDLE_TIME).await;
+            let (old, ended) = POOL.with_borrow_mut(Pool::swept);
+            drop(old);
+            if ended {
+                break;
             }
-            p.bare.retain(|_, idle| !idle.is_empty());
-            left = !p.bare.is_empty();
-            p.sweeps = left;
-        });
-        drop(old);
+        }
+    };
+    drop(engine::spawn(async {
+        fill::unless_draining(work).await;
+    }));
+}
+
+/// To be dropped where nothing is borrowed.
+type Old = (Vec<(Instant, SendRequest<Body>)>, Vec<(Instant, Stream)>);
+
+impl Pool {
+    /// Takes out what has been idle for long; and whether nothing is left.
+    fn swept(&mut self) -> (Old, bool) {
+        let mut old = Old::default();
+        for (to, idle) in &mut self.idle {
+            let fresh = idle.partition_point(|(since, _)| is_old(*since));
+            old.0.extend(idle.drain(..fresh));
+            self.outward -= if matches!(to, To::Host(_)) { fresh } else { 0 };
+        }
+        for idle in self.bare.values_mut() {
+            let fresh = idle.partition_point(|(since, _)| is_old(*since));
+            old.1.extend(idle.drain(..fresh));
+        }
+        self.idle.retain(|_, idle| !idle.is_empty());
+        self.bare.retain(|_, idle| !idle.is_empty());
+        self.sweeps = !(self.idle.is_empty() && self.bare.is_empty());
+        (old, !self.sweeps)
     }
 }
 
-/// Has hyper speak with the origin number `id` on this connection.
+/// A new connection to the origin number `id`.
 ///
 /// # Errors
-/// See [`handshake`].
-pub async fn adopt(id: usize, io: Io) -> io::Result<Lease> {
+/// See [`stream`].
+pub async fn connect(id: usize, origin: &OriginConfig, limit: Duration) -> io::Result<Lease> {
+    adopt(To::Origin(id), Io::new(stream(origin, limit).await?)).await
+}
+
+/// Has hyper speak with somebody on this connection, which others may use when it is idle.
+///
+/// # Errors
+/// None is known.
+pub async fn adopt(to: To, io: Io) -> io::Result<Lease> {
     let (sender, conn) = http1::handshake(io).await.map_err(io::Error::other)?;
     watch_drain();
     drop(engine::spawn(async move {
@@ -193,7 +235,7 @@ pub async fn adopt(id: usize, io: Io) -> io::Result<Lease> {
             log::debug!("origin connection: {e}");
         }
     }));
-    Ok(Lease { origin: id, sender: Some(sender), busy: None, interim: None })
+    Ok(Lease { to: Some(to), sender: Some(sender), busy: None, interim: None })
 }
 
 /// Makes a connection one for HTTP.
@@ -243,7 +285,10 @@ fn watch_drain() {
     if !watched {
         drop(engine::spawn(async {
             engine::draining().await;
-            let all = POOL.with_borrow_mut(|p| (std::mem::take(&mut p.idle), std::mem::take(&mut p.bare)));
+            let all = POOL.with_borrow_mut(|p| {
+                p.outward = 0;
+                (std::mem::take(&mut p.idle), std::mem::take(&mut p.bare))
+            });
             drop(all);
         }));
     }

@@ -130,3 +130,16 @@ fn routes_for_a_host_come_first_and_share_nothing_with_it() {
     assert_eq!(absolute(&host), "theirs");
     assert_eq!(s.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).body, "ours");
 }
+
+#[test]
+fn connections_are_used_again_for_the_same_host() {
+    let (a, b) = (Origin::says(ok("", "a")), Origin::says(ok("", "b")));
+    let s = with(outward(&[]));
+    let mut c = s.client();
+    for _ in 0..3 {
+        for (o, body) in [(&a, "a"), (&b, "b")] {
+            assert_eq!(c.ask(&format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\n\r\n", o.addr)).body, body);
+        }
+    }
+    assert_eq!((a.connections(), b.connections()), (1, 1));
+}

@@ -324,3 +324,23 @@ fn a_large_answer_streams_and_a_slow_client_holds_it_back() {
     }
     assert!(most < 48 << 20, "{most} bytes were on their way");
 }
+
+#[test]
+fn a_connection_that_a_client_has_identified_itself_on_is_not_used_for_others() {
+    let o = Origin::says(ok("Date: x\r\nCache-Control: no-store\r\n", "mine"));
+    let s = Suite::to(&[&o]);
+    let mut c = s.client();
+    c.ask(&get("/", ""));
+    for scheme in ["NTLM", "negotiate"] {
+        let before = o.count();
+        c.ask(&get("/", &format!("Authorization: {scheme} TlRMTVNTUAAB\r\n")));
+        c.ask(&get("/", ""));
+        let seen = o.seen();
+        assert_ne!(seen[before].connection, seen[before + 1].connection, "{scheme}");
+    }
+    let before = o.count();
+    c.ask(&get("/", "Authorization: Basic x\r\n"));
+    c.ask(&get("/", ""));
+    let seen = o.seen();
+    assert_eq!(seen[before].connection, seen[before + 1].connection, "Basic is said with every request");
+}
