@@ -97,7 +97,7 @@ impl Copying {
     }
 
     /// Goes on on disk, if there is a disk and it is for memory too large.
-    pub fn to_disk(self) -> Option<Spool> {
+    pub fn into_spool(self) -> Option<Spool> {
         let disk = self.keep.cache.disk.clone().filter(|_| self.expected.is_none())?;
         if self.keep.head.status == StatusCode::PARTIAL_CONTENT {
             return None;

@@ -53,7 +53,7 @@ pub(super) fn start(body: Body, copying: Copying) -> Pumped {
 
 async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
     let before = copying.len();
-    let mut kept = Kept::Memory(copying);
+    let mut kept = Kept::Memory(Box::new(copying));
     let end = loop {
         let frame = match next(&mut body, &queue, &mut kept).await {
             Ok(Some(Ok(frame))) => frame,
@@ -86,7 +86,7 @@ async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
 
 /// What becomes of an answer beside being sent.
 enum Kept {
-    Memory(Copying),
+    Memory(Box<Copying>),
     Disk(Box<Spool>),
     Not,
 }
@@ -97,7 +97,7 @@ impl Kept {
         match self {
             Kept::Memory(mut copying) => match copying.take(data) {
                 true => Kept::Memory(copying),
-                false => match copying.to_disk() {
+                false => match copying.into_spool() {
                     Some(spool) => Kept::Disk(Box::new(spool)).with(data),
                     None => Kept::Not,
                 },

@@ -144,10 +144,10 @@ impl HttpBody for Spooling {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Some(spool) = &mut this.spool {
-            if !ready!(spool.poll_room(cx)) {
-                this.spool = None;
-            }
+        if let Some(spool) = &mut this.spool
+            && !ready!(spool.poll_room(cx))
+        {
+            this.spool = None;
         }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         let ended = match &frame {
