@@ -74,6 +74,20 @@ pub fn follow(common: &Common, path: &str, follow: bool) -> anyhow::Result<Exit>
     }
 }
 
+/// Prints the names of the jobs, one a line. For a shell in the middle of a line: whatever is in the way, nothing is said of it.
+pub fn names(common: &Common) -> Exit {
+    let ask = || -> anyhow::Result<Value> {
+        let runtime = Runtime::new(&common.load_to_ask()?.suite.runtime_dir);
+        let (_, text) = control::request(&runtime.control(), "GET", "/jobs", Duration::from_secs(1))?;
+        Ok(serde_json::from_str(&text)?)
+    };
+    let jobs = ask().unwrap_or_default();
+    for name in jobs.as_array().into_iter().flatten().filter_map(|j| j["name"].as_str()) {
+        println!("{name}");
+    }
+    Exit::Done
+}
+
 /// Prints the jobs as a table.
 ///
 /// # Errors

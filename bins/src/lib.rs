@@ -11,6 +11,7 @@ pub mod cop;
 pub mod drill;
 pub mod exit;
 pub mod exposition;
+pub mod import;
 pub mod logging;
 pub mod manager;
 pub mod orders;

@@ -3,6 +3,7 @@
 //! Everything comes from the tables of the parsers (clap's, and `traffic::config::keys`), so it can't differ from what the
 //! programs take. `cargo run -p packaging -- DIR` writes `DIR/man`, `DIR/completions` and `DIR/traffic.toml`.
 
+mod completions;
 mod man;
 
 use anyhow::Context;
@@ -31,8 +32,7 @@ fn write_all(dir: &Path) -> anyhow::Result<()> {
         let name = program.get_name().to_owned();
         fs::write(man_dir.join(format!("{name}.8")), man::program(program.clone())?)?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut out = Vec::new();
-            clap_complete::generate(shell, &mut program.clone(), &name, &mut out);
+            let out = completions::script(shell, &program)?;
             let file = match shell {
                 Shell::Bash => name.clone(),
                 Shell::Zsh => format!("_{name}"),

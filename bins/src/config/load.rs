@@ -415,7 +415,11 @@ fn is_section(path: &str) -> bool {
     KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
-fn read(path: &Path) -> Result<String, String> {
+/// The text of a file that people write.
+///
+/// # Errors
+/// It can't be read, is larger than a mebibyte, or is no UTF-8.
+pub fn read(path: &Path) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;

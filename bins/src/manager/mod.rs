@@ -85,7 +85,13 @@ enum Command {
         common: Common,
     },
     /// List the jobs with their workers
-    List(Common),
+    List {
+        /// Only their names, one a line, and nothing if no manager answers: for shells that complete them
+        #[arg(long)]
+        names: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Start a job, and wait until it is ready
     Start {
         /// The job
@@ -167,6 +173,11 @@ enum Command {
     },
     /// End a pause: who has waited is served
     Resume(Common),
+    /// Print the programs of a supervisord.conf or a Procfile as jobs, and what can't be translated as comments
+    Import {
+        /// The file
+        file: std::path::PathBuf,
+    },
     /// Say everything that is wrong with a configuration, or what it comes to
     CheckConfig(Common),
 }
@@ -183,7 +194,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Restart { name: None, common } => commands::apply(&common, "/restart"),
         Command::Restart { name: Some(name), common } => commands::job(&common, &name, "restart"),
         Command::Top { every, common } => top::run(&common, every),
-        Command::List(common) => commands::list(&common),
+        Command::List { names: false, common } => commands::list(&common),
+        Command::List { names: true, common } => Ok(commands::names(&common)),
         Command::Start { name, common } => commands::job(&common, &name, "start"),
         Command::Stop { name, common } => commands::job(&common, &name, "stop"),
         Command::Disable { name, common } => commands::job(&common, &name, "disable"),
@@ -204,6 +216,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
             None => commands::ask(&common, "POST", "/pause"),
         },
         Command::Resume(common) => commands::ask(&common, "POST", "/resume"),
+        Command::Import { file } => crate::import::run(&file),
         Command::CheckConfig(common) => commands::check_config(&common),
     }
 }
