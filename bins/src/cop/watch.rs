@@ -23,6 +23,7 @@ use crate::logging::Fatal;
 use crate::suite::{self, Runtime};
 use crate::sweep::Sweep;
 use crate::ward::Ward;
+use anyhow::Context;
 use policy::Time;
 use policy::check::{Check, Lock, Observation, Pulse, Verdict};
 use policy::child::{Action, Child, Event, State};
@@ -128,13 +129,14 @@ impl Cop {
         on_start: OnStart,
     ) -> anyhow::Result<Cop> {
         let runtime = Runtime::new(&config.suite.runtime_dir);
+        let at = runtime.notify("cop");
         let now = clock::now();
         let c = &config.cop;
         let limits =
             policy::heartbeat::Limits { interval: c.interval, timeout: c.timeout, failures: c.failures };
         Ok(Cop {
-            token: runtime.token()?,
-            notify: NotifySocket::bind(&runtime.notify("cop"))?,
+            token: runtime.token().context("the heartbeat's token")?,
+            notify: NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?,
             upstream: Notifier::from_env()?,
             watchdog: watchdog(now),
             store,

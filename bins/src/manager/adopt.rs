@@ -92,4 +92,9 @@ impl Keep {
         let cop = Ward::of_lock(&self.runtime.lock("cop"), 0).ok().flatten();
         adopts && !self.is_stopping() && self.upstream.is_connected() && cop.is_some_and(|c| !c.has_ended())
     }
+
+    /// Does that process hold cop's lock?
+    pub(super) fn is_cop(&self, pid: i32) -> bool {
+        Ward::of_lock(&self.runtime.lock("cop"), 0).ok().flatten().is_some_and(|cop| cop.pid == pid)
+    }
 }

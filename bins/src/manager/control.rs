@@ -32,7 +32,7 @@ use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Control connections at once; more are closed at once.
+/// Control connections at once; more are closed at once, unless it is cop who comes.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Binds the control socket in place of an ended manager's (we hold `manager.lock`, so there is no living one).
@@ -99,18 +99,27 @@ pub async fn serve(keep: Rc<Keep>, listener: UnixListener) {
         Err(e) => return log::error!("event=control-failed: {e}"),
     };
     let live = Rc::new(());
+    let mut full = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if Rc::strong_count(&live) > MAX_CONNECTIONS => drop(stream),
             Ok((stream, _)) => match allowed(&stream) {
-                Ok(true) => {
+                // whoever holds so many connections must not make cop believe that we hang
+                Ok(Some(peer)) if Rc::strong_count(&live) > MAX_CONNECTIONS && !keep.is_cop(peer) => {
+                    if !std::mem::replace(&mut full, true) {
+                        log::warn!(
+                            "event=control-full connections={MAX_CONNECTIONS}: more are closed, but for cop's"
+                        );
+                    }
+                }
+                Ok(Some(_)) => {
+                    full = false;
                     let (keep, guard) = (keep.clone(), live.clone());
                     drop(engine::spawn(async move {
                         connection(keep, stream, false).await;
                         drop(guard);
                     }));
                 }
-                Ok(false) => log::warn!("event=control-refused: neither root nor our own user"),
+                Ok(None) => log::warn!("event=control-refused: neither root nor our own user"),
                 Err(e) => log::warn!("event=control-refused: {e}"),
             },
             Err(e) => {
@@ -121,10 +130,11 @@ pub async fn serve(keep: Rc<Keep>, listener: UnixListener) {
     }
 }
 
-/// Is the peer root, or who we are?
-fn allowed(stream: &Stream) -> io::Result<bool> {
+/// The peer's process if it is root's, or of who we are.
+fn allowed(stream: &Stream) -> io::Result<Option<i32>> {
     let peer = rustix::net::sockopt::socket_peercred(stream.source().get_ref().as_fd())?;
-    Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+    let ours = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
+    Ok(ours.then(|| peer.pid.as_raw_nonzero().get()))
 }
 
 async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {

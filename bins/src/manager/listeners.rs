@@ -167,7 +167,7 @@ fn address(fd: &OwnedFd, w: &Listen) -> io::Result<String> {
     }
 }
 
-/// Writes the `ports` file.
+/// Writes the `ports` file, unless it says the same already: a full disk is no reason not to follow the last manager.
 ///
 /// # Errors
 /// It can't be written.

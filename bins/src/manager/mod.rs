@@ -38,6 +38,7 @@ use crate::privileges;
 use crate::server::legacy::Legacy;
 use crate::suite::{self, Runtime};
 use crate::top;
+use anyhow::Context;
 use engine::io::Async;
 use keep::{Keep, Start};
 use lockfile::{Got, Lockfile};
@@ -256,13 +257,16 @@ fn live(
     let estates = Estates::take(&mut inherited, upstream);
     let jobs = Jobs::take(&mut inherited);
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
-    let notify = NotifySocket::bind(&runtime.notify("manager"))?;
+    let at = runtime.notify("manager");
+    let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
     privileges::share_notify(&runtime, credentials.as_ref())?;
     recover::listeners(&config, &runtime, &notify, &mut inherited);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
-    let control = control::bind(&runtime)?;
+    let control = control::bind(&runtime)
+        .with_context(|| format!("cannot listen on {}", runtime.control().display()))?;
     let admin = control::bind_admin(config.manager.admin)?;
-    listeners::publish(&listeners, &runtime)?;
+    listeners::publish(&listeners, &runtime)
+        .with_context(|| format!("cannot write {}", runtime.ports().display()))?;
     // connections that wait in the queue outlive us too
     let table = Arc::new(Table::create(Size { slots: 0, buffers: 0 })?);
     let kept: Vec<_> = listeners.iter().map(|l| l.fd.as_fd()).collect();

@@ -1,0 +1,279 @@
+//! What the world around the suite may do to it: take its descriptors, its memory, its disk, its processes; and what
+//! strangers may send to its sockets. It goes on, or comes back by itself.
+
+mod common;
+
+use common::origin::{self, Origin};
+use common::*;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::resource::Resource;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::chown;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Sets both limits of a running process.
+fn limit(pid: i32, what: Resource, to: u64) {
+    let limit = nix::libc::rlimit { rlim_cur: to, rlim_max: to };
+    // SAFETY: prlimit(2) reads the one and writes nothing, as there is no place for the old limits.
+    let done = unsafe { nix::libc::prlimit(pid, what as _, &limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[track_caller]
+fn until(s: &Suite, what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !so() {
+        assert!(Instant::now() < end, "never: {what}\n{}", s.log.text());
+        std::thread::yield_now();
+    }
+}
+
+/// Bytes like any, the same in each run.
+fn noise(n: usize, seed: u32) -> Vec<u8> {
+    let mut x = seed | 1;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 24) as u8
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[test]
+fn garbage_to_every_socket_stops_nobody() {
+    let mut s = Suite::serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    let before = s.pids();
+    let admin =
+        s.log.text().lines().find_map(|l| Some(l.split_once("event=admin listen=")?.1.to_owned())).unwrap();
+    for seed in 0..40 {
+        let bytes = noise(1 + seed as usize * 100, seed);
+        for to in [s.addr(), admin.parse().unwrap()] {
+            let mut c = TcpStream::connect(to).unwrap();
+            let _ = c.write_all(&bytes);
+        }
+        for entry in fs::read_dir(s.run_dir()).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("sock") => {
+                    let _ = UnixStream::connect(&path).and_then(|mut c| c.write_all(&bytes));
+                }
+                Some("notify") => {
+                    let from = UnixDatagram::unbound().unwrap();
+                    let _ = from.send_to(&bytes, &path);
+                    let _ =
+                        from.send_to(b"STOPPING=1\nMAINPID=1\nX_TRAFFIC_RETIRING=1\nWATCHDOG=trigger", &path);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(s.get("/").code, 200);
+    expect_code(&s.run(MANAGER, &["status"]), 0);
+    assert_eq!(s.pids(), before);
+    s.stop();
+}
+
+#[test]
+fn who_holds_all_control_connections_does_not_hide_the_manager_from_cop() {
+    let mut s = Suite::serving("[cop]\ninterval = \"100ms\"\ntimeout = \"500ms\"\nfailures = 2\n");
+    let before = s.pids();
+    let begun = Instant::now();
+    let hold = || UnixStream::connect(s.run_dir().join("manager.sock")).unwrap();
+    let mark = s.mark();
+    let mut held: Vec<UnixStream> = (0..70).map(|_| hold()).collect();
+    s.wait(mark, &["event=control-full"]);
+    // one that is refused is told so by its end; those that are held say nothing
+    let mut refused = held.pop().unwrap();
+    assert_eq!(refused.read(&mut [0; 8]).unwrap(), 0);
+    // as long as a hang takes to be one
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(s.get("/").code, 200);
+    }
+    assert_eq!(s.pids(), before, "{}", s.log.text());
+    drop(held);
+    until(&s, "status is answered", || s.run(MANAGER, &["status"]).status.success());
+    s.stop();
+}
+
+#[test]
+fn a_server_without_descriptors_serves_whom_it_has_and_then_everybody() {
+    let mut s = Suite::serving("nofile = 80\nthreads = 1\n");
+    let server = s.pid("server");
+    let mut open = Client::connect(s.addr()).unwrap();
+    assert_eq!(open.get("/").unwrap().code, 200);
+    let crowd: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(s.addr()).unwrap()).collect();
+    for _ in 0..50 {
+        assert_eq!(open.get("/").unwrap().code, 200);
+    }
+    drop(crowd);
+    assert_eq!(s.get("/").code, 200);
+    assert_eq!(s.pid("server"), server, "{}", s.log.text());
+    s.stop();
+}
+
+#[test]
+fn a_server_that_gets_no_memory_is_replaced_and_nobody_gets_half_an_answer() {
+    let origin = Origin::start();
+    let mut s = Suite::new("");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\n{}", origin.route()));
+    s.start();
+    let server = s.pid("server");
+    limit(server, Resource::RLIMIT_AS, 1 << 20);
+    let mut whole = 0;
+    for _ in 0..6 {
+        let mut c = Client::connect(s.addr()).unwrap();
+        if let Ok(answer) = c.get("/big")
+            && answer.code == 200
+        {
+            let expected = answer.body.iter().enumerate().all(|(at, b)| *b == origin::big(at));
+            assert!(expected && answer.body.len() > 1000, "{} bytes", answer.body.len());
+            whole += 1;
+        }
+    }
+    until(&s, "it serves", || s.get("/after").code == 200);
+    assert!(whole > 0, "{}", s.log.text());
+    s.stop();
+}
+
+/// A small file system over a directory.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(path: PathBuf) -> Small {
+        fs::create_dir_all(&path).unwrap();
+        let options = Some("size=256k,mode=755");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        Small(path)
+    }
+
+    /// Takes all of its room; whoever drops the file's name gives it back.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = File::create(&path).unwrap();
+        while file.write_all(&[7; 512]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Only root may mount, and be limited as somebody else.
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("needs root: not tried");
+    }
+    root
+}
+
+#[test]
+fn with_its_disks_full_everybody_may_die_and_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let mut s = Suite::new("");
+    let disks = [Small::over(s.run_dir()), Small::over(s.path("state"))];
+    s.start();
+    let filled: Vec<PathBuf> = disks.iter().map(Small::fill).collect();
+    for program in ["server", "manager"] {
+        let mark = s.mark();
+        let old = s.kill(program, SIGKILL);
+        assert_eq!(s.get("/").code, 200);
+        until(&s, "there's another one", || s.try_pid(program).is_some_and(|pid| pid != old));
+        s.wait(mark, &["event=spawn"]);
+    }
+    let o = s.run(MANAGER, &["restart"]);
+    assert!(o.status.success(), "{}", s.log.text());
+    assert_eq!(s.get("/").code, 200);
+    expect_code(&s.run(COP, &["status"]), 0);
+    filled.iter().for_each(|f| fs::remove_file(f).unwrap());
+    s.stop();
+    let record = fs::read_to_string(s.path("state").join("status.json")).unwrap();
+    assert!(record.contains("\"running\":false") || record.contains("\"running\": false"), "{record}");
+}
+
+/// How many processes the user of that one may have, as far as it is concerned; said by that user, who needs no capability.
+fn processes(s: &Suite, pid: i32, most: u32) {
+    let mut c = clean(&s.wrap[0]);
+    c.args(&s.wrap[1..]).args(["prlimit", "--pid", &pid.to_string(), &format!("--nproc={most}:")]);
+    expect_code(&output(c), 0);
+}
+
+#[test]
+fn a_manager_that_can_not_fork_promotes_the_standby_and_queues_until_it_can() {
+    if !is_root() {
+        return;
+    }
+    // somebody whose processes are ours alone
+    let uid = 3_000_000 + std::process::id();
+    let mut s = Suite::new("[manager.respawn]\nmax = \"100ms\"\n");
+    chown(s.dir.path(), Some(uid), Some(uid)).unwrap();
+    fs::set_permissions(s.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let uid = uid.to_string();
+    s.wrap = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"].map(str::to_owned).to_vec();
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["event=standby"]);
+    let manager = s.pid("manager");
+    processes(&s, manager, 1);
+    // the standby is there already
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/").code, 200);
+    s.wait(mark, &["event=promote"]);
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    let mut waiting: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    s.wait(mark, &["event=spawn-failed of=server"]);
+    processes(&s, manager, 4096);
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200);
+    }
+    assert_eq!(s.pid("manager"), manager);
+    s.stop();
+}
+
+#[test]
+fn a_crowd_of_slow_clients_costs_little_and_delays_nobody() {
+    let mut s = Suite::serving("idle_timeout = \"2s\"\n");
+    let server = s.pid("server");
+    let resident = || {
+        let text = fs::read_to_string(format!("/proc/{server}/statm")).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    let before = resident();
+    let slow: Vec<TcpStream> = (0..2000)
+        .map(|_| {
+            let mut c = TcpStream::connect(s.addr()).unwrap();
+            c.write_all(b"GET /slow HTTP/1.1\r\nHost: t\r\nX-A: ").unwrap();
+            c
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(s.get("/").code, 200);
+    }
+    let each = resident().saturating_sub(before) / slow.len() as u64;
+    assert!(each < 48 << 10, "{each} bytes for each of them");
+    // each is told that it was too slow, and let go
+    for mut c in slow {
+        c.set_read_timeout(Some(LONG)).unwrap();
+        let mut said = Vec::new();
+        c.read_to_end(&mut said).unwrap();
+        assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&said));
+    }
+    assert_eq!(s.pid("server"), server);
+    s.stop();
+}
