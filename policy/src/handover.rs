@@ -159,7 +159,9 @@ fn responding(r: &Record, sent: u64, unrecorded: u64) -> Verdict {
     let head = u64::from(r.head_len);
     match r.body_len {
         _ if sent == 0 => again(r, unrecorded),
-        Some(body) if sent > head.saturating_add(body) => Verdict::Close(Reason::Contradiction),
+        Some(body) if head.checked_add(body).is_none_or(|whole| sent > whole) => {
+            Verdict::Close(Reason::Contradiction)
+        }
         Some(body) if sent == head + body && !r.overflow => Verdict::Answered { unrecorded },
         Some(_) if sent >= head && r.safe && r.has_validator && !r.overflow => {
             match again(r, unrecorded) {
