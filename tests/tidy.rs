@@ -41,6 +41,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("proxy", vec!["engine", "policy"]),
         ("bins", vec!["policy", "lockfile", "engine", "supervisor", "proxy"]),
         ("packaging", vec!["bins"]),
+        ("fuzz", vec!["policy", "supervisor", "proxy", "bins"]),
     ])
 }
 

@@ -30,10 +30,22 @@ pub fn run(file: &Path) -> anyhow::Result<Exit> {
     let text = load::read(file).map_err(wrong)?;
     let here = std::path::absolute(file)?.parent().map_or("/".into(), Path::to_owned);
     let variable = |name: &str| std::env::var(name).ok();
-    let translated = translate(&text, &Context { here: &here, variable: &variable });
-    let all = translated.map_err(|e| Fatal::new(Exit::Config, format!("{shown}:{}: {}", e.line, e.why)))?;
-    print!("{}", all.render(&shown));
+    print!("{}", translated(&text, &shown, &here, &variable).map_err(|e| Fatal::new(Exit::Config, e))?);
     Ok(Exit::Done)
+}
+
+/// The translation of what is in the file `shown` in the directory `here`, with that environment.
+///
+/// # Errors
+/// It isn't what it seems to be: with file and line.
+pub fn translated(
+    text: &str,
+    shown: &str,
+    here: &Path,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, String> {
+    let all = translate(text, &Context { here, variable });
+    all.map(|all| all.render(shown)).map_err(|e| format!("{shown}:{}: {}", e.line, e.why))
 }
 
 /// What a file's text depends on.

@@ -5,7 +5,7 @@
 //! 1. [`directives`], [`policy`], [`vary`], [`target`]: the rules; pure;
 //! 2. [`object`]: a kept answer; [`partial`]: parts of one; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
-//! 4. `record`, [`disk`]: the tier on disk, which the next process finds warm; [`large`], `spool`: what is there alone;
+//! 4. [`record`], [`disk`]: the tier on disk, which the next process finds warm; [`large`], `spool`: what is there alone;
 //! 5. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
@@ -19,7 +19,7 @@ pub mod object;
 pub mod partial;
 pub mod policy;
 mod pump;
-mod record;
+pub mod record;
 pub mod serve;
 mod spool;
 pub mod store;

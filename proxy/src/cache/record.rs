@@ -209,7 +209,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Finds damage, not forgery; the parts count as one.
-pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
+pub fn checksum(parts: &[&[u8]]) -> u64 {
     let mut sum = Sum::default();
     parts.iter().for_each(|p| sum.add(p));
     sum.end()

@@ -1,0 +1,118 @@
+//! Requests, and the fields of messages, as clients and origins send them.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Uri};
+use proxy::cache::directives::{self, Directives};
+use proxy::cache::{partial, target, vary};
+use proxy::strict::Scanner;
+use proxy::{check, conditional, headers, range, router};
+use std::time::SystemTime;
+
+/// A request that the fast path takes is one that the scanner lets through, that ends where it says, and that is in order.
+pub fn plain(bytes: &[u8]) {
+    let mut room = proxy::plain::room();
+    let Some(plain) = proxy::plain::parse(bytes, &mut room) else { return };
+    assert!(plain.len <= bytes.len());
+    let mut head = bytes[..plain.len].to_vec();
+    let mut scanner = Scanner::default();
+    scanner.feed(&mut head);
+    assert_eq!(scanner.finding(), None, "the scanner refuses it");
+    assert!(scanner.between_requests(), "its head isn't all of it");
+    assert_eq!(head, &bytes[..plain.len]);
+    let request = parse(bytes).expect("hyper's parser takes it");
+    assert_eq!(request.uri().path_and_query().map(|t| t.as_str()), Some(plain.target));
+    let host = check::request(&request, "fuzz", false).expect("it is in order");
+    assert_eq!(host.as_ref().map(HeaderValue::as_bytes), Some(plain.host.as_bytes()));
+    assert_eq!(range::part(request.headers(), 100), range::Part::Whole);
+    let directives = Directives::of_request(request.headers());
+    assert!(!directives.any, "it has a word for caches");
+    let names = [http::header::ACCEPT_ENCODING, http::header::COOKIE];
+    for (name, value) in &plain.fields(&names) {
+        assert!(request.headers().get_all(name).iter().any(|v| v == value));
+    }
+}
+
+/// However a stream is cut into reads, the scanner poisons the same byte, and after that nothing.
+pub fn strict(bytes: &[u8]) {
+    let Some((cut, stream)) = bytes.split_first() else { return };
+    let (mut whole, mut pieces) = (stream.to_vec(), stream.to_vec());
+    let (mut one, mut other) = (Scanner::default(), Scanner::default());
+    one.feed(&mut whole);
+    pieces.chunks_mut(usize::from(*cut % 16) + 1).for_each(|piece| other.feed(piece));
+    assert_eq!((one.finding(), one.between_requests()), (other.finding(), other.between_requests()));
+    assert!(whole == pieces, "the cut decides what is poisoned");
+    let changed = whole.iter().zip(stream).filter(|(new, old)| new != old).count();
+    assert!(changed <= usize::from(one.finding().is_some()));
+}
+
+/// Everything that reads fields.
+pub fn fields(bytes: &[u8]) {
+    let Some(mut request) = parse(bytes) else { return };
+    let len = bytes.len() as u64;
+    if let range::Part::Bytes(from, to) = range::part(request.headers(), len) {
+        assert!(from < to && to <= len, "{from}..{to} of {len}");
+        let _ = range::content_range(from, to, len);
+    }
+    let _ = (Directives::of_request(request.headers()), Directives::of_response(request.headers()));
+    let withheld = directives::withheld(request.headers());
+    assert!(withheld.len() <= len as usize);
+    for name in vary::names(request.headers()) {
+        vary::push_value(&mut String::new(), request.headers(), &name);
+    }
+    if let Some((from, size)) = partial::position(request.headers()) {
+        assert!(from <= size);
+    }
+    let _ = conditional::evaluate(request.headers(), request.headers());
+    let _ = conditional::range_applies(request.headers(), request.headers());
+    proxy::cache::object::date(&mut request.headers().clone(), SystemTime::UNIX_EPOCH);
+    key_of(request.uri());
+    let host = check::request(&request, "fuzz", true);
+    let h = request.headers_mut();
+    let _ = (headers::last_hop(h), headers::wanted_upgrade(h, &["websocket".to_owned()]));
+    headers::for_next_hop(h);
+    headers::add_via(h, http::Version::HTTP_11, "fuzz");
+    assert!(headers::went_through(h, "fuzz"));
+    headers::add_forwarded(h, None, host.ok().flatten().as_ref());
+    for gone in ["keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "proxy-authorization"] {
+        assert!(!h.contains_key(gone), "{gone} is about one hop");
+    }
+    // the one thing that we say for ourselves
+    assert_eq!(h.get("connection").is_some_and(|v| v == "te"), h.contains_key("te"));
+    assert_eq!(h.contains_key("connection"), h.contains_key("te"));
+}
+
+/// A target is kept under one key, and that is a target which is kept under itself.
+fn key_of(uri: &Uri) {
+    let once = target::normal(uri, &target::Query::All).into_owned();
+    assert_eq!(target::normal(&once, &target::Query::All).as_ref(), &once);
+    if let Some(path) = router::normal_path(uri.path()) {
+        assert!(path.starts_with('/') || path == "*", "{path:?}");
+        assert_eq!(router::normal_path(&path).as_deref(), Some(&*path), "normal isn't normal");
+    }
+}
+
+/// A request's head, as hyper's parser takes it.
+fn parse(bytes: &[u8]) -> Option<Request<()>> {
+    let mut parsed = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Request::new(&mut parsed);
+    if !head.parse(bytes).ok()?.is_complete() {
+        return None;
+    }
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
+    *request.uri_mut() = head.path?.parse().ok()?;
+    *request.headers_mut() = fields_of(head.headers)?;
+    Some(request)
+}
+
+fn fields_of(parsed: &[httparse::Header<'_>]) -> Option<HeaderMap> {
+    let field = |f: &httparse::Header<'_>| {
+        Some((f.name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(f.value).ok()?))
+    };
+    let list: Option<Vec<_>> = parsed.iter().map(field).collect();
+    let mut map = HeaderMap::new();
+    list?.into_iter().for_each(|(name, value)| {
+        map.append(name, value);
+    });
+    Some(map)
+}
