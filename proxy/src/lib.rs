@@ -11,7 +11,7 @@
 //! 3. [`route`], [`router`]: routes, and which one a request takes; pure;
 //! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`], [`probes`]: which of them is up;
 //! 5. [`forward`], [`upstream`]: one request's way to an origin and back; [`interim`]: what comes before the answer;
-//!    [`tunnel`]: what comes after the last one; [`outward`]: the forward proxy;
+//!    [`tunnel`]: what comes after the last one; [`outward`]: the forward proxy; `own`: without an origin;
 //! 6. [`conditional`], [`range`](mod@range): pure; [`files`]: files as an origin;
 //! 7. [`cache`]: what may be kept, and what is; [`cached`]: requests through it; [`stats`], [`metrics`]: what became of
 //!    them; [`account`], [`access`], [`access_line`]: the same, one by one;
@@ -41,6 +41,7 @@ pub mod interim;
 pub mod metrics;
 pub mod origins;
 pub mod outward;
+mod own;
 pub mod pages;
 pub mod plain;
 pub mod pool;

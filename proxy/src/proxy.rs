@@ -2,34 +2,32 @@
 
 use crate::access::{AccessConfig, AccessLog};
 use crate::account::Account;
-use crate::body::{Body, Upload};
-use crate::cache::{self, Cache, CacheConfig, target};
+use crate::body::Body;
+use crate::cache::{Cache, CacheConfig, target};
 use crate::cached::Counted;
 use crate::check;
 use crate::continuity::{Continuity, What};
 use crate::direct::Bent;
 use crate::files;
-use crate::forward::{self, Way};
 use crate::headers;
 use crate::hits::Kept;
 use crate::metrics;
 use crate::origins::Origins;
 use crate::outward::{self, OutwardConfig};
+use crate::own::{fixed, redirect};
 use crate::pages::{self, Asker};
 use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
 use crate::rt::{Io, WeakIo};
 use crate::serve::{self, Limits};
 use crate::stats::{Counters, OriginStats, Outcome, Stats};
-use crate::upstream::{self, Failed, Upstream};
-use bytes::Bytes;
+use crate::upstream::{Failed, Upstream};
 use engine::net::{Peer, Stream};
-use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -333,85 +331,6 @@ impl Proxy {
         all
     }
 
-    /// There is no route yet.
-    fn is_unconfigured(&self) -> bool {
-        self.config.routes.iter().all(|r| matches!(r.target, Target::Outward))
-    }
-
-    /// Forgets what is kept for a target.
-    async fn purge(
-        &self,
-        client: Option<IpAddr>,
-        host: Option<&HeaderValue>,
-        uri: &Uri,
-        asker: Asker,
-    ) -> Result<Counted, Failed> {
-        if !client.is_some_and(|c| self.config.purge_from.contains(&c.to_canonical())) {
-            return Err(Failed::new(StatusCode::FORBIDDEN, "PURGE is not for you"));
-        }
-        let host = host.and_then(|h| h.to_str().ok()).unwrap_or("localhost");
-        let had = match &self.cache {
-            Some(cache) => cache.purge(cache::key(host, uri)).await,
-            None => false,
-        };
-        log::info!("event=purge request={:016x} target={host}{uri} found={had}", asker.id);
-        match had {
-            true => Ok((fixed(StatusCode::OK, Bytes::from_static(b"purged\n")), Outcome::Own)),
-            false => Err(Failed::new(StatusCode::NOT_FOUND, "nothing was kept")),
-        }
-    }
-
-    /// The request as an origin gets it, but for its target.
-    pub(crate) fn prepared(
-        &self,
-        mut request: Request<Incoming>,
-        asked: &Asked,
-    ) -> Result<(Request<Body>, Rc<Upload>), Failed> {
-        let route = &self.config.routes[asked.route];
-        let max = route.max_body.0;
-        if check::announced(&request).is_some_and(|n| n > max) {
-            let why = format!("the body is larger than {max} bytes");
-            return Err(Failed::new(StatusCode::PAYLOAD_TOO_LARGE, why));
-        }
-        let held = forward::expect(&mut request);
-        let (head, body) = request.into_parts();
-        let (body, upload) = Body::from_client(body, max, route.timeouts.between, held);
-        let mut request = Request::from_parts(head, body);
-        upstream::prepare(&mut request, route, &self.config.name, asked.client, asked.host.as_ref());
-        Ok((request, upload))
-    }
-
-    pub(crate) async fn send(
-        &self,
-        asked: &Asked,
-        request: Request<Body>,
-        upload: &Rc<Upload>,
-    ) -> Result<Response<Body>, Failed> {
-        let config = &self.config.routes[asked.route];
-        let way = Way {
-            timeouts: config.timeouts,
-            deadline: config.timeouts.total.map(|t| Instant::now() + t),
-            upload,
-            client: asked.interim.as_ref(),
-            name: &self.config.name,
-        };
-        let list = match (&config.target, &self.config.outward) {
-            (Target::Origins { list, .. }, _) => list,
-            (_, Some(outward)) => return self.send_outward(outward, asked, request, upload, way).await,
-            _ => unreachable!("only such routes are passed on"),
-        };
-        let upgrade = asked.upgrade.as_ref().filter(|_| matches!(request.body(), Body::Empty));
-        self.upstreams[asked.route].send(config, list, request, upgrade, way, || self.millis()).await
-    }
-
-    /// The answer as the client gets it.
-    pub(crate) fn passed_on(&self, mut answer: Response<Body>) -> Response<Body> {
-        let version = answer.version();
-        headers::add_via(answer.headers_mut(), version, &self.config.name);
-        *answer.version_mut() = Version::HTTP_11;
-        answer
-    }
-
     pub(crate) fn millis(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -431,24 +350,4 @@ fn normalise<B>(request: &mut Request<B>) -> bool {
         }
     }
     true
-}
-
-fn fixed(status: StatusCode, body: Bytes) -> Response<Body> {
-    let mut r = Response::new(Body::Full(body));
-    *r.status_mut() = status;
-    r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    r
-}
-
-fn redirect(status: StatusCode, to: &str, asked: &Asked, uri: &Uri) -> Response<Body> {
-    let host = asked.host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("localhost");
-    let target = forward::target(uri, "", "").map_or("/".to_owned(), |t| t.to_string());
-    // a path that begins with two slashes would name another host where nothing stands before it
-    let target = format!("/{}", target.trim_start_matches('/'));
-    let to = to.replace("{host}", host).replace("{uri}", &target);
-    let mut r = pages::error(status, &to, asked.asker);
-    if let Ok(v) = HeaderValue::from_str(&to) {
-        r.headers_mut().insert(LOCATION, v);
-    }
-    r
 }

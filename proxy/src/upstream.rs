@@ -1,16 +1,21 @@
 //! A request on its way through the origins of a route.
 
-use crate::body::{Body, Fate};
+use crate::body::{Body, Fate, Upload};
+use crate::check;
 use crate::direct::Bent;
 use crate::forward::{self, Way};
 use crate::headers;
 use crate::origins::Origins;
+use crate::proxy::{Asked, Proxy};
 use crate::route::{HostHeader, OriginConfig, RouteConfig, Target};
 use crate::rt::WeakIo;
 use crate::stats::Outcome;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Instant;
 
 /// No answer of an origin's.
 #[derive(Debug, Clone)]
@@ -132,6 +137,59 @@ impl Upstream {
             }
         }
         Err(last)
+    }
+}
+
+impl Proxy {
+    /// The request as an origin gets it, but for its target.
+    pub(crate) fn prepared(
+        &self,
+        mut request: Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<(Request<Body>, Rc<Upload>), Failed> {
+        let route = &self.config.routes[asked.route];
+        let max = route.max_body.0;
+        if check::announced(&request).is_some_and(|n| n > max) {
+            let why = format!("the body is larger than {max} bytes");
+            return Err(Failed::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+        }
+        let held = forward::expect(&mut request);
+        let (head, body) = request.into_parts();
+        let (body, upload) = Body::from_client(body, max, route.timeouts.between, held);
+        let mut request = Request::from_parts(head, body);
+        prepare(&mut request, route, &self.config.name, asked.client, asked.host.as_ref());
+        Ok((request, upload))
+    }
+
+    pub(crate) async fn send(
+        &self,
+        asked: &Asked,
+        request: Request<Body>,
+        upload: &Rc<Upload>,
+    ) -> Result<Response<Body>, Failed> {
+        let config = &self.config.routes[asked.route];
+        let way = Way {
+            timeouts: config.timeouts,
+            deadline: config.timeouts.total.map(|t| Instant::now() + t),
+            upload,
+            client: asked.interim.as_ref(),
+            name: &self.config.name,
+        };
+        let list = match (&config.target, &self.config.outward) {
+            (Target::Origins { list, .. }, _) => list,
+            (_, Some(outward)) => return self.send_outward(outward, asked, request, upload, way).await,
+            _ => unreachable!("only such routes are passed on"),
+        };
+        let upgrade = asked.upgrade.as_ref().filter(|_| matches!(request.body(), Body::Empty));
+        self.upstreams[asked.route].send(config, list, request, upgrade, way, || self.millis()).await
+    }
+
+    /// The answer as the client gets it.
+    pub(crate) fn passed_on(&self, mut answer: Response<Body>) -> Response<Body> {
+        let version = answer.version();
+        headers::add_via(answer.headers_mut(), version, &self.config.name);
+        *answer.version_mut() = Version::HTTP_11;
+        answer
     }
 }
 

@@ -43,13 +43,16 @@ use std::time::Duration;
 /// Bytes that may wait to be written to disk; what comes beyond isn't written.
 const MAX_WRITING: u64 = 32 << 20;
 
+/// The part of the memory that is for answers on their way.
+const FILLING: u64 = 8;
+
 /// Bodies beyond this are on disk alone, if there is a disk.
 const LARGE: u64 = 4 << 20;
 
 /// How a cache is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// Bytes of memory; 0 is no cache.
+    /// Bytes of memory, for what is kept, what is on its way, and what the allocator needs beside; 0 is no cache.
     pub memory: u64,
     /// The longest that a request waits for another one's fetch.
     pub coalesce: Duration,
@@ -85,14 +88,15 @@ impl Cache {
     /// An empty one; None if it is to have no memory.
     pub fn new(config: CacheConfig) -> Option<Arc<Cache>> {
         (config.memory > 0).then(|| {
+            let max_filling = (config.memory / FILLING).clamp(1 << 20, config.memory.max(2 << 20) / 2);
             Arc::new(Cache {
-                store: Store::new(config.memory),
+                store: Store::new(config.memory.saturating_sub(max_filling).max(config.memory / 2)),
                 flights: Arc::default(),
                 coalesce: config.coalesce,
                 disk: config.disk.filter(|d| d.1 > 0).map(|(dir, max)| Arc::new(Disk::new(dir, max))),
                 writing: AtomicU64::new(0),
                 filling: AtomicU64::new(0),
-                max_filling: (config.memory / 2).max(1 << 20),
+                max_filling,
             })
         })
     }

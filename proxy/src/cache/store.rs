@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// A shard smaller than this could hold few objects; half of it is the largest that is kept.
 const SHARD: u64 = 32 << 20;
+/// One byte in so many is lost between what the allocator has given out: entries of all sizes come and go.
+const PIECES: u64 = 8;
 /// For the estimate of how many there will be.
 const TYPICAL: u64 = 8 << 10;
 /// How long it is remembered that an answer couldn't be kept.
@@ -61,7 +63,8 @@ impl Weighter<Key, Entry> for Weigh {
             Entry::Spec(s) => 128 + 64 * s.names.len() as u64,
             Entry::Uncacheable(_) => 64,
         };
-        own + key.len() as u64 + 64
+        let bytes = own + key.len() as u64 + 64;
+        bytes + bytes / PIECES
     }
 }
 
