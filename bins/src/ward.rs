@@ -3,6 +3,7 @@
 use policy::ladder::Rung;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use supervisor::identity::Identity;
 use supervisor::pidfd::{ExitStatus, PidFd};
 use supervisor::snapshot::Snapshots;
@@ -14,13 +15,13 @@ pub struct Ward {
     pub pid: i32,
     /// Generation of the machine it belongs to.
     pub generation: u64,
-    pidfd: PidFd,
+    pidfd: Rc<PidFd>,
 }
 
 impl Ward {
     /// Holds a process by its pidfd.
     pub fn new(pid: i32, pidfd: PidFd, generation: u64) -> Ward {
-        Ward { pid, generation, pidfd }
+        Ward { pid, generation, pidfd: Rc::new(pidfd) }
     }
 
     /// Takes hold of a process somebody else started, if the lock `path` still shows it once we hold its pidfd: the pid
@@ -38,6 +39,11 @@ impl Ward {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Its pidfd, for who waits for its end.
+    pub fn pidfd(&self) -> Rc<PidFd> {
+        self.pidfd.clone()
     }
 
     /// The same process in another role.

@@ -3,6 +3,8 @@
 //! A job starts when all that it comes after are ready, and stops when all that come after it are down. Who comes after
 //! whom must not go round in a circle.
 
+use std::collections::HashMap;
+
 /// What is done when a worker ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Restart {
@@ -68,6 +70,8 @@ impl Mistake {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Order {
     after: Vec<Vec<usize>>,
+    /// The same from the other end: who comes after each.
+    before: Vec<Vec<usize>>,
 }
 
 impl Order {
@@ -76,13 +80,15 @@ impl Order {
     /// # Errors
     /// See [`Mistake`].
     pub fn new(jobs: &[(String, Vec<String>)]) -> Result<Order, Mistake> {
-        let index = |name: &String| jobs.iter().position(|(n, _)| n == name);
+        let numbers: HashMap<&str, usize> =
+            jobs.iter().enumerate().map(|(n, (name, _))| (&**name, n)).collect();
+        let index = |name: &String| numbers.get(&**name).copied();
         let mut after = Vec::with_capacity(jobs.len());
         for (job, (_, names)) in jobs.iter().enumerate() {
             let list = names.iter().map(|n| index(n).ok_or(Mistake::Unknown { job, after: n.clone() }));
             after.push(list.collect::<Result<Vec<_>, _>>()?);
         }
-        let order = Order { after };
+        let order = Order::of(after);
         match order.circle() {
             Some(circle) => Err(Mistake::Circle(circle)),
             None => Ok(order),
@@ -91,7 +97,15 @@ impl Order {
 
     /// Of so many that don't wait for each other.
     pub fn of_strangers(jobs: usize) -> Order {
-        Order { after: vec![Vec::new(); jobs] }
+        Order::of(vec![Vec::new(); jobs])
+    }
+
+    fn of(after: Vec<Vec<usize>>) -> Order {
+        let mut before = vec![Vec::new(); after.len()];
+        for (job, list) in after.iter().enumerate() {
+            list.iter().for_each(|first| before[*first].push(job));
+        }
+        Order { after, before }
     }
 
     /// Are all that it comes after ready?
@@ -101,7 +115,7 @@ impl Order {
 
     /// Are all that come after it down?
     pub fn may_stop(&self, job: usize, down: impl Fn(usize) -> bool) -> bool {
-        self.after.iter().enumerate().all(|(other, after)| !after.contains(&job) || down(other))
+        self.before[job].iter().all(|j| down(*j))
     }
 
     /// The jobs of a circle, if there is one. Iterative: a table may be long.

@@ -9,19 +9,28 @@ pub enum StoreError {
     /// The store has its bound.
     #[error("the fd store is full ({0} fds)")]
     Full(usize),
+    /// The names of all fds are handed on in one variable of an environment, which has its bound.
+    #[error("the names in the fd store are too long ({NAMES} bytes together)")]
+    Names,
 }
+
+/// All names together, each with its separator, in bytes: one variable of an environment holds 128 KiB
+/// (`MAX_ARG_STRLEN`).
+pub const NAMES: usize = 120 << 10;
 
 /// Named fds, bounded. A name may stand for several fds; the same open file is kept once under a name.
 #[derive(Debug)]
 pub struct FdStore {
     fds: Vec<(String, OwnedFd)>,
     max: usize,
+    /// Bytes of names, with separators.
+    names: usize,
 }
 
 impl FdStore {
     /// An empty store that takes up to `max` fds.
     pub fn new(max: usize) -> Self {
-        FdStore { fds: Vec::new(), max }
+        FdStore { fds: Vec::new(), max, names: 0 }
     }
 
     /// Keeps `fds` under `name`. One that is stored already (the same open file, by `kcmp`-free comparison of
@@ -38,6 +47,10 @@ impl FdStore {
             if self.fds.len() >= self.max {
                 return Err(StoreError::Full(self.max));
             }
+            if self.names + name.len() + 1 > NAMES {
+                return Err(StoreError::Names);
+            }
+            self.names += name.len() + 1;
             self.fds.push((name.to_owned(), fd));
         }
         Ok(())
@@ -45,12 +58,15 @@ impl FdStore {
 
     /// Forgets (closes) all fds of that name.
     pub fn remove(&mut self, name: &str) {
+        let before = self.fds.len();
         self.fds.retain(|(n, _)| n != name);
+        self.names -= (before - self.fds.len()) * (name.len() + 1);
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.fds.clear();
+        self.names = 0;
     }
 
     /// How many fds are kept.
@@ -100,6 +116,14 @@ mod tests {
         assert_eq!(s.add("listen", vec![socket(), socket()]), Err(StoreError::Full(2)));
         s.remove("other");
         assert_eq!(s.len(), 2);
+        let mut s = FdStore::new(usize::MAX);
+        let long = "x".repeat(NAMES / 2 - 1);
+        s.add(&long, vec![socket(), socket()]).unwrap();
+        assert_eq!(s.add("y", vec![socket()]), Err(StoreError::Names));
+        s.remove(&long);
+        s.add(&long, vec![socket(), socket()]).unwrap();
+        let mut s = FdStore::new(2);
+        s.add("listen", vec![socket(), socket()]).unwrap();
         s.remove("listen");
         assert!(s.is_empty());
     }

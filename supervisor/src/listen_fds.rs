@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 /// First inherited fd (`SD_LISTEN_FDS_START`).
 pub const FIRST: RawFd = 3;
 /// More than this many are refused.
-pub const MAX: usize = 1024;
+pub const MAX: usize = 8192;
 
 /// An inherited fd with the name it was given.
 #[derive(Debug)]

@@ -343,6 +343,33 @@ impl Notifier {
     /// # Errors
     /// As [`Notifier::send`]; more than [`MAX_FDS`] fds.
     pub fn send_fds(&self, lines: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.try_send(lines, fds).inspect_err(|_| self.missed.store(true, Ordering::Relaxed))
+    }
+
+    /// Has the receiver heard all that was sent? Its queue holds few datagrams: who has much to say leaves room for others.
+    pub fn is_heard(&self) -> bool {
+        let unread =
+            |(socket, _): &(OwnedFd, SocketAddrUnix)| crate::tcp::unread_by_peer(socket).unwrap_or(0);
+        self.target.as_ref().is_none_or(|t| unread(t) == 0)
+    }
+
+    /// As [`Notifier::store_fds`], for who tries again by himself.
+    ///
+    /// # Errors
+    /// As [`Notifier::send`].
+    pub fn try_store(&self, name: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.try_send(&format!("FDSTORE=1\nFDNAME={name}"), fds)
+    }
+
+    /// As [`Notifier::forget_fds`], for who tries again by himself.
+    ///
+    /// # Errors
+    /// As [`Notifier::send`].
+    pub fn try_forget(&self, name: &str) -> io::Result<()> {
+        self.try_send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])
+    }
+
+    fn try_send(&self, lines: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let Some((socket, addr)) = &self.target else { return Ok(()) };
         let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -350,8 +377,7 @@ impl Notifier {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many fds for one message"));
         }
         let iov = [IoSlice::new(lines.as_bytes())];
-        let sent = sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL);
-        sent.inspect_err(|_| self.missed.store(true, Ordering::Relaxed))?;
+        sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -409,7 +435,8 @@ mod tests {
         let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
         let notifier = Notifier::to(socket.path().as_os_str()).unwrap();
         notifier.send("READY=1").unwrap();
-        assert!(!notifier.take_missed());
+        assert!(!notifier.take_missed() && !notifier.is_heard());
+        assert!(socket.recv().unwrap().is_some() && notifier.is_heard());
         while notifier.send("STATUS=nobody reads").is_ok() {}
         assert!(notifier.take_missed() && !notifier.take_missed());
         notifier.forget_fds("estate");

@@ -68,6 +68,14 @@ pub fn facts(socket: impl AsFd) -> io::Result<Option<TcpFacts>> {
     }))
 }
 
+/// What was sent on a socket and not received yet, in bytes as the kernel counts them: zero when nothing is under way.
+///
+/// # Errors
+/// It is no socket.
+pub fn unread_by_peer(socket: impl AsFd) -> io::Result<u64> {
+    queued(socket.as_fd().as_raw_fd(), nix::libc::TIOCOUTQ)
+}
+
 fn queued(fd: i32, what: nix::libc::Ioctl) -> io::Result<u64> {
     let mut n: nix::libc::c_int = 0;
     // SAFETY: both requests write one int.

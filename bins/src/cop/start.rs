@@ -22,7 +22,7 @@ use supervisor::{listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
 /// Fds kept for the manager at most.
-pub(super) const STORE_MAX: usize = 4096;
+pub(super) const STORE_MAX: usize = 8192;
 
 /// Starts the suite; in the foreground it returns when the suite has ended.
 ///

@@ -43,6 +43,9 @@ use supervisor::spawn::{Spec, spawn};
 /// A cop that hasn't reached its next poll after this long has hung, and ends.
 const ALARM_SECONDS: u32 = 60;
 
+/// Until systemd's queue is tried again.
+const SAY_REST: Duration = Duration::from_millis(10);
+
 /// A new manager, and one that is just ending, have taken and let go of their locks by then.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,8 @@ pub struct Cop {
     upstream: Notifier,
     watchdog: Option<(Duration, Time)>,
     store: FdStore,
+    /// What systemd keeps for us has to be said again, from that one on.
+    unsaid: Option<usize>,
     manager: Child,
     ward: Option<Ward>,
     server: Option<Ward>,
@@ -140,6 +145,7 @@ impl Cop {
             upstream: Notifier::from_env()?,
             watchdog: watchdog(now),
             store,
+            unsaid: None,
             manager: Child::new(manager_limits(&config)),
             ward: None,
             server: None,
@@ -249,6 +255,7 @@ impl Cop {
             self.manager_beat.deadline(slack),
             self.server_beat.deadline(slack),
             self.watchdog.map(|(_, next)| next),
+            self.unsaid.map(|_| clock::now() + SAY_REST),
         ];
         all.into_iter().flatten().min()
     }
@@ -307,6 +314,7 @@ impl Cop {
             *next = now + *every;
             let _ = self.upstream.send("WATCHDOG=1");
         }
+        self.say_rest();
         self.sweep_managers(now);
         match &mut self.phase {
             // whatever is wrong with it, it ran before us and goes on being watched

@@ -6,8 +6,12 @@ use crate::suite;
 use policy::child::{Event, State};
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Datagram, Field};
+
+/// Until cop's full queue is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 impl Keep {
     /// The fd to wait on for [`Keep::listen`].
@@ -94,8 +98,16 @@ impl Keep {
         }
     }
 
-    pub(super) fn announce_ready(&self) {
-        let _ = self.upstream.send("READY=1");
+    pub(super) fn announce_ready(self: &Rc<Self>) {
+        let full = |e: std::io::Error| e.kind() == std::io::ErrorKind::WouldBlock;
+        if self.upstream.send("READY=1").is_err_and(full) {
+            // cop asks for no heartbeat before that, and so would never be told what it has missed
+            let keep = self.clone();
+            drop(engine::spawn(async move {
+                engine::time::sleep(AGAIN).await;
+                keep.announce_ready();
+            }));
+        }
         self.tell_server();
     }
 

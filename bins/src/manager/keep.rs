@@ -190,13 +190,12 @@ impl Keep {
     }
 
     /// Has cop keep duplicates of the listeners.
-    pub fn store_fds(&self, cop: &Notifier) {
+    pub fn store_fds(self: &Rc<Self>, cop: &Notifier) {
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
         self.estates.borrow().store(cop);
         self.store_pages(cop);
-        self.store_jobs(cop);
         if let Some(legacy) = &*self.legacy.borrow() {
             legacy.announce(cop);
         }
@@ -204,6 +203,7 @@ impl Keep {
         if let (Some(w), Some(channel)) = (&s.ward, &s.channel) {
             cop.store_fds(&channel_name(w.pid), &[channel.as_fd()]);
         }
+        self.store_jobs();
     }
 
     /// Nothing of the queue is left behind: we end in order.

@@ -82,15 +82,17 @@ impl Cop {
     }
 
     pub(super) fn keep(&mut self, name: &str, fds: Vec<std::os::fd::OwnedFd>) {
-        if self.upstream.is_connected() {
-            let borrowed: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
-            if let Err(e) = self.upstream.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), &borrowed) {
-                log::warn!("event=fdstore-upstream-failed name={name}: {e}");
-            }
-        }
         match self.store.add(name, fds) {
             Ok(()) => log::debug!("event=fdstore name={name} total={}", self.store.len()),
-            Err(e) => log::error!("event=fdstore-failed name={name}: {e}"),
+            // systemd, too, has to hand on what it keeps
+            Err(e) => return log::error!("event=fdstore-failed name={name}: {e}"),
+        }
+        if self.upstream.is_connected() {
+            let of_name = self.store.iter().filter(|(n, _)| n == name);
+            let fds: Vec<_> = of_name.map(|(_, fd)| fd.as_fd()).collect();
+            if let Err(e) = self.upstream.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), &fds) {
+                log::warn!("event=fdstore-upstream-failed name={name}: {e}");
+            }
         }
     }
 

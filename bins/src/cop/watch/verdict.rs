@@ -4,10 +4,22 @@ use super::*;
 use policy::pulse::Stall;
 
 impl Cop {
+    /// Tells systemd again what it keeps for us, as much as its queue takes now.
+    pub(super) fn say_rest(&mut self) {
+        let Some(from) = self.unsaid.take() else { return };
+        for (n, (name, fd)) in self.store.iter().enumerate().skip(from) {
+            let full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::WouldBlock;
+            if self.upstream.try_store(name, &[fd.as_fd()]).is_err_and(|e| full(&e)) {
+                self.unsaid = Some(n);
+                return;
+            }
+        }
+    }
+
     /// The check of both programs: look, let `policy` decide, act.
     pub(super) fn check(&mut self, now: Time) {
         if self.upstream.take_missed() {
-            self.store.iter().for_each(|(name, fd)| self.upstream.store_fds(name, &[fd.as_fd()]));
+            self.unsaid = Some(0);
         }
         let stall = self.stalled_thread(now);
         let observation = Observation {

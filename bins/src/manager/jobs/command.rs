@@ -218,7 +218,7 @@ async fn events(keep: &Rc<Keep>, from: Option<u64>) -> Answer {
     let look = || {
         let jobs = keep.jobs.borrow();
         let news = jobs.events.iter().filter(|(n, _)| *n >= from.unwrap_or(0));
-        let lines: Vec<String> = news.map(|(_, v)| v.to_string()).collect();
+        let lines: Vec<String> = news.map(|(_, line)| line.clone()).collect();
         (from.is_none() || !lines.is_empty()).then(|| format!("{}\n{}\n", jobs.next_event, lines.join("\n")))
     };
     let text = until(keep, FOLLOW, look).await.unwrap_or_else(|| format!("{}\n", from.unwrap_or(0)));

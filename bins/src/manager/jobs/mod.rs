@@ -16,6 +16,7 @@ mod calendar;
 mod called;
 pub mod command;
 mod file;
+mod kept;
 mod memory;
 mod output;
 mod probe;
@@ -49,14 +50,20 @@ pub use table::{listen_name, take_or_bind};
 /// Transitions that are remembered.
 const EVENTS: usize = 1000;
 
+/// Processes that are started in one turn.
+const STARTS: usize = 4;
+
 /// All jobs.
 #[derive(Default)]
 pub struct Jobs {
-    list: Vec<Rc<Job>>,
-    order: Order,
-    events: VecDeque<(u64, Value)>,
+    /// Shared with who goes through it meanwhile.
+    list: Rc<Vec<Rc<Job>>>,
+    order: Rc<Order>,
+    /// Each a line of JSON, with its number.
+    events: VecDeque<(u64, String)>,
     next_event: u64,
     settling: bool,
+    unsaid: kept::Unsaid,
     census: tree::SharedCensus,
     /// Through which output is looked at.
     glass: Rc<RefCell<Option<output::Glass>>>,
@@ -147,6 +154,9 @@ impl Job {
 
     /// Makes it so many, at the least.
     fn make_workers(&self, workers: &mut Vec<Rc<Worker>>, count: usize) {
+        if workers.len() >= count {
+            return;
+        }
         let limits = limits(&self.config.borrow());
         let more = workers.len()..count;
         workers.extend(more.map(|index| Rc::new(Worker::new(index, Child::new(limits)))));
@@ -216,13 +226,18 @@ impl Keep {
         let keep = self.clone();
         drop(engine::spawn(async move {
             keep.jobs.borrow_mut().settling = false;
-            keep.settle_now();
+            if !keep.settle_now() && !keep.jobs.borrow().unsaid.is_too_much() {
+                // a start takes about a millisecond: whoever else waits comes first
+                keep.settle_jobs();
+            }
             keep.wake_changes();
             keep.maybe_end();
         }));
     }
 
-    fn settle_now(self: &Rc<Self>) {
+    /// False: there is more to start.
+    fn settle_now(self: &Rc<Self>) -> bool {
+        let (mut starts, mut more) = (0, false);
         let (list, order) = {
             let jobs = self.jobs.borrow();
             (jobs.list.clone(), jobs.order.clone())
@@ -239,13 +254,19 @@ impl Keep {
             if awake {
                 job.make_workers(&mut job.workers.borrow_mut(), wanted);
             }
-            let workers = job.workers.borrow().clone();
-            for w in &workers {
+            let count = job.workers.borrow().len();
+            for at in 0..count {
+                let Some(w) = job.workers.borrow().get(at).cloned() else { break };
                 match w.index < wanted && awake {
                     true if may_start && w.is_at_rest() && w.has_finished().is_none() => {
-                        self.feed_job(job, w, Event::WantUp);
+                        if starts == STARTS || self.jobs.borrow().unsaid.is_too_much() {
+                            more = true;
+                        } else {
+                            starts += 1;
+                            self.feed_job(job, &w, Event::WantUp);
+                        }
                     }
-                    false if may_stop && w.is_wanted() => self.feed_job(job, w, Event::WantDown),
+                    false if may_stop && w.is_wanted() => self.feed_job(job, &w, Event::WantDown),
                     _ => {}
                 }
             }
@@ -258,6 +279,7 @@ impl Keep {
         self.restart_with(&list, &ready);
         self.drop_removed_jobs();
         self.look_at_calendar();
+        !more
     }
 
     /// One line for the log, and one for who follows the events.
@@ -281,7 +303,7 @@ impl Keep {
             "seq": seq, "uptime_ms": uptime, "job": name, "worker": index, "pid": pid, "event": event,
             "detail": detail.trim_end(),
         });
-        jobs.events.push_back((seq, value));
+        jobs.events.push_back((seq, value.to_string()));
         if jobs.events.len() > EVENTS {
             jobs.events.pop_front();
         }

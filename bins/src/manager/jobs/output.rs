@@ -105,10 +105,9 @@ fn is_closed(pipe: &OwnedFd) -> bool {
 }
 
 /// Follows a pipe to its end.
-pub(super) fn follow(keep: &Rc<Keep>, job: &Rc<Job>, pid: i32, pipe: OwnedFd, to: Output) {
+pub(super) fn follow(keep: &Rc<Keep>, job: &Rc<Job>, pid: i32, pipe: Rc<Async<OwnedFd>>, to: Output) {
     let (keep, job) = (keep.clone(), job.clone());
     drop(engine::spawn(async move {
-        let Ok(pipe) = Async::new(pipe) else { return };
         while pipe.readable().await.is_ok() {
             // edge-triggered: noted as empty before it is emptied
             pipe.clear_read();

@@ -11,10 +11,8 @@ use crate::manager::listeners::{self, Listener};
 use policy::child::Event;
 use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use supervisor::listen_fds::{Inherited, name_for};
-use supervisor::notify::Notifier;
 
 /// The name under which a job's socket is stored.
 pub fn listen_name(job: &str, listen: &Listen) -> String {
@@ -42,13 +40,13 @@ impl Keep {
             let mut jobs = self.jobs.borrow_mut();
             jobs.memory = Memory::open(&self.config.borrow().suite.state_dir);
             let list = config.into_iter().zip(sockets);
-            jobs.list = list.map(|(c, sockets)| Rc::new(Job::new(c, sockets))).collect();
+            jobs.list = Rc::new(list.map(|(c, sockets)| Rc::new(Job::new(c, sockets))).collect());
             jobs.order = order(&jobs.list);
         }
         let groups = tree::groups(&self.config.borrow().manager.cgroup);
         self.jobs.borrow_mut().groups = groups;
         self.apply_memory();
-        self.store_jobs(&self.upstream);
+        self.store_jobs();
         self.adopt_jobs();
         if !self.jobs.borrow().list.is_empty() {
             self.end_unknown();
@@ -79,7 +77,7 @@ impl Keep {
                 gone.removed.set(true);
                 let gone = Rc::new(gone);
                 let mut jobs = self.jobs.borrow_mut();
-                jobs.list.push(gone.clone());
+                Rc::make_mut(&mut jobs.list).push(gone.clone());
                 jobs.order = order(&jobs.list);
                 gone
             });
@@ -99,16 +97,6 @@ impl Keep {
         }
     }
 
-    /// Has a cop keep the sockets and processes of jobs.
-    pub(in crate::manager) fn store_jobs(&self, cop: &Notifier) {
-        for job in &self.jobs.borrow().list {
-            for l in job.listeners.borrow().iter() {
-                cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
-            }
-            job.workers.borrow().iter().for_each(|w| w.store(&job.name, cop));
-        }
-    }
-
     /// Another configuration: new jobs start, those that are gone stop, those that have changed restart one worker after
     /// the other, and the others don't notice.
     pub(in crate::manager) fn reload_jobs(
@@ -120,6 +108,7 @@ impl Keep {
         {
             let mut jobs = self.jobs.borrow_mut();
             let old = std::mem::take(&mut jobs.list);
+            let old: Vec<_> = old.iter().cloned().collect();
             let mut list = Vec::new();
             for (c, sockets) in new.into_iter().zip(sockets) {
                 let Some(job) = old.iter().find(|j| j.name == c.name) else {
@@ -154,10 +143,10 @@ impl Keep {
             gone.iter().for_each(|j| j.removed.set(true));
             list.extend(gone);
             jobs.order = order(&list);
-            jobs.list = list;
+            jobs.list = Rc::new(list);
         }
         self.apply_memory();
-        self.store_jobs(&self.upstream);
+        self.store_jobs();
         changed.into_iter().for_each(|job| self.roll(job));
         self.settle_jobs();
     }
@@ -165,10 +154,11 @@ impl Keep {
     /// Those that are gone from the configuration, and are down.
     pub(super) fn drop_removed_jobs(&self) {
         let mut jobs = self.jobs.borrow_mut();
-        let gone: Vec<_> = jobs.list.extract_if(.., |j| j.removed.get() && j.is_down()).collect();
-        if gone.is_empty() {
+        if !jobs.list.iter().any(|j| j.removed.get() && j.is_down()) {
             return;
         }
+        let list = Rc::make_mut(&mut jobs.list);
+        let gone: Vec<_> = list.extract_if(.., |j| j.removed.get() && j.is_down()).collect();
         for job in gone {
             job.call.look_away();
             job.listeners.borrow().iter().for_each(|l| self.upstream.forget_fds(&l.fd_name()));
@@ -182,7 +172,7 @@ impl Keep {
     /// One can't be bound; nothing has changed then.
     pub(in crate::manager) fn job_sockets(&self, new: &[config::Job]) -> anyhow::Result<Vec<Vec<Listener>>> {
         let mut duplicates = Vec::new();
-        for job in &self.jobs.borrow().list {
+        for job in self.jobs.borrow().list.iter() {
             for l in job.listeners.borrow().iter() {
                 duplicates.push(Inherited { name: l.fd_name(), fd: l.fd.try_clone()? });
             }
@@ -213,11 +203,11 @@ impl Job {
 
 /// Who waits for whom; a job that is gone from the configuration waits for nobody. The configuration was checked when it was
 /// loaded: a mistake can't be here, and would only mean that nobody waits.
-fn order(list: &[Rc<Job>]) -> Order {
+fn order(list: &[Rc<Job>]) -> Rc<Order> {
     let after = |j: &Job| match j.removed.get() {
         true => Vec::new(),
         false => j.config.borrow().after.clone(),
     };
     let table: Vec<_> = list.iter().map(|j| (j.name.clone(), after(j))).collect();
-    Order::new(&table).unwrap_or_else(|_| Order::of_strangers(list.len()))
+    Rc::new(Order::new(&table).unwrap_or_else(|_| Order::of_strangers(list.len())))
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use supervisor::clock;
@@ -48,8 +48,8 @@ pub struct Worker {
     pub(super) ping: RefCell<Option<OwnedFd>>,
     /// The generation that is asked whether it still works.
     pub(super) asked: Cell<u64>,
-    /// Duplicates of the pipes of its output, for a cop that is to keep them.
-    pipes: RefCell<Vec<OwnedFd>>,
+    /// The pipes of its output, which a cop is to keep too.
+    pipes: RefCell<Vec<Rc<Async<OwnedFd>>>>,
 }
 
 /// What a new process has of pipes: our ends.
@@ -120,14 +120,14 @@ impl Worker {
         matches!(self.machine.borrow().state(), State::GaveUp)
     }
 
-    /// Has a cop keep its process: what is read of it by us stays with us.
-    pub(super) fn store(&self, job: &str, cop: &supervisor::notify::Notifier) {
-        if let Some(w) = &*self.ward.borrow() {
-            let (pipes, ping) = (self.pipes.borrow(), self.ping.borrow());
-            let others = pipes.iter().chain(&*ping).map(AsFd::as_fd);
-            let fds: Vec<_> = [w.as_fd()].into_iter().chain(others).collect();
-            cop.store_fds(&store_name(w.pid, self.index, job), &fds);
-        }
+    /// What a cop is to keep of its process: false without one, else what `f` says.
+    pub(super) fn with_fds(&self, f: impl FnOnce(i32, &[BorrowedFd<'_>]) -> bool) -> bool {
+        let ward = self.ward.borrow();
+        let Some(w) = &*ward else { return false };
+        let (pipes, ping) = (self.pipes.borrow(), self.ping.borrow());
+        let pipes = pipes.iter().map(|p| p.get_ref().as_fd());
+        let fds: Vec<_> = [w.as_fd()].into_iter().chain(pipes).chain(ping.iter().map(AsFd::as_fd)).collect();
+        f(w.pid, &fds)
     }
 
     pub(super) fn has_finished(&self) -> Option<bool> {
@@ -281,16 +281,17 @@ impl Keep {
 
     /// Reads its output, and has cop keep it with its pidfd.
     fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<(OwnedFd, Output)>) {
-        let duplicates = pipes.iter().filter_map(|(p, _)| p.try_clone().ok()).collect();
-        *w.pipes.borrow_mut() = duplicates;
-        w.store(&job.name, &self.upstream);
-        pipes.into_iter().for_each(|(fd, to)| output::follow(self, job, pid, fd, to));
+        let watched = pipes.into_iter().filter_map(|(fd, to)| Some((Rc::new(Async::new(fd).ok()?), to)));
+        let watched: Vec<_> = watched.collect();
+        *w.pipes.borrow_mut() = watched.iter().map(|(pipe, _)| pipe.clone()).collect();
+        self.keep_worker(job, w);
+        watched.into_iter().for_each(|(pipe, to)| output::follow(self, job, pid, pipe, to));
     }
 
     /// Waits for its end.
     fn hold_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, ward: Ward) {
         let generation = ward.generation;
-        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
+        match Async::new(ward.pidfd()) {
             Ok(end) => {
                 let (keep, job, w) = (self.clone(), job.clone(), w.clone());
                 drop(engine::spawn(async move {
@@ -311,7 +312,7 @@ impl Keep {
         let _ = signal_group(ward.as_fd(), ward.pid, Signal::SIGKILL);
         let status = ward.reap();
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
-        self.upstream.forget_fds(&store_name(ward.pid, w.index, &job.name));
+        self.forget_worker(job, w, ward.pid);
         *w.watchdog.borrow_mut() = None;
         *w.ping.borrow_mut() = None;
         w.pipes.borrow_mut().clear();
@@ -341,8 +342,8 @@ impl Keep {
 
     /// A datagram of a worker. False: that pid is none of theirs.
     pub(in crate::manager) fn heard_job(self: &Rc<Self>, pid: i32, message: &Message) -> bool {
-        let jobs = self.jobs.borrow().list.clone();
-        let found = jobs.iter().find_map(|j| {
+        let list = self.jobs.borrow().list.clone();
+        let found = list.iter().find_map(|j| {
             let workers = j.workers.borrow();
             workers.iter().find(|w| w.pid() == Some(pid)).map(|w| (j.clone(), w.clone()))
         });

@@ -1,0 +1,142 @@
+//! What cop keeps of jobs for the next manager: their sockets, and of each worker its pidfd and our ends of its pipes.
+//!
+//! Cop's queue holds few datagrams, and a thousand jobs have more to say at once: what doesn't go out now is said in turn, a
+//! little later, in order.
+
+use super::Job;
+use super::worker::{Worker, store_name};
+use crate::manager::keep::Keep;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Between two attempts at a full queue; it grows up to [`SELDOM`].
+const OFTEN: Duration = Duration::from_millis(1);
+const SELDOM: Duration = Duration::from_millis(250);
+
+/// Words at once, when all before them were heard: there is room left in the queue for what is said of servers.
+const BURST: usize = 4;
+
+/// More words than these hold up the start of more processes.
+const MANY: usize = 8;
+
+/// What is to be said.
+pub(super) enum Word {
+    /// Keep this job's sockets.
+    Sockets(Rc<Job>),
+    /// Keep this worker's process.
+    Process(Rc<Job>, Rc<Worker>),
+    /// Forget what has that name.
+    Forget(String),
+}
+
+/// What couldn't be said yet.
+#[derive(Default)]
+pub(super) struct Unsaid {
+    words: VecDeque<Word>,
+    speaking: bool,
+    /// Nobody has listened for a while.
+    deaf: bool,
+}
+
+impl Unsaid {
+    /// Is so much unsaid that no more processes should be started? A manager that is killed now would lose them. Who doesn't
+    /// listen at all is not waited for.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.words.len() > MANY && !self.deaf
+    }
+}
+
+impl Keep {
+    /// Has cop keep a worker that has a process.
+    pub(super) fn keep_worker(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        self.say(Word::Process(job.clone(), w.clone()));
+    }
+
+    /// Has cop forget a worker whose process has ended.
+    pub(super) fn forget_worker(self: &Rc<Self>, job: &Job, w: &Worker, pid: i32) {
+        self.say(Word::Forget(store_name(pid, w.index, &job.name)));
+    }
+
+    /// Has a cop keep the sockets and processes of all jobs.
+    pub(in crate::manager) fn store_jobs(self: &Rc<Self>) {
+        let list = self.jobs.borrow().list.clone();
+        for job in list.iter() {
+            if !job.listeners.borrow().is_empty() {
+                self.say(Word::Sockets(job.clone()));
+            }
+            let workers = job.workers.borrow().clone();
+            workers.iter().filter(|w| w.pid().is_some()).for_each(|w| self.keep_worker(job, w));
+        }
+    }
+
+    fn say(self: &Rc<Self>, word: Word) {
+        let mut jobs = self.jobs.borrow_mut();
+        if !jobs.unsaid.speaking && self.upstream.is_heard() && self.try_say(&word) {
+            return;
+        }
+        jobs.unsaid.words.push_back(word);
+        if !std::mem::replace(&mut jobs.unsaid.speaking, true) {
+            drop(jobs);
+            drop(engine::spawn(self.clone().say_rest()));
+        }
+    }
+
+    async fn say_rest(self: Rc<Self>) {
+        let mut pause = OFTEN;
+        loop {
+            {
+                let mut jobs = self.jobs.borrow_mut();
+                let words = &mut jobs.unsaid.words;
+                let before = words.len();
+                let heard = self.upstream.is_heard();
+                while heard
+                    && before - words.len() < BURST
+                    && words.front().is_some_and(|word| self.try_say(word))
+                {
+                    words.pop_front();
+                }
+                let some = words.len() < before;
+                pause = if some { OFTEN } else { (pause * 2).min(SELDOM) };
+                let done = words.is_empty();
+                jobs.unsaid.deaf = pause == SELDOM;
+                if done {
+                    log::debug!("event=kept of=job");
+                    (jobs.unsaid.words, jobs.unsaid.speaking) = (VecDeque::new(), false);
+                }
+                drop(jobs);
+                self.settle_jobs();
+                if done {
+                    return;
+                }
+            }
+            engine::time::sleep(pause).await;
+        }
+    }
+
+    /// False: the queue is full. Whatever else is wrong would be wrong again.
+    fn try_say(&self, word: &Word) -> bool {
+        let full = |result: io::Result<()>| match result {
+            Ok(()) => false,
+            Err(e) if e.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => true,
+            Err(e) => {
+                log::warn!("event=fdstore-failed of=job: {e}");
+                false
+            }
+        };
+        let busy = match word {
+            Word::Sockets(job) => {
+                let sockets = job.listeners.borrow();
+                sockets.iter().any(|l| full(self.upstream.try_store(&l.fd_name(), &[l.fd.as_fd()])))
+            }
+            Word::Process(job, w) => w.with_fds(|pid, fds| {
+                full(self.upstream.try_store(&store_name(pid, w.index, &job.name), fds))
+            }),
+            Word::Forget(name) => full(self.upstream.try_forget(name)),
+        };
+        !busy
+    }
+}
