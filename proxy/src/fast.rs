@@ -189,10 +189,10 @@ async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
                 if sending.body.len() <= TOGETHER {
                     sending.head.extend_from_slice(&std::mem::take(&mut sending.body));
                 }
+                // as `Sending::all` does, which would make the future of every connection larger
                 let first = poll_fn(|cx| Poll::Ready(sending.some(cx))).await;
                 let (done, head) = match first {
                     Poll::Ready(done) => (done, sending.into_head()),
-                    // seldom, so it has a place of its own: the future of every connection would else be larger
                     Poll::Pending => (Box::pin(sending.rest(limits)).await, Vec::new()),
                 };
                 (if done.is_err() || last { Step::Close } else { Step::Next }, head)
@@ -260,8 +260,16 @@ impl Sending<'_> {
         Poll::Ready(Ok(()))
     }
 
+    /// Sends all of it; with what the head was made in.
+    pub async fn all(mut self, limits: &Limits) -> (io::Result<()>, Vec<u8>) {
+        match poll_fn(|cx| Poll::Ready(self.some(cx))).await {
+            Poll::Ready(done) => (done, self.into_head()),
+            Poll::Pending => (self.rest(limits).await, Vec::new()),
+        }
+    }
+
     /// Sends what is left; the client has to take some of it every now and then.
-    pub async fn rest(mut self, limits: &Limits) -> io::Result<()> {
+    async fn rest(mut self, limits: &Limits) -> io::Result<()> {
         let mut stalled = engine::time::sleep(limits.send_timeout);
         let mut before = self.left();
         poll_fn(|cx| {

@@ -165,7 +165,7 @@ pub static KEYS: &[Key] = &[
         |c, v| c.server.forward_private => value::boolean(v)),
     key!("server.forward.tunnel_timeout", "duration", "\"10m\"", "How long nothing may move on a connection that CONNECT has made.",
         |c, v| c.server.forward_tunnel_timeout => value::positive(v)),
-    key!("server.cache.memory", "size", "\"256MiB\"", "Answers kept in memory, with their heads; \"0\" switches the cache off.",
+    key!("server.cache.memory", "size", "\"256MiB\"", "Memory for answers: those that are kept, those on their way, and what the allocator needs beside; \"0\" switches the cache off.",
         |c, v| c.server.cache_memory => value::bytes(v)),
     key!("server.cache.disk", "size", "\"0\"", "The same answers on disk, where the next server finds them, and bodies beyond 4 MiB there alone; \"0\" keeps none there.",
         |c, v| c.server.cache_disk => value::bytes(v)),

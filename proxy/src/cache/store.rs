@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// A shard smaller than this could hold few objects; half of it is the largest that is kept.
 const SHARD: u64 = 32 << 20;
 /// One byte in so many is lost between what the allocator has given out: entries of all sizes come and go.
-const PIECES: u64 = 8;
+const PIECES: u64 = 5;
 /// For the estimate of how many there will be.
 const TYPICAL: u64 = 8 << 10;
 /// How long it is remembered that an answer couldn't be kept.
