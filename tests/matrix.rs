@@ -375,3 +375,27 @@ fn a_cop_that_is_continued_kills_nobody_and_knows_who_came_meanwhile() {
     rig.until("the suite is whole", LONG, Rig::is_whole);
     rig.stop();
 }
+
+#[test]
+fn an_orderly_stop_leaves_the_listeners_to_the_next_suite_and_nothing_else() {
+    let mut rig = Rig::new("", None);
+    rig.start();
+    let addr = rig.addr().unwrap();
+    rig.stop();
+    let until = Instant::now() + LONG;
+    let stored = loop {
+        let stored = rig.init.stored();
+        if stored.iter().all(|name| name.starts_with("listen")) {
+            break stored;
+        }
+        assert!(Instant::now() < until, "init still keeps {stored:?}");
+        std::thread::yield_now();
+    };
+    assert_eq!(stored.len(), 1, "{stored:?}");
+    // who comes meanwhile waits, and is the first to be served
+    let mut early = Client::connect(addr).unwrap();
+    rig.start();
+    assert_eq!(rig.addr(), Some(addr));
+    assert_eq!(early.get("/hello").unwrap().code, 200);
+    rig.stop();
+}

@@ -177,6 +177,11 @@ pub fn pulse_of(name: &str) -> Option<i32> {
     name.strip_prefix("pulse-")?.parse().ok().filter(|pid| *pid > 0)
 }
 
+/// Is that the name of a listening socket of ours, the server's or a job's?
+pub fn is_listener(name: &str) -> bool {
+    name.starts_with("listen") || name.starts_with("job-listen")
+}
+
 /// Pulse pages that an earlier manager had: taken out of what was inherited, each with its server.
 pub fn take_pages(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
     take_named(inherited, pulse_of)

@@ -114,9 +114,12 @@ pub fn run(
         suite.command("resume")?;
     }
     load.stop();
-    // requests that are out still have their time; cop is still looked after
+    // requests that are out still have their time, unless somebody wants an end; cop is still looked after
     while !load.is_finished() {
-        subject.watch(TICK, signals)?;
+        if interrupted {
+            load.abandon();
+        }
+        interrupted |= subject.watch(TICK, signals)?;
     }
     load.join();
     view.end();

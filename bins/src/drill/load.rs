@@ -16,7 +16,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +25,11 @@ use std::time::{Duration, Instant};
 const MAX_ONCE: usize = 20_000;
 /// Requests that are due on a keep-alive connection while one is out; what comes after them has failed.
 const MAX_WAITING: usize = 5_000;
+
+/// What the load is told.
+const GO_ON: u8 = 0;
+const STOP: u8 = 1;
+const ABANDON: u8 = 2;
 
 /// What to ask for, and how often.
 #[derive(Debug, Clone)]
@@ -48,14 +53,14 @@ pub struct Plan {
 /// The running load.
 #[derive(Debug)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
     thread: JoinHandle<()>,
 }
 
 impl Load {
     /// Starts its thread.
     pub fn start(plan: Plan, stats: Arc<Mutex<Stats>>) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicU8::new(GO_ON));
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
             if let Err(e) = Clients::new(plan, stats).and_then(|mut c| c.run(&told)) {
@@ -67,7 +72,12 @@ impl Load {
 
     /// No new requests; those that are out get their time.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.fetch_max(STOP, Ordering::Relaxed);
+    }
+
+    /// Ends at once: what is out isn't waited for, and not counted.
+    pub fn abandon(&self) {
+        self.stop.store(ABANDON, Ordering::Relaxed);
     }
 
     /// All answered or given up?
@@ -136,14 +146,15 @@ impl Clients {
         Ok(Clients { plan, stats, epoll, clients, free: Vec::new(), due, turn: 0, out: 0 })
     }
 
-    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+    fn run(&mut self, stop: &AtomicU8) -> io::Result<()> {
         let end = Instant::now() + Duration::from_secs(self.plan.seconds);
         let mut events: Vec<epoll::Event> = Vec::with_capacity(1024);
         loop {
             let now = Instant::now();
-            let over = now >= end || stop.load(Ordering::Relaxed);
+            let told = stop.load(Ordering::Relaxed);
+            let over = now >= end || told != GO_ON;
             self.timers(now, over);
-            if over && self.out == 0 {
+            if told == ABANDON || over && self.out == 0 {
                 return Ok(());
             }
             let next = self.due.peek().map_or(Duration::from_millis(100), |Reverse((t, _))| {

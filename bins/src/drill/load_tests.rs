@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 const PAGE: &str = "hello";
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Runs a short load against `serve`, which gets each accepted connection with its number.
 fn against(plan: Plan, serve: impl Fn(usize, std::net::TcpStream) + Send + 'static) -> Stats {
@@ -113,4 +115,21 @@ fn a_close_that_was_announced_is_no_loss() {
     });
     assert_eq!((s.connections_lost, s.failures()), (0, 0), "{:?}", s.failed);
     assert!(s.ok >= 30);
+}
+
+#[test]
+fn a_load_that_is_abandoned_waits_for_nobody() {
+    // the kernel takes the connections, and nobody answers
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let stats = Arc::new(Mutex::new(Stats::default()));
+    let load = Load::start(Plan { addr, seconds: 600, timeout: LONG, ..plan(2, 0) }, stats.clone());
+    while stats.lock().unwrap().connections < 2 {
+        std::thread::yield_now();
+    }
+    let begun = Instant::now();
+    load.stop();
+    load.abandon();
+    load.join();
+    assert!(begun.elapsed() < LONG / 2, "it waited for answers");
 }

@@ -153,13 +153,14 @@ pub fn next_answer(
 ) -> anyhow::Result<Asked> {
     let probe = probe.clone();
     let asking = std::thread::spawn(move || ask(&probe, since));
-    let mut interrupted = false;
     while !asking.is_finished() {
-        interrupted |= subject.watch(TURN, signals)?;
+        if subject.watch(TURN, signals)? {
+            // the probe ends by itself
+            return Ok(Asked { interrupted: true, ..Asked::default() });
+        }
         meanwhile();
     }
-    let asked = asking.join().map_err(|_| anyhow::anyhow!("the probe died"))?;
-    Ok(Asked { interrupted, ..asked })
+    asking.join().map_err(|_| anyhow::anyhow!("the probe died"))
 }
 
 fn ask(probe: &Probe, (since, patience): (Instant, Duration)) -> Asked {

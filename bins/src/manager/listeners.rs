@@ -3,7 +3,7 @@
 use crate::config::Listen;
 use crate::exit::Exit;
 use crate::logging::Fatal;
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
 };
@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use supervisor::listen_fds::{Inherited, name_for};
+use supervisor::notify::Notifier;
 use supervisor::{dirs, port};
 
 /// Connections the kernel holds for us while nobody accepts; cut to net.core.somaxconn by the kernel.
@@ -35,6 +36,11 @@ impl Listener {
     pub fn fd_name(&self) -> String {
         self.name.clone()
     }
+
+    /// The same, to look at.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// The name under which the listener of an address of the server is stored.
@@ -47,11 +53,15 @@ pub fn stored_name(wanted: &Listen) -> String {
 /// # Errors
 /// An address can't be bound: the reason, and who has it if that can be seen.
 pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
-    let list = take_or_bind_as(wanted, &mut inherited, stored_name)?;
-    for left in inherited.iter().filter(|i| i.name.starts_with("listen")) {
-        log::info!("event=listener-dropped name={:?}: not configured any more", left.name);
+    take_or_bind_as(wanted, &mut inherited, stored_name)
+}
+
+/// What was kept for a configuration that is no more is kept no longer: a port on which nobody accepts would stay open.
+pub fn forget_others(kept: &[String], used: &[&str], upstream: &Notifier) {
+    for name in kept.iter().filter(|n| suite::is_listener(n) && !used.contains(&n.as_str())) {
+        log::info!("event=listener-dropped name={name:?}: not configured any more");
+        upstream.forget_fds(name);
     }
-    Ok(list)
 }
 
 /// The same, under other names; what isn't wanted stays where it is.
@@ -68,8 +78,7 @@ pub fn take_or_bind_as(
         let name = name(w);
         let at = inherited.iter().position(|i| i.name == name).or_else(|| {
             // from systemd's socket units: no name of ours, but the right address
-            let ours = |i: &Inherited| i.name.starts_with("listen") || i.name.starts_with("job-listen");
-            inherited.iter().position(|i| !ours(i) && is_bound_to(&i.fd, w))
+            inherited.iter().position(|i| !suite::is_listener(&i.name) && is_bound_to(&i.fd, w))
         });
         let fd = match at {
             Some(i) => {

@@ -252,6 +252,7 @@ fn live(
     reaper::become_subreaper()?;
     suite::raise_fd_limit();
     suite::reserve_fds(4096);
+    let kept: Vec<String> = inherited.iter().map(|i| i.name.clone()).collect();
     let channels = orders::take_channels(&mut inherited);
     let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
@@ -262,6 +263,8 @@ fn live(
     privileges::share_notify(&runtime, credentials.as_ref())?;
     recover::listeners(&config, &runtime, &notify, &mut inherited);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
+    let used: Vec<&str> = sockets.iter().flatten().chain(&listeners).map(listeners::Listener::name).collect();
+    listeners::forget_others(&kept, &used, upstream);
     let control = control::bind(&runtime)
         .with_context(|| format!("cannot listen on {}", runtime.control().display()))?;
     let admin = control::bind_admin(config.manager.admin)?;

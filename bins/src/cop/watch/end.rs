@@ -77,6 +77,9 @@ impl Cop {
         let mut names: Vec<&str> = self.store.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
+        // but a listener is for the next cop, if systemd is about to start one (restart): nobody is refused in between. At a
+        // stop systemd itself lets it go
+        names.retain(|name| !suite::is_listener(name));
         names.iter().for_each(|name| self.upstream.forget_fds(name));
         self.store.clear();
         if !supervisor::reaper::reap_all(Duration::from_millis(500)) {

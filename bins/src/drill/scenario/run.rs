@@ -63,6 +63,7 @@ pub fn play(scenario: &Scenario, stage: Stage<'_>) -> anyhow::Result<Played> {
         hands: Hands::default(),
         records: Vec::new(),
         before: Vec::new(),
+        interrupted: false,
     };
     p.mark();
     let mut steps = Vec::new();
@@ -80,7 +81,8 @@ pub fn play(scenario: &Scenario, stage: Stage<'_>) -> anyhow::Result<Played> {
         steps.push(StepOutcome { text, at, took: at.elapsed(), result });
     }
     p.hands.undo_all();
-    p.end_load()?;
+    // an interruption has been told of already
+    let _ = p.end_load();
     Ok(Played { outcome: ScenarioOutcome { title: scenario.title.clone(), steps }, records: p.records })
 }
 
@@ -93,6 +95,8 @@ struct Player<'a> {
     records: Vec<Record>,
     /// Who there was before the last thing that was done.
     before: Vec<(Target, Option<i32>)>,
+    /// Somebody wants an end.
+    interrupted: bool,
 }
 
 impl Player<'_> {
@@ -116,8 +120,15 @@ impl Player<'_> {
             if left.is_zero() {
                 return Ok(());
             }
-            anyhow::ensure!(!self.stage.subject.watch(left.min(TICK), self.stage.signals)?, "interrupted");
+            self.interrupted |= self.stage.subject.watch(left.min(TICK), self.stage.signals)?;
+            self.go_on()?;
         }
+    }
+
+    /// Unless somebody wants an end.
+    fn go_on(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.interrupted, "interrupted");
+        Ok(())
     }
 
     /// What is worth a note.
@@ -177,11 +188,14 @@ impl Player<'_> {
         let Some(load) = self.load.take() else { return Ok(()) };
         load.stop();
         while !load.is_finished() {
-            self.stage.subject.watch(TICK, self.stage.signals)?;
+            if self.interrupted {
+                load.abandon();
+            }
+            self.interrupted |= self.stage.subject.watch(TICK, self.stage.signals)?;
             self.hands.undo_due();
         }
         load.join();
-        Ok(())
+        self.go_on()
     }
 
     fn kill(&mut self, who: &[Target], times: u32, every: Duration) -> anyhow::Result<String> {
@@ -210,12 +224,12 @@ impl Player<'_> {
     fn follow(&mut self, mut record: Record) -> anyhow::Result<String> {
         let Stage { subject, stats, signals, .. } = &mut self.stage;
         let hands = &mut self.hands;
-        let interrupted =
+        self.interrupted |=
             strike::follow(subject, &mut record, &self.probe, stats, signals, || drop(hands.undo_due()))?;
         let text = record.text();
         self.records.push(record);
         self.say(&text);
-        anyhow::ensure!(!interrupted, "interrupted");
+        self.go_on()?;
         Ok(text)
     }
 
@@ -239,6 +253,8 @@ impl Player<'_> {
             let hands = &mut self.hands;
             let since = (Instant::now(), limit);
             let asked = strike::next_answer(subject, &self.probe, since, signals, || drop(hands.undo_due()))?;
+            self.interrupted |= asked.interrupted;
+            self.go_on()?;
             let last = asked.failed.last().map_or_else(String::new, |how| format!(" ({})", how.name()));
             anyhow::ensure!(asked.took.is_some(), "serving: no answer within {limit:?}{last}");
         }
