@@ -1,4 +1,5 @@
-//! Jobs that sleep until something calls them: a connection, or the clock.
+//! Jobs and their connections: such as sleep until something calls them (a connection, or the clock), and workers with sockets
+//! of their own.
 
 mod common;
 
@@ -16,7 +17,6 @@ fn greeter() {
     let Ok(job) = std::env::var("TRAFFIC_JOB") else { return };
     // SAFETY: the manager hands it over, and nobody else here has it.
     let listener = unsafe { TcpListener::from_raw_fd(3) };
-    listener.set_nonblocking(false).unwrap();
     loop {
         let (mut peer, _) = listener.accept().unwrap();
         let mut greet = move || {
@@ -33,7 +33,7 @@ fn greeter() {
 fn greeting(name: &str, more: &str) -> String {
     let program = std::env::current_exe().unwrap();
     format!(
-        "[[job]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\non_demand = true\nready = \"running 1ms\"\n\
+        "[[job]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\nready = \"running 1ms\"\n\
          stdout = \"null\"\n{more}command = [{program:?}, \"--exact\", \"greeter\", \"--nocapture\"]\n"
     )
 }
@@ -54,7 +54,7 @@ fn connect(to: SocketAddr) -> (BufReader<TcpStream>, i32) {
 
 #[test]
 fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
-    let idle = "idle_stop = \"400ms\"\n";
+    let idle = "on_demand = true\nidle_stop = \"400ms\"\n";
     let mut s = Suite::serving(
         &[
             greeting("a", idle),
@@ -83,9 +83,12 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
     s.wait(mark, &["event=asleep of=job job=a idle"]);
     s.wait(mark, &["event=exit of=job job=a"]);
     // the next manager watches too; nobody is refused meanwhile
+    let mark = s.mark();
     s.kill("manager", SIGKILL);
     let (_open, second) = connect(a);
     assert_ne!(first, second);
+    // cop keeps it by then
+    s.wait(mark, &["event=ready of=job job=a"]);
     // and one that is awake stays so, with the manager after that
     let mark = s.mark();
     s.kill("manager", SIGKILL);
@@ -99,7 +102,7 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
 
 #[test]
 fn a_job_that_ends_by_itself_is_called_again_by_the_next_connection() {
-    let mut s = Suite::serving(&greeting("once", "restart = \"on-failure\"\n"));
+    let mut s = Suite::serving(&greeting("once", "on_demand = true\nrestart = \"on-failure\"\n"));
     let addr = addr(&s, "once");
     let (one, first) = connect(addr);
     // it takes nobody else while it has this one: it ends then, and is called by who waits
@@ -189,5 +192,57 @@ fn a_run_that_was_missed_is_made_up_for_if_that_is_wanted() {
     // one that has failed isn't ready; an operator may have it run at any time
     let said = expect_code(&s.run(MANAGER, &["start", "late"]), 1);
     assert!(said.contains("late isn't ready") && said.contains("exit code 1"), "{said}");
+    s.stop();
+}
+
+/// Sockets that listen there.
+fn listening(addr: SocketAddr) -> usize {
+    let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = format!(":{:04X} 00000000:0000 0A ", addr.port());
+    all.lines().filter(|l| l.contains(&line)).count()
+}
+
+/// Who serves many connections, each from a port of its own.
+fn served_by(addr: SocketAddr) -> std::collections::BTreeSet<i64> {
+    (0..64).map(|_| i64::from(connect(addr).1)).collect()
+}
+
+#[test]
+fn workers_with_sockets_of_their_own_share_what_comes_and_leave_nobody_waiting() {
+    let mut s = Suite::serving(&greeting("web", "reuseport = true\nworkers = 3\n"));
+    let addr = addr(&s, "web");
+    let pids = |s: &Suite| -> std::collections::BTreeSet<i64> {
+        workers(s, "web").iter().map(|w| w["pid"].as_i64().unwrap()).collect()
+    };
+    told(&s, &["wait-ready", "web"]);
+    assert_eq!((listening(addr), served_by(addr)), (3, pids(&s)));
+    // one is killed: who was to come to it waits for the next one
+    let (mark, before) = (s.mark(), pids(&s));
+    let killed = PidFd::open(workers(&s, "web")[1]["pid"].as_i64().unwrap() as i32).unwrap();
+    killed.signal(SIGKILL).unwrap();
+    assert!(killed.poll_exit(LONG).unwrap().is_some());
+    let served = served_by(addr);
+    s.wait(mark, &["event=ready of=job job=web worker=1"]);
+    assert!(served.is_subset(&(&before | &pids(&s))), "{served:?}");
+    assert_eq!((listening(addr), served_by(addr)), (3, pids(&s)));
+    // the next manager has them all
+    let mark = s.mark();
+    let before = pids(&s);
+    s.kill("manager", SIGKILL);
+    for n in 0..3 {
+        s.wait(mark, &[&format!("event=adopted of=job job=web worker={n}")]);
+    }
+    assert_eq!((listening(addr), served_by(addr), pids(&s)), (3, before.clone(), before));
+    let mark = s.mark();
+    told(&s, &["restart", "web"]);
+    assert_eq!((listening(addr), served_by(addr)), (3, pids(&s)));
+    // nobody comes to where nobody is
+    told(&s, &["want", "web", "1"]);
+    s.wait(mark, &["event=down of=job job=web worker=1"]);
+    s.wait(mark, &["event=down of=job job=web worker=2"]);
+    assert_eq!((listening(addr), served_by(addr).len()), (1, 1));
+    told(&s, &["want", "web", "2"]);
+    told(&s, &["wait-ready", "web"]);
+    assert_eq!((listening(addr), served_by(addr)), (2, pids(&s)));
     s.stop();
 }

@@ -63,6 +63,8 @@ pub struct Job {
     pub stop_timeout: Duration,
     /// Sockets that the manager holds for it.
     pub listen: Vec<Listen>,
+    /// Each worker has sockets of its own on them.
+    pub reuseport: bool,
     /// Working directory.
     pub cwd: Option<PathBuf>,
     /// `NAME=value`, besides PATH and what the manager adds.
@@ -167,6 +169,7 @@ impl Default for Job {
             stop_signal: nix::libc::SIGTERM,
             stop_timeout: Duration::from_secs(10),
             listen: Vec::new(),
+            reuseport: false,
             cwd: None,
             env: Vec::new(),
             inherit_env: false,
@@ -261,6 +264,11 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
         "[]",
         "Sockets that the manager binds and holds for ever, and hands over as LISTEN_FDS: as `server.listen`.",
     ),
+    (
+        "reuseport",
+        "false",
+        "true: each worker gets sockets of its own on the TCP addresses of `listen` (SO_REUSEPORT), and the kernel shares connections between them; false: all share one.",
+    ),
     ("cwd", "\"/\"", "Working directory."),
     ("env", "[]", "\"NAME=value\", besides PATH, LANG and what the manager adds."),
     ("inherit_env", "false", "true: it gets the manager's environment too."),
@@ -315,6 +323,7 @@ impl Job {
             "stop_signal" => stop_signal(v).map(|s| self.stop_signal = s),
             "stop_timeout" => value::duration(v).map(|d| self.stop_timeout = d),
             "listen" => value::list(v, value::listen).map(|l| self.listen = l),
+            "reuseport" => value::boolean(v).map(|b| self.reuseport = b),
             "cwd" => value::path(v).map(|p| self.cwd = Some(p)),
             "env" => value::list(v, variable).map(|l| self.env = l),
             "inherit_env" => value::boolean(v).map(|b| self.inherit_env = b),

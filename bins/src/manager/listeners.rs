@@ -27,11 +27,28 @@ pub struct Listener {
     name: String,
     /// As bound: differs from `wanted` for port 0.
     pub bound: String,
-    /// The socket, non-blocking.
+    /// The socket.
     pub fd: OwnedFd,
 }
 
 impl Listener {
+    /// One that was kept, on the address of another one.
+    pub fn kept(of: &Listener, name: String, fd: OwnedFd) -> Listener {
+        Listener { wanted: of.wanted.clone(), name, bound: of.bound.clone(), fd }
+    }
+
+    /// One more socket on the same TCP address, between which the kernel shares connections; of a Unix socket, the same one.
+    ///
+    /// # Errors
+    /// It can't be bound: the first one isn't of those that share.
+    pub fn another(&self, name: String) -> io::Result<Listener> {
+        let fd = match self.bound.parse() {
+            Ok(addr) => open(&Listen::Tcp(addr), For::Job { several: true })?,
+            Err(_) => self.fd.try_clone()?,
+        };
+        Ok(Listener::kept(self, name, fd))
+    }
+
     /// The name under which it is stored and handed over.
     pub fn fd_name(&self) -> String {
         self.name.clone()
@@ -41,6 +58,18 @@ impl Listener {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// For whom a socket is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// Our server, and us while there is none: non-blocking.
+    Server,
+    /// A job: blocking, as systemd hands them over, since who wants it otherwise says so, and then it stays so.
+    Job {
+        /// More of them may be bound to its address (SO_REUSEPORT).
+        several: bool,
+    },
 }
 
 /// The name under which the listener of an address of the server is stored.
@@ -53,7 +82,7 @@ pub fn stored_name(wanted: &Listen) -> String {
 /// # Errors
 /// An address can't be bound: the reason, and who has it if that can be seen.
 pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
-    take_or_bind_as(wanted, &mut inherited, stored_name)
+    take_or_bind_as(wanted, &mut inherited, For::Server, stored_name)
 }
 
 /// What was kept for a configuration that is no more is kept no longer: a port on which nobody accepts would stay open.
@@ -71,6 +100,7 @@ pub fn forget_others(kept: &[String], used: &[&str], upstream: &Notifier) {
 pub fn take_or_bind_as(
     wanted: &[Listen],
     inherited: &mut Vec<Inherited>,
+    whose: For,
     name: impl Fn(&Listen) -> String,
 ) -> anyhow::Result<Vec<Listener>> {
     let mut list = Vec::with_capacity(wanted.len());
@@ -83,10 +113,12 @@ pub fn take_or_bind_as(
         let fd = match at {
             Some(i) => {
                 let fd = inherited.swap_remove(i).fd;
-                rustix::io::ioctl_fionbio(&fd, true)?;
+                if whose == For::Server {
+                    rustix::io::ioctl_fionbio(&fd, true)?;
+                }
                 fd
             }
-            None => open(w).map_err(|e| refused(w, &e))?,
+            None => open(w, whose).map_err(|e| refused(w, &e))?,
         };
         let bound = address(&fd, w).map_err(|e| refused(w, &e))?;
         list.push(Listener { wanted: w.clone(), name, bound, fd });
@@ -107,13 +139,19 @@ fn refused(w: &Listen, e: &io::Error) -> Fatal {
     }
 }
 
-fn open(w: &Listen) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+fn open(w: &Listen, whose: For) -> io::Result<OwnedFd> {
+    let flags = match whose {
+        For::Server => SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        For::Job { .. } => SocketFlags::CLOEXEC,
+    };
     let fd = match w {
         Listen::Tcp(a) => {
             let family = if a.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             let fd = socket_with(family, SocketType::STREAM, flags, None)?;
             sockopt::set_socket_reuseaddr(&fd, true)?;
+            if whose == (For::Job { several: true }) {
+                sockopt::set_socket_reuseport(&fd, true)?;
+            }
             if a.is_ipv6() {
                 sockopt::set_ipv6_v6only(&fd, true)?;
             }

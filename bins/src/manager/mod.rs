@@ -263,7 +263,12 @@ fn live(
     privileges::share_notify(&runtime, credentials.as_ref())?;
     recover::listeners(&config, &runtime, &notify, &mut inherited);
     let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
-    let used: Vec<&str> = sockets.iter().flatten().chain(&listeners).map(listeners::Listener::name).collect();
+    let used: Vec<&str> = sockets
+        .iter()
+        .flat_map(jobs::Sockets::all)
+        .chain(&listeners)
+        .map(listeners::Listener::name)
+        .collect();
     listeners::forget_others(&kept, &used, upstream);
     let control = control::bind(&runtime)
         .with_context(|| format!("cannot listen on {}", runtime.control().display()))?;
@@ -307,7 +312,7 @@ async fn main_loop(
     signals: Signals,
     control: std::os::unix::net::UnixListener,
     admin: Option<std::net::TcpListener>,
-    sockets: Vec<Vec<listeners::Listener>>,
+    sockets: Vec<jobs::Sockets>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
     drop(engine::spawn(hear_server(keep.clone())));

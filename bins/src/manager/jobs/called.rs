@@ -185,9 +185,9 @@ fn mind<F: Future<Output = ()> + 'static>(
 /// Waits until a connection waits on one of its sockets.
 async fn connection(job: &Job) -> io::Result<()> {
     let sockets = {
-        let list = job.listeners.borrow();
+        let (list, copies) = (job.listeners.borrow(), job.copies.borrow());
         let copy = |l: &super::Listener| Async::new(l.fd.try_clone()?);
-        list.iter().map(copy).collect::<io::Result<Vec<_>>>()?
+        list.iter().chain(copies.values().flatten()).map(copy).collect::<io::Result<Vec<_>>>()?
     };
     poll_fn(|cx| {
         let ready = sockets.iter().find_map(|s| match s.poll_read_ready(cx) {

@@ -61,12 +61,17 @@ impl Keep {
         self.say(Word::Forget(store_name(pid, w.index, &job.name)));
     }
 
+    /// Has cop keep the sockets that a job has now.
+    pub(super) fn keep_sockets(self: &Rc<Self>, job: &Rc<Job>) {
+        self.say(Word::Sockets(job.clone()));
+    }
+
     /// Has a cop keep the sockets and processes of all jobs.
     pub(in crate::manager) fn store_jobs(self: &Rc<Self>) {
         let list = self.jobs.borrow().list.clone();
         for job in list.iter() {
             if !job.listeners.borrow().is_empty() {
-                self.say(Word::Sockets(job.clone()));
+                self.keep_sockets(job);
             }
             let workers = job.workers.borrow().clone();
             workers.iter().filter(|w| w.pid().is_some()).for_each(|w| self.keep_worker(job, w));
@@ -129,8 +134,9 @@ impl Keep {
         };
         let busy = match word {
             Word::Sockets(job) => {
-                let sockets = job.listeners.borrow();
-                sockets.iter().any(|l| full(self.upstream.try_store(&l.fd_name(), &[l.fd.as_fd()])))
+                let (sockets, copies) = (job.listeners.borrow(), job.copies.borrow());
+                let mut all = sockets.iter().chain(copies.values().flatten());
+                all.any(|l| full(self.upstream.try_store(&l.fd_name(), &[l.fd.as_fd()])))
             }
             Word::Process(job, w) => w.with_fds(|pid, fds| {
                 full(self.upstream.try_store(&store_name(pid, w.index, &job.name), fds))

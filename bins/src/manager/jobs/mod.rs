@@ -7,7 +7,7 @@
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
 //! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `alive` (does it still
-//! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `called` and
+//! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `copies` (sockets for each worker), `called` and
 //! `calendar` (jobs that sleep), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
 //! [`command`] (what may be asked).
 
@@ -15,6 +15,7 @@ mod alive;
 mod calendar;
 mod called;
 pub mod command;
+mod copies;
 mod file;
 mod kept;
 mod memory;
@@ -28,6 +29,7 @@ mod worker;
 
 use self::calendar::Alarm;
 use self::called::Call;
+use self::copies::Copies;
 use self::memory::Memory;
 use self::roll::Rolling;
 use super::keep::Keep;
@@ -45,6 +47,7 @@ use supervisor::clock;
 use supervisor::listen_fds::Inherited;
 use worker::Worker;
 
+pub use copies::Sockets;
 pub use table::{listen_name, take_or_bind};
 
 /// Transitions that are remembered.
@@ -90,6 +93,7 @@ pub(super) struct Job {
     name: String,
     config: RefCell<config::Job>,
     listeners: RefCell<Vec<Listener>>,
+    copies: RefCell<Copies>,
     workers: RefCell<Vec<Rc<Worker>>>,
     /// Workers wished for.
     want: Cell<usize>,
@@ -273,6 +277,7 @@ impl Keep {
             // what has finished is remembered while its job sleeps
             let stays = |w: &Worker| w.index < wanted && (awake || w.has_finished().is_some());
             job.workers.borrow_mut().retain(|w| stays(w) || w.exists() || w.is_wanted());
+            self.drop_copies(job, job.want.get());
             self.sleep_when_done(job);
             self.mind_calls(job);
         }

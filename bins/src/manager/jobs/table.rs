@@ -1,13 +1,14 @@
 //! The table of jobs: from the configuration, and from one configuration to the next.
 
 use super::called::Call;
+use super::copies::{self, Sockets};
 use super::memory::Memory;
 use super::output::Tail;
 use super::roll::Rolling;
 use super::{Job, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
-use crate::manager::listeners::{self, Listener};
+use crate::manager::listeners::{self, For};
 use policy::child::Event;
 use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
@@ -23,18 +24,19 @@ pub fn listen_name(job: &str, listen: &Listen) -> String {
 ///
 /// # Errors
 /// One can't be bound.
-pub fn take_or_bind(
-    jobs: &[config::Job],
-    inherited: &mut Vec<Inherited>,
-) -> anyhow::Result<Vec<Vec<Listener>>> {
-    let bind =
-        |j: &config::Job| listeners::take_or_bind_as(&j.listen, inherited, |l| listen_name(&j.name, l));
+pub fn take_or_bind(jobs: &[config::Job], inherited: &mut Vec<Inherited>) -> anyhow::Result<Vec<Sockets>> {
+    let bind = |j: &config::Job| {
+        let whose = For::Job { several: j.reuseport };
+        let shared = listeners::take_or_bind_as(&j.listen, inherited, whose, |l| listen_name(&j.name, l))?;
+        let copies = copies::take(j, &shared, inherited);
+        Ok(Sockets { shared, copies })
+    };
     jobs.iter().map(bind).collect()
 }
 
 impl Keep {
     /// Makes the jobs of the configuration, adopts what an earlier manager has left of them, and starts the others.
-    pub(in crate::manager) fn begin_jobs(self: &Rc<Self>, sockets: Vec<Vec<Listener>>) {
+    pub(in crate::manager) fn begin_jobs(self: &Rc<Self>, sockets: Vec<Sockets>) {
         let config = self.config.borrow().jobs.clone();
         {
             let mut jobs = self.jobs.borrow_mut();
@@ -72,8 +74,10 @@ impl Keep {
         for l in left {
             let job = self.job(&l.job).unwrap_or_else(|| {
                 // it is only here to be ended
-                let gone =
-                    Job::new(config::Job { name: l.job.clone(), ..config::Job::default() }, Vec::new());
+                let gone = Job::new(
+                    config::Job { name: l.job.clone(), ..config::Job::default() },
+                    Sockets::default(),
+                );
                 gone.removed.set(true);
                 let gone = Rc::new(gone);
                 let mut jobs = self.jobs.borrow_mut();
@@ -99,11 +103,7 @@ impl Keep {
 
     /// Another configuration: new jobs start, those that are gone stop, those that have changed restart one worker after
     /// the other, and the others don't notice.
-    pub(in crate::manager) fn reload_jobs(
-        self: &Rc<Self>,
-        new: Vec<config::Job>,
-        sockets: Vec<Vec<Listener>>,
-    ) {
+    pub(in crate::manager) fn reload_jobs(self: &Rc<Self>, new: Vec<config::Job>, sockets: Vec<Sockets>) {
         let mut changed = Vec::new();
         {
             let mut jobs = self.jobs.borrow_mut();
@@ -135,7 +135,10 @@ impl Keep {
                 for gone in job.listeners.borrow().iter().filter(|l| !c.listen.contains(&l.wanted)) {
                     self.upstream.forget_fds(&gone.fd_name());
                 }
-                *job.listeners.borrow_mut() = sockets;
+                if !c.reuseport || before.listen != c.listen {
+                    self.drop_copies(job, 0);
+                }
+                *job.listeners.borrow_mut() = sockets.shared;
                 job.workers.borrow().iter().for_each(|w| w.set_limits(limits(&c)));
                 list.push(job.clone());
             }
@@ -162,6 +165,7 @@ impl Keep {
         for job in gone {
             job.call.look_away();
             job.listeners.borrow().iter().for_each(|l| self.upstream.forget_fds(&l.fd_name()));
+            self.drop_copies(&job, 0);
         }
         jobs.order = order(&jobs.list);
     }
@@ -170,7 +174,7 @@ impl Keep {
     ///
     /// # Errors
     /// One can't be bound; nothing has changed then.
-    pub(in crate::manager) fn job_sockets(&self, new: &[config::Job]) -> anyhow::Result<Vec<Vec<Listener>>> {
+    pub(in crate::manager) fn job_sockets(&self, new: &[config::Job]) -> anyhow::Result<Vec<Sockets>> {
         let mut duplicates = Vec::new();
         for job in self.jobs.borrow().list.iter() {
             for l in job.listeners.borrow().iter() {
@@ -182,7 +186,7 @@ impl Keep {
 }
 
 impl Job {
-    fn new(config: config::Job, listeners: Vec<Listener>) -> Job {
+    fn new(config: config::Job, sockets: Sockets) -> Job {
         Job {
             name: config.name.clone(),
             want: Cell::new(config.workers),
@@ -193,7 +197,8 @@ impl Job {
             losses_told: Cell::default(),
             rolling: Rolling::default(),
             removed: Cell::new(false),
-            listeners: RefCell::new(listeners),
+            listeners: RefCell::new(sockets.shared),
+            copies: RefCell::new(sockets.copies),
             workers: RefCell::default(),
             tail: RefCell::new(Tail::default()),
             config: RefCell::new(config),

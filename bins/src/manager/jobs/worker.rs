@@ -243,6 +243,7 @@ impl Keep {
     }
 
     fn launch_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        self.bind_copies(job, w);
         match self.spawn_worker(job, w) {
             Ok((pid, pidfd, pipes)) => {
                 w.adopted.set(false);
@@ -411,7 +412,8 @@ impl Keep {
 
     fn spawn_worker(&self, job: &Job, w: &Worker) -> anyhow::Result<(i32, PidFd, Pipes)> {
         let c = job.config.borrow();
-        let listeners = job.listeners.borrow();
+        let (shared, copies) = (job.listeners.borrow(), job.copies.borrow());
+        let listeners = copies.get(&w.index).unwrap_or(&shared);
         let mut pipes = Pipes { ours: Vec::new(), notify: None, ping: None };
         let mut files: [Option<OwnedFd>; 3] = [Some(std::fs::File::open("/dev/null")?.into()), None, None];
         for (n, to) in [(1, &c.stdout), (2, &c.stderr)] {
