@@ -77,7 +77,8 @@ pub fn parse<'a>(bytes: &'a [u8], room: &'a mut Room<'a>) -> Option<Plain<'a>> {
     for field in &*all {
         match meaning(field.name) {
             Meaning::None => {}
-            Meaning::Host if host.is_none() => host = std::str::from_utf8(field.value).ok(),
+            // one that can't be read is one all the same: a second one after it must not count in its place
+            Meaning::Host if host.is_none() => host = Some(std::str::from_utf8(field.value).ok()?),
             Meaning::Connection if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
             Meaning::Connection if field.value.eq_ignore_ascii_case(b"close") => close = true,
             Meaning::Origin => keepable = false,
@@ -179,6 +180,7 @@ mod tests {
     fn what_is_more_is_left_to_hyper() {
         for field in [
             "Host: y",
+            "HOST: \u{e4}",
             "Range: bytes=0-1",
             "Content-Length: 0",
             "Transfer-Encoding: chunked",
