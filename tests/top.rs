@@ -3,8 +3,9 @@
 mod common;
 
 use common::*;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
-use nix::sys::termios::{Termios, tcgetattr};
+use nix::sys::termios::{FlowArg, Termios, tcflow, tcgetattr};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -26,6 +27,10 @@ impl Terminal {
     fn start(s: &Suite) -> Terminal {
         let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
+        // who has the other end, too, would never see the terminal go
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let before = tcgetattr(&pty.slave).unwrap();
         let side = || Stdio::from(pty.slave.try_clone().unwrap());
         let mut top = clean(MANAGER);
@@ -41,6 +46,10 @@ impl Terminal {
             }
         });
         Terminal { child, side: pty.slave, keys, screen, before }
+    }
+
+    fn signal(&self, signal: i32) {
+        PidFd::open(self.child.id() as i32).unwrap().signal(signal).unwrap();
     }
 
     fn text(&self) -> String {
@@ -60,16 +69,21 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// It ends with 0, and the terminal is as it was.
+    /// It ends with 0, and the terminal's modes are as they were.
     #[track_caller]
-    fn ends(mut self) {
+    fn leaves(&mut self) {
         let process = PidFd::open(self.child.id() as i32).unwrap();
         if process.poll_exit(LONG).unwrap().is_none() {
-            let _ = self.child.kill();
             panic!("it goes on\n{}", self.text());
         }
         assert_eq!(self.child.wait().unwrap().code(), Some(0), "{}", self.text());
         assert_eq!(tcgetattr(&self.side).unwrap(), self.before);
+    }
+
+    /// The same, and so is what it shows.
+    #[track_caller]
+    fn ends(mut self) {
+        self.leaves();
         let until = Instant::now() + LONG;
         loop {
             let p = self.screen.lock().unwrap();
@@ -81,6 +95,13 @@ impl Terminal {
             assert!(Instant::now() < until, "the screen isn't put back\n{}", self.text());
             std::thread::yield_now();
         }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -139,9 +160,19 @@ fn whatever_ends_it_the_terminal_is_put_back() {
     t.ends();
     for signal in [SIGTERM, SIGHUP] {
         let t = began(&s);
-        PidFd::open(t.child.id() as i32).unwrap().signal(signal).unwrap();
+        t.signal(signal);
         t.ends();
     }
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_keeps_nobody_from_leaving() {
+    let s = Suite::new("");
+    let mut t = Terminal::start(&s);
+    t.until("no suite", |text| text.contains("traffic") && text.contains("down"));
+    tcflow(&t.side, FlowArg::TCOOFF).unwrap();
+    t.signal(SIGTERM);
+    t.leaves();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What systemd does for cop, as far as a drill needs it: it keeps cop's fds (`FDSTORE=1`), hears its watchdog, and starts
 //! the next cop, with the fds, when one has ended or hangs.
 
+use crate::exit::Exit;
 use crate::suite::{STOP_ON_EOF, child_env};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -145,7 +146,7 @@ impl Init {
     /// killed first.
     ///
     /// # Errors
-    /// The next one can't be started.
+    /// The next one can't be started, or would end as the last one did.
     pub fn tend(&mut self, at_most: Duration) -> anyhow::Result<bool> {
         let Some(cop) = &self.cop else { return Ok(false) };
         if cop.process.poll_exit(at_most)?.is_none() {
@@ -156,7 +157,9 @@ impl Init {
             cop.process.signal(nix::libc::SIGKILL)?;
             cop.process.poll_exit(Duration::from_secs(5))?;
         }
-        let _ = cop.process.wait();
+        if let Some(status) = cop.process.wait()?.filter(|s| s.code().is_some_and(Exit::is_permanent)) {
+            anyhow::bail!("traffic_cop ended with {status}, as the next one would: see its log");
+        }
         self.start()?;
         Ok(true)
     }

@@ -12,8 +12,11 @@ use crate::logging::Fatal;
 use anyhow::Context;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::terminal::disable_raw_mode;
+use rustix::event::{PollFd, PollFlags, poll};
 use snapshot::{Snapshot, Watcher};
 use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use supervisor::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, Signals};
@@ -21,6 +24,8 @@ use view::Choice;
 
 /// How long a key or a signal waits at most.
 const TICK: Duration = Duration::from_millis(100);
+/// How long the terminal may take to be put back after a signal.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The shortest time between two looks.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -44,11 +49,27 @@ pub fn run(common: &Common, every: Duration) -> anyhow::Result<Exit> {
     let (ending, ended) = channel::<()>();
     let watcher = Watcher::new(config);
     std::thread::Builder::new().name("watch".into()).spawn(move || watch(watcher, every, &ours, &ended))?;
+    let (leaving, left) = channel::<()>();
+    let asked = signals.as_fd().try_clone_to_owned()?;
+    std::thread::Builder::new().name("leave".into()).spawn(move || leave(&asked, &left))?;
     // from here on a panic, too, puts the terminal back
     let mut screen = Screen(ratatui::try_init().context("preparing the terminal")?);
     let shown = show(&mut screen.0, &theirs, &mut signals);
     drop(ending);
+    // this may take as long as the terminal likes
+    drop(screen);
+    drop(leaving);
     shown
+}
+
+/// After a signal: a terminal that takes nothing (stopped by Ctrl-S, or of a connection that hangs) has no other way out, as
+/// drawing waits for it.
+fn leave(asked: &OwnedFd, left: &Receiver<()>) {
+    let _ = poll(&mut [PollFd::new(asked, PollFlags::IN)], None);
+    if left.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        let _ = disable_raw_mode();
+        std::process::exit(Exit::Done.code().into());
+    }
 }
 
 /// Puts the terminal back as it was.
