@@ -54,7 +54,7 @@ fn what_was_is_remembered_over_starts_and_whatever_becomes_of_the_file() {
     let first = file(&s);
     assert_eq!((&first["running"], &first["last_stop_reason"]), (&false.into(), &"asked to".into()));
     let text = expect_code(&s.run(COP, &["status"]), 3);
-    assert!(text.contains("down, stopped 20"), "{text}");
+    assert!(text.contains(&format!("down in {}, stopped 20", s.run_dir().display())), "{text}");
     // cut off: said at the next start
     s.start();
     for p in ["cop", "manager", "server"] {
@@ -84,6 +84,7 @@ fn a_wrong_configuration_keeps_nobody_from_asking_or_stopping() {
         (COP, &["status"][..]),
         (MANAGER, &["status"]),
         (MANAGER, &["list"]),
+        (MANAGER, &["metrics"]),
         (MANAGER, &["events"]),
         (MANAGER, &["pause"]),
         (MANAGER, &["resume"]),

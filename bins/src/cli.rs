@@ -86,9 +86,7 @@ impl Common {
     pub fn load_to_ask(&self) -> Result<Config, Faults> {
         let (loaded, faults) = self.load_by(config::load_to_ask)?;
         if let Some(faults) = faults {
-            eprintln!(
-                "warning: the configuration is wrong, and a start or a reload would be refused:\n{faults}"
-            );
+            eprintln!("warning: with this configuration a start or a reload would be refused:\n{faults}");
         }
         Ok(loaded.config)
     }

@@ -42,7 +42,10 @@ fn write_all(dir: &Path) -> anyhow::Result<()> {
         }
     }
     fs::write(man_dir.join("traffic.toml.5"), man::configuration())?;
-    let file = traffic::config::reference::default_file(&[("suite.user", "\"traffic\"")]);
+    let file = traffic::config::reference::default_file(&[
+        ("suite.user", "\"traffic\""),
+        ("manager.admin", "\"127.0.0.1:8083\""),
+    ]);
     fs::write(dir.join("traffic.toml"), file)?;
     Ok(())
 }

@@ -126,15 +126,16 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
 /// enough as long as it is certain which runtime directory is meant.
 ///
 /// # Errors
-/// All faults, if the file that was named can't be read, or if one of them is about `suite.runtime_dir`.
+/// All faults, if the file can't be read, or if one of them is about `suite.runtime_dir`.
 pub fn load_to_ask(sources: &Sources<'_>) -> Result<(Loaded, Option<Faults>), Faults> {
     let (loaded, faults) = gather(sources);
     let Some(faults) = faults else { return Ok((loaded, None)) };
     let set_elsewhere =
         matches!(loaded.effective.get("suite.runtime_dir"), Some((_, Source::Cli | Source::Env(_))));
-    let named = sources.file.as_ref().map(|f| f.display().to_string());
     let about = |text: &str| text.to_lowercase().contains("runtime_dir") || text.starts_with("suite is");
-    let in_doubt = |f: &Fault| about(&f.what) || about(&f.place) || Some(&f.place) == named.as_ref();
+    // a file that can't be read at all: what is wrong with it has no line
+    let file = loaded.file.as_ref().map(|f| f.display().to_string());
+    let in_doubt = |f: &Fault| about(&f.what) || about(&f.place) || Some(&f.place) == file.as_ref();
     match !set_elsewhere && faults.0.iter().any(in_doubt) {
         true => Err(faults),
         false => Ok((loaded, Some(faults))),

@@ -6,6 +6,7 @@ use crate::cli::Common;
 use crate::config::Config;
 use crate::control;
 use crate::exit::Exit;
+use crate::logging::Fatal;
 use crate::suite::Runtime;
 use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,6 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The configuration can't be read: it names the runtime directory.
 pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
+    let dir = &config.suite.runtime_dir;
+    if let Err(e) = std::fs::read_dir(dir)
+        && e.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        let why = format!("cannot look into {}: {e}: ask as root, or as the suite's user", dir.display());
+        return Err(Fatal::new(Exit::Os, why).into());
+    }
     let seen = look(&config);
     if json {
         println!("{}", seen.status)
@@ -186,6 +194,7 @@ fn render(v: &Value, colour: bool) -> String {
     };
     let mut out = format!("suite    {}", tinted(&text(&v["suite"]["state"]), 0, colour));
     if v["suite"]["state"] == "down" {
+        out += &format!(" in {}", text(&v["suite"]["runtime_dir"]));
         if v["suite"]["last_stop"].is_u64() {
             out += &format!(", stopped {}", rfc3339(v["suite"]["last_stop"].as_u64()));
         }

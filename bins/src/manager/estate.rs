@@ -40,11 +40,13 @@ impl Estates {
         list
     }
 
-    /// Keeps what a server has sent: the way to its keeper, then its table. Cop keeps them too.
-    pub fn add(&mut self, name: &str, fds: Vec<OwnedFd>, cop: &Notifier) {
+    /// Keeps what a server has sent: the way to its keeper, and its table. Cop keeps them too. systemd, which keeps cop's, gives
+    /// those of one name back in any order.
+    pub fn add(&mut self, name: &str, mut fds: Vec<OwnedFd>, cop: &Notifier) {
         if let Some(known) = self.0.iter_mut().find(|e| e.name == name) {
             // one that is announced again is the same
-            return known.fds.extend(fds.into_iter().take(2_usize.saturating_sub(known.fds.len())));
+            known.fds.extend(fds.into_iter().take(2_usize.saturating_sub(known.fds.len())));
+            return known.fds.sort_by_key(|fd| !is_socket(fd));
         }
         let Some((server, pid)) = suite::estate_of(name) else { return };
         let keeper = match PidFd::open(pid) {
@@ -54,6 +56,7 @@ impl Estates {
                 return cop.forget_fds(name);
             }
         };
+        fds.sort_by_key(|fd| !is_socket(fd));
         self.0.push(Estate { name: name.to_owned(), server, keeper, fds, offered: 0 });
         if self.0.len() > MAX {
             let oldest = self.0.remove(0);
@@ -124,6 +127,12 @@ impl Estates {
     }
 }
 
+/// The way to a keeper is a socket, a table is none.
+fn is_socket(fd: &OwnedFd) -> bool {
+    let mode = rustix::fs::fstat(fd).map(|s| s.st_mode);
+    mode.is_ok_and(|m| rustix::fs::FileType::from_raw_mode(m) == rustix::fs::FileType::Socket)
+}
+
 impl Estate {
     /// Ends the keeper: what nobody has taken over is closed.
     fn end(self, cop: &Notifier) {
@@ -132,5 +141,41 @@ impl Estate {
         // it holds nothing that is waited for; its end is a matter of microseconds, and it must not outlive us
         let _ = self.keeper.poll_exit(Duration::from_millis(500));
         let _ = self.keeper.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    #[test]
+    fn whatever_the_order_they_are_kept_in_the_way_to_the_keeper_comes_first() {
+        let nobody = Notifier::from_env().unwrap();
+        let me = std::process::id() as i32;
+        let pair = || {
+            let (socket, _) = supervisor::fd_pass::pair().unwrap();
+            (socket, memfd_create("table", MemfdFlags::CLOEXEC).unwrap())
+        };
+        // a name by name: together, one after the other, and the same the other way round
+        for (server, together, reversed) in
+            [(1, true, false), (2, true, true), (3, false, false), (4, false, true)]
+        {
+            let mut list = Estates::default();
+            let name = suite::estate_name(server, me);
+            let (socket, table) = pair();
+            let mut fds = vec![socket, table];
+            if reversed {
+                fds.reverse();
+            }
+            match together {
+                true => list.add(&name, fds, &nobody),
+                false => fds.into_iter().for_each(|fd| list.add(&name, vec![fd], &nobody)),
+            }
+            let offered = list.offer(99, &[]);
+            let kinds: Vec<bool> =
+                offered.iter().map(|fd| is_socket(&fd.try_clone_to_owned().unwrap())).collect();
+            assert_eq!(kinds, [true, false], "together {together}, reversed {reversed}");
+        }
     }
 }

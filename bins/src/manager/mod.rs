@@ -68,6 +68,8 @@ enum Command {
     Run(Common),
     /// Print the running manager's state as JSON
     Status(Common),
+    /// Print the numbers as Prometheus reads them
+    Metrics(Common),
     /// Have the running manager take its configuration anew
     Reload(Common),
     /// Replace the server in order
@@ -191,6 +193,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(common) => serve(&common),
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
+        Command::Metrics(common) => commands::ask(&common, "GET", "/metrics"),
         Command::Reload(common) => commands::apply(&common, "/reload"),
         Command::Restart { name: None, common } => commands::apply(&common, "/restart"),
         Command::Restart { name: Some(name), common } => commands::job(&common, &name, "restart"),
