@@ -52,7 +52,7 @@ impl Keep {
         log::info!("event=hook of=on_give_up pid={}", spawned.pid);
         let (keep, pid) = (self.clone(), spawned.pid);
         drop(engine::spawn(async move {
-            match keep.finish(spawned, LIMIT).await {
+            match keep.finish(spawned, LIMIT, Rest::Stays).await {
                 Ended::Itself(Some(status)) if status.code() != Some(0) => {
                     log::warn!("event=hook-failed pid={pid}: {status}");
                 }
@@ -62,22 +62,32 @@ impl Keep {
         }));
     }
 
-    /// Waits for the end of a command that was just started. After `limit` it is killed; what is left of its process group
-    /// goes with it in any case.
-    pub(super) async fn finish(&self, spawned: Spawned, limit: Duration) -> Ended {
+    /// Waits for the end of a command that was just started. After `limit` it is killed, with its process group.
+    pub(super) async fn finish(&self, spawned: Spawned, limit: Duration, rest: Rest) -> Ended {
         let Spawned { pid, pidfd } = spawned;
         self.hooks.borrow_mut().push(pid);
         let mut killed = false;
         if let Ok(end) = pidfd.as_fd().try_clone_to_owned().and_then(Async::new) {
             killed = engine::time::timeout(limit, end.readable()).await.is_err();
-            // before it is reaped its number is nobody else's
-            let _ = signal_group(pidfd.as_fd(), pid, Signal::SIGKILL);
+            if killed || rest == Rest::Goes {
+                // before it is reaped its number is nobody else's
+                let _ = signal_group(pidfd.as_fd(), pid, Signal::SIGKILL);
+            }
             let _ = end.readable().await;
         }
         self.hooks.borrow_mut().retain(|p| *p != pid);
         let status = pidfd.wait().ok().flatten();
         if killed { Ended::Killed } else { Ended::Itself(status) }
     }
+}
+
+/// What becomes of those that a command has left in its process group when it ends by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// They go on.
+    Stays,
+    /// They are killed.
+    Goes,
 }
 
 /// How a short command ended.

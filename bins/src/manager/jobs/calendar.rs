@@ -28,9 +28,8 @@ fn now() -> Wall {
     Wall::try_from(wall_seconds()).unwrap_or(Wall::MAX)
 }
 
-/// Seconds that this machine's time zone is ahead of UTC at a time.
-fn offset() -> impl Fn(Wall) -> i64 {
-    let zone = TimeZone::system();
+/// Seconds that a time zone is ahead of UTC at a time.
+fn offset_of(zone: TimeZone) -> impl Fn(Wall) -> i64 {
     move |at| i64::from(zone.to_offset(Timestamp::from_second(at).unwrap_or_default()).seconds())
 }
 
@@ -42,7 +41,7 @@ impl Keep {
         if planned.is_empty() && self.jobs.borrow().alarm.at.is_none() {
             return;
         }
-        let offset = offset();
+        let offset = offset_of(TimeZone::system());
         let mut next: Option<Wall> = None;
         for job in planned {
             if !job.up.get() || job.removed.get() || self.is_stopping() {
@@ -125,7 +124,8 @@ impl Keep {
     pub(super) fn schedule_status(&self, job: &Job) -> Value {
         let plan = job.call.plan.borrow();
         let Some(plan) = &*plan else { return Value::Null };
-        let next = plan.schedule().after(plan.dealt(), &offset()).filter(|_| job.up.get());
+        let next =
+            plan.schedule().after(plan.dealt(), &offset_of(TimeZone::system())).filter(|_| job.up.get());
         let last = self.last_run(job).unwrap_or_default();
         json!({ "next": next, "started": last.started, "ended": last.ended, "result": last.result })
     }
@@ -164,5 +164,40 @@ impl Keep {
             self.jobs.borrow_mut().alarm.at = None;
             self.settle_jobs();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use policy::schedule::Schedule;
+
+    /// The zone's rules and the schedule's arithmetic have the same signs.
+    #[test]
+    fn times_of_day_are_those_of_the_zone() {
+        let local = |rule: &str, start: &str, count: usize| {
+            let zone = TimeZone::posix(rule).unwrap();
+            let offset = offset_of(zone.clone());
+            let daily = Schedule::At { days: [true; 7], minutes: vec![150] };
+            let mut at = start.parse::<Timestamp>().unwrap().as_second();
+            let mut next = || {
+                at = daily.after(at, &offset).unwrap();
+                let shown = Timestamp::from_second(at).unwrap().to_zoned(zone.clone());
+                shown.strftime("%d %H:%M %z").to_string()
+            };
+            (0..count).map(|_| next()).collect::<Vec<_>>()
+        };
+        let berlin = "CET-1CEST,M3.5.0,M10.5.0/3";
+        assert_eq!(
+            local(berlin, "2026-03-27T12:00:00Z", 3),
+            ["28 02:30 +0100", "29 03:30 +0200", "30 02:30 +0200"]
+        );
+        assert_eq!(
+            local(berlin, "2026-10-24T12:00:00Z", 2),
+            ["25 02:30 +0200", "26 02:30 +0100"],
+            "the second 02:30 of the 25th is left out"
+        );
+        let new_york = "EST5EDT,M3.2.0,M11.1.0";
+        assert_eq!(local(new_york, "2026-03-07T12:00:00Z", 2), ["08 03:30 -0400", "09 02:30 -0400"]);
     }
 }

@@ -4,7 +4,7 @@
 use super::worker::{credentials, environment};
 use super::{Job, tree};
 use crate::config::job_values::{At, Place};
-use crate::manager::hook::Ended;
+use crate::manager::hook::{Ended, Rest};
 use crate::manager::keep::Keep;
 use crate::suite;
 use engine::net::Stream;
@@ -111,7 +111,7 @@ pub(super) async fn exec(keep: &Rc<Keep>, job: &Job, worker: usize, command: &[S
     };
     let (keep, name, program) = (keep.clone(), job.name.clone(), command[0].clone());
     let task = engine::spawn(async move {
-        match keep.finish(spawned, limit).await {
+        match keep.finish(spawned, limit, Rest::Goes).await {
             Ended::Itself(status) => status.and_then(|s| s.code()) == Some(0),
             Ended::Killed => {
                 log::warn!("event=probe-killed job={name} command={program:?}: it took {limit:?}");
