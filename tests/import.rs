@@ -84,6 +84,8 @@ fn what_was_supervisords_is_a_configuration_and_runs() {
         checked.contains("job celery-1 x1: celery -A proj worker --concurrency=10 -n worker1"),
         "{checked}"
     );
+    let user = checked.lines().find(|l| l.contains("user ") && l.contains("\"nobody\""));
+    assert!(user.is_some_and(|l| l.contains("# file, line ")), "{checked}");
     s.start();
     told(&s, &["wait-ready", "web"]);
     s.wait(0, &["job=web", "web production hello, world"]);

@@ -107,7 +107,7 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
                 (_, true) => "asleep",
                 _ => "down",
             };
-            println!("{name:<20}{state:<10}");
+            println!("{name:<20}{state}");
         }
         for w in workers {
             println!(
@@ -116,7 +116,7 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
                 w["state"].as_str().unwrap_or("?"),
                 w["pid"].as_i64().map_or("-".into(), |p| p.to_string()),
                 format!("{}s", w["since_s"]),
-                w["restarts"],
+                w["restarts"].to_string(),
                 w["last_exit"].as_str().unwrap_or("-"),
             );
         }

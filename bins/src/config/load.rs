@@ -65,6 +65,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// For each key as written (`server.listen`): its value as text, and where it came from.
     pub effective: BTreeMap<&'static str, (String, Source)>,
+    /// For each job what the file says of it, besides name, workers and command: key, value and line.
+    pub job_keys: Vec<Vec<(String, String, Source)>>,
 }
 
 impl Loaded {
@@ -79,8 +81,11 @@ impl Loaded {
         for r in &self.config.routes {
             out += &format!("route {}{} -> {}\n", r.host, r.prefix, r.target().unwrap_or_default());
         }
-        for j in &self.config.jobs {
+        for (j, keys) in self.config.jobs.iter().zip(&self.job_keys) {
             out += &format!("job {} x{}: {}\n", j.name, j.workers, j.command.join(" "));
+            for (key, value, source) in keys {
+                out += &format!("    {key:<28} = {value:<28} # {source}\n");
+            }
         }
         out
     }
@@ -156,13 +161,14 @@ fn gather(sources: &Sources<'_>) -> (Loaded, Option<Faults>) {
     l.preset();
     l.whole(file.as_deref());
     let faults = (!l.faults.is_empty()).then_some(Faults(l.faults));
-    (Loaded { config: l.config, file, effective: l.effective }, faults)
+    (Loaded { config: l.config, file, effective: l.effective, job_keys: l.job_keys }, faults)
 }
 
 #[derive(Default)]
 struct Loader {
     config: Config,
     effective: BTreeMap<&'static str, (String, Source)>,
+    job_keys: Vec<Vec<(String, String, Source)>>,
     faults: Vec<Fault>,
 }
 
@@ -274,7 +280,7 @@ impl Loader {
             if path == "route" {
                 self.routes(value, place);
             } else if path == "job" {
-                self.jobs(value, place);
+                self.jobs(value, place, line);
             } else if let Some(key) = keys::find(&path) {
                 self.set(key, &raw(value.get_ref()), || place(value.span()), line(value.span()));
             } else if let (DeValue::Table(t), true) = (value.get_ref(), is_section(&path)) {
@@ -324,7 +330,12 @@ impl Loader {
         }
     }
 
-    fn jobs(&mut self, value: &toml::Spanned<DeValue<'_>>, place: &impl Fn(Range<usize>) -> String) {
+    fn jobs(
+        &mut self,
+        value: &toml::Spanned<DeValue<'_>>,
+        place: &impl Fn(Range<usize>) -> String,
+        line: &impl Fn(Range<usize>) -> Source,
+    ) {
         let DeValue::Array(list) = value.get_ref() else {
             return self.fault(place(value.span()), "job: is an array of tables: write [[job]]");
         };
@@ -358,6 +369,11 @@ impl Loader {
                 let at = t.iter().find(|(k, _)| k.get_ref() == key).map_or(item.span(), |(_, v)| v.span());
                 self.fault(place(at), format!("job.{key}: {why}"));
             }
+            let told = |key: &str| ["name", "workers", "command"].contains(&key);
+            let others = t.iter().filter(|(key, _)| !told(key.get_ref()));
+            let said =
+                others.map(|(k, v)| (k.get_ref().to_string(), raw(v.get_ref()).to_string(), line(v.span())));
+            self.job_keys.push(said.collect());
             self.config.jobs.push(j);
             places.push(item.span());
         }
