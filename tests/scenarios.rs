@@ -5,8 +5,10 @@ mod common;
 use common::*;
 use lockfile::Lockfile;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+use supervisor::pidfd::PidFd;
 use traffic::drill::scenario::parse;
 
 fn shipped() -> Vec<PathBuf> {
@@ -176,6 +178,38 @@ fn a_suite_that_runs_is_drilled_only_with_consent_and_no_other_is_touched() {
     assert_eq!(other.pids(), bystander);
     s.stop();
     other.stop();
+}
+
+/// The line on open files.
+fn limit(pid: i32) -> String {
+    lines_with(Path::new(&format!("/proc/{pid}/limits")), "Max open files").concat()
+}
+
+#[test]
+fn what_was_done_is_undone_when_somebody_interrupts() {
+    // a cop that finds nothing meanwhile
+    let mut s = Suite::serving("[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n");
+    let (manager, server) = (s.pid("manager"), s.pid("server"));
+    let before = limit(server);
+    let dir = tempfile::tempdir().unwrap();
+    let text = "title = \"Stop\"\n[[step]]\nlimit_fds = \"server\"\nto = 300\n[[step]]\nstop = \"manager\"\n\
+                [[step]]\nwait = \"10m\"\n[[step]]\nexpect = { failed = 0 }\n";
+    let file = write(dir.path(), text);
+    let mut c = clean(COP);
+    c.args(["drill", "run", &file, "--yes"]).args(at(&s));
+    let mut drill = c.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(drill.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    assert!(lines.any(|l| l.contains("wait 10m")));
+    assert!(is_stopped(manager) && limit(server).contains(" 300 "), "{}", limit(server));
+    let process = PidFd::open(drill.id() as i32).unwrap();
+    process.signal(SIGTERM).unwrap();
+    assert!(lines.any(|l| l.contains("interrupted")));
+    assert!(process.poll_exit(LONG).unwrap().is_some(), "it goes on");
+    assert_eq!(drill.wait().unwrap().code(), Some(1));
+    assert!(!is_stopped(manager) && limit(server) == before, "{}", limit(server));
+    assert_eq!((s.pid("manager"), s.pid("server")), (manager, server));
+    s.stop();
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 use super::kills::Target;
 use super::suite::Suite;
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 use supervisor::pidfd::PidFd;
 
 /// One thing that is done.
@@ -118,14 +118,28 @@ pub struct Chaos {
     pub done: BTreeMap<&'static str, u64>,
     /// Signals to each program.
     pub hit: BTreeMap<&'static str, usize>,
+    /// The last things that were done, and when.
+    pub acts: VecDeque<(Instant, String)>,
 }
+
+/// Acts that are remembered one by one.
+const ACTS: usize = 500;
 
 impl Chaos {
     /// Begins now.
     pub fn new(seed: u64, every: Duration) -> Chaos {
         let mut choices = Choices::new(seed);
         let next = choices.next(every);
-        Chaos { seed, choices, every, next, resume: None, done: BTreeMap::new(), hit: BTreeMap::new() }
+        Chaos {
+            seed,
+            choices,
+            every,
+            next,
+            resume: None,
+            done: BTreeMap::new(),
+            hit: BTreeMap::new(),
+            acts: VecDeque::new(),
+        }
     }
 
     /// When something is due, from the start.
@@ -169,7 +183,12 @@ impl Chaos {
                 }
             }
         }
-        Ok(Some(format!("{}{nobody}", action.text())))
+        let text = format!("{}{nobody}", action.text());
+        self.acts.push_back((Instant::now(), text.clone()));
+        if self.acts.len() > ACTS {
+            self.acts.pop_front();
+        }
+        Ok(Some(text))
     }
 }
 

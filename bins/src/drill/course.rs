@@ -134,7 +134,8 @@ pub fn run(
             if !complaints.is_empty() {
                 complaints.push(format!("kept by init: {}", suite.init().stored().join(" ")));
             }
-            Some(ChaosOutcome { seed: c.seed, done: c.done.clone(), hit: c.hit.clone(), before, after })
+            let (done, hit, acts) = (c.done.clone(), c.hit.clone(), c.acts.clone());
+            Some(ChaosOutcome { seed: c.seed, done, hit, acts, before, after })
         }
         _ => None,
     };

@@ -5,7 +5,7 @@ use super::kills::Target;
 use super::series::Series;
 use super::strike::Record;
 use crate::exit::Exit;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How a request ended badly.
@@ -211,6 +211,8 @@ pub struct ChaosOutcome {
     pub done: BTreeMap<&'static str, u64>,
     /// Signals to each program.
     pub hit: BTreeMap<&'static str, usize>,
+    /// The last things that were done, and when.
+    pub acts: VecDeque<(Instant, String)>,
     /// Before the load.
     pub before: Figures,
     /// When it is at rest again.
@@ -302,9 +304,9 @@ mod tests {
             let mut stats = Stats::default();
             stats.good(Instant::now(), Duration::from_millis(1));
             how.iter().for_each(|h| stats.bad(Instant::now(), *h));
-            let (done, hit) = Default::default();
+            let (done, hit, acts) = Default::default();
             let (before, after) = Default::default();
-            let chaos = Some(ChaosOutcome { seed: 1, done, hit, before, after });
+            let chaos = Some(ChaosOutcome { seed: 1, done, hit, acts, before, after });
             Outcome { stats, kills: vec![], seconds: 1.0, complaints, chaos, scenario: None }.verdict()
         };
         assert_eq!(

@@ -2,9 +2,10 @@
 
 use crate::drill::series::Series;
 use crate::drill::stats::{Outcome, quantile};
+use crate::drill::strike::Record;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 60.0;
@@ -69,7 +70,8 @@ struct Frame<'a> {
 impl<'a> Frame<'a> {
     fn new(o: &'a Outcome, what: &str) -> Frame<'a> {
         let s = &o.stats.series;
-        let strokes = o.kills.iter().map(|r| r.at.saturating_duration_since(s.begun).as_secs_f64());
+        let strokes =
+            marks(o).into_iter().map(|(at, ..)| at.saturating_duration_since(s.begun).as_secs_f64());
         let seconds = strokes.fold(s.slots.len() as f64 * s.width.as_secs_f64(), f64::max).max(0.1);
         let out = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{what}\">\n");
         Frame { o, seconds, out }
@@ -112,21 +114,30 @@ impl<'a> Frame<'a> {
             let at = (at * 10.0).round() / 10.0;
             let _ = writeln!(self.out, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{at} s</text>");
         }
-        for r in &self.o.kills {
-            let x = self.x(r.at.saturating_duration_since(self.series().begun).as_secs_f64());
-            let who: String = r.hit.iter().filter_map(|(t, _)| t.name().chars().next()).collect();
+        for (at, label, what) in marks(self.o) {
+            let x = self.x(at.saturating_duration_since(self.series().begun).as_secs_f64());
             let _ = writeln!(
                 self.out,
                 "<line class=\"stroke\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"><title>{}</title></line>\
-                 <text class=\"who\" x=\"{x:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>",
+                 <text class=\"who\" x=\"{x:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{label}</text>",
                 HEIGHT - BOTTOM,
-                super::escape(&r.text()),
+                super::escape(&what),
                 TOP - 5.0,
-                who.to_uppercase()
             );
         }
         self.out + "</svg>\n"
     }
+}
+
+/// What was done to the suite: when, whom by their first letters, and in words.
+fn marks(o: &Outcome) -> Vec<(Instant, String, String)> {
+    let stroke = |r: &Record| {
+        let who: String = r.hit.iter().filter_map(|(t, _)| t.name().chars().next()).collect();
+        (r.at, who.to_uppercase(), r.text())
+    };
+    let acts = o.chaos.iter().flat_map(|c| &c.acts);
+    let act = |(at, text): &(Instant, String)| (*at, String::new(), text.clone());
+    o.kills.iter().map(stroke).chain(acts.map(act)).collect()
 }
 
 /// Median, 99th percentile and longest latency, logarithmic.
