@@ -9,7 +9,7 @@
 //! ```
 //!
 //! So nothing has to be known here but the usual case, and no request is sent twice because its answer was unusual. Which
-//! origins give unusual answers is remembered by [`Bent`], as theirs would cost more this way.
+//! origins give unusual answers is remembered by `Bent`, as theirs would cost more this way.
 
 pub(crate) mod heads;
 
