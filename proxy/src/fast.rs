@@ -44,8 +44,8 @@ pub struct Hit {
 pub enum Found {
     /// It is answered with this.
     Hit(Hit),
-    /// It is passed on.
-    Errand(Errand),
+    /// It is passed on. In a place of its own: the future of every connection would else be larger.
+    Errand(Box<Errand>),
     /// It is left to hyper.
     Nothing,
 }
@@ -138,7 +138,7 @@ enum Look {
     Nothing,
     Other,
     Hit(usize, bool, Hit),
-    Errand(usize, bool, Errand),
+    Errand(usize, bool, Box<Errand>),
 }
 
 thread_local! {

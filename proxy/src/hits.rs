@@ -62,8 +62,8 @@ impl Hits for Kept<'_> {
     fn find(&self, request: &Plain<'_>, head: &mut Vec<u8>) -> Found {
         let found = match self.kept(request) {
             Some(Entry::Object(o)) => self.hit(request, head, &o).map(Found::Hit),
-            Some(Entry::Uncacheable(until)) => self.errand(request, head, Some(until)).map(Found::Errand),
-            _ => self.errand(request, head, None).map(Found::Errand),
+            Some(Entry::Uncacheable(until)) => self.errand(request, head, Some(until)),
+            _ => self.errand(request, head, None),
         };
         found.unwrap_or(Found::Nothing)
     }
@@ -99,7 +99,7 @@ impl Kept<'_> {
     }
 
     /// How it is passed on, if it may be without hyper. `noted`: until then it is known that the answer can't be kept.
-    fn errand(&self, request: &Plain<'_>, head: &mut Vec<u8>, noted: Option<Instant>) -> Option<Errand> {
+    fn errand(&self, request: &Plain<'_>, head: &mut Vec<u8>, noted: Option<Instant>) -> Option<Found> {
         let proxy = self.proxy;
         let path = request.target.split('?').next().unwrap_or("");
         let route = router::find(&proxy.config.routes, &router::bare_host(request.host), path)?;
@@ -140,6 +140,6 @@ impl Kept<'_> {
             (&*proxy.config.name, &*list[origin].path_prefix, &config.request_headers);
         heads::request(head, request, &Onward { name, client, cut, prefix, host, edits });
         let (proxy, busy, account) = (proxy.clone(), upstream.origins.begin(origin), self.account(request));
-        Some(Errand { proxy, route, origin, busy, passing, begun, account })
+        Some(Found::Errand(Box::new(Errand { proxy, route, origin, busy, passing, begun, account })))
     }
 }

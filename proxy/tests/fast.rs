@@ -204,14 +204,14 @@ fn compare(seed: u64, continuity: bool) {
 
 #[test]
 fn both_ways_answer_alike() {
-    for seed in 1..5 {
+    for seed in 1..3 {
         compare(seed, false);
     }
 }
 
 #[test]
 fn both_ways_answer_alike_with_a_journal() {
-    for seed in 11..15 {
+    for seed in 11..13 {
         compare(seed, true);
     }
 }
