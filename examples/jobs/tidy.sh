@@ -1,0 +1,3 @@
+#!/bin/sh
+# Says that it ran.
+date +%s >>/srv/demo/tidied
