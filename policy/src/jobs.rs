@@ -4,6 +4,7 @@
 //! whom must not go round in a circle.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// What is done when a worker ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,6 +119,26 @@ impl Order {
         self.before[job].iter().all(|j| down(*j))
     }
 
+    /// How long those take together that go one after the other, where each takes so long: the longest such row.
+    pub fn longest(&self, each: impl Fn(usize) -> Duration) -> Duration {
+        let mut awaits: Vec<usize> = self.after.iter().map(Vec::len).collect();
+        let mut begins = vec![Duration::ZERO; self.after.len()];
+        let mut next: Vec<usize> = (0..self.after.len()).filter(|j| awaits[*j] == 0).collect();
+        let mut longest = Duration::ZERO;
+        while let Some(job) = next.pop() {
+            let end = begins[job] + each(job);
+            longest = longest.max(end);
+            for other in &self.before[job] {
+                begins[*other] = begins[*other].max(end);
+                awaits[*other] -= 1;
+                if awaits[*other] == 0 {
+                    next.push(*other);
+                }
+            }
+        }
+        longest
+    }
+
     /// The jobs of a circle, if there is one. Iterative: a table may be long.
     fn circle(&self) -> Option<Vec<usize>> {
         #[derive(Clone, Copy, PartialEq)]
@@ -178,6 +199,16 @@ mod tests {
         assert_eq!(down(&[]), [true, false, false]);
         assert_eq!(down(&[0]), [true, false, true]);
         assert_eq!(down(&[0, 2]), [true, true, true]);
+    }
+
+    #[test]
+    fn a_row_takes_as_long_as_its_members() {
+        let table: &[(&str, &[&str])] =
+            &[("web", &["db", "queue"]), ("db", &[]), ("queue", &["db"]), ("alone", &[])];
+        let order = Order::new(&jobs(table)).unwrap();
+        let seconds = [1, 10, 100, 50].map(Duration::from_secs);
+        assert_eq!(order.longest(|j| seconds[j]), Duration::from_secs(111));
+        assert_eq!(Order::default().longest(|_| Duration::MAX), Duration::ZERO);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The way to the end: the manager first, then a server that it left behind.
 
 use super::*;
+use policy::jobs::Order;
+
+/// A job's worker, and what it leaves behind, have vanished so long after SIGKILL.
+const KILLED: Duration = Duration::from_secs(10);
 
 impl Cop {
     pub(super) fn begin_stop(&mut self, because: Option<Fatal>, now: Time) {
@@ -114,12 +118,10 @@ fn stop_rungs(config: &Config) -> Rungs {
 pub(super) fn manager_limits(config: &Config) -> policy::child::Limits {
     let server = stop_rungs(config);
     let r = &config.manager.respawn;
+    let of_server = server.polite + server.core.unwrap_or_default() + server.kill;
     policy::child::Limits {
         start_grace: config.cop.start_grace,
-        stop: Rungs {
-            polite: server.polite + server.core.unwrap_or_default() + server.kill + Duration::from_secs(2),
-            ..server
-        },
+        stop: Rungs { polite: of_server.max(jobs_time(config)) + Duration::from_secs(2), ..server },
         respawn: policy::backoff::Limits {
             initial: r.initial,
             factor: r.factor,
@@ -130,4 +132,13 @@ pub(super) fn manager_limits(config: &Config) -> policy::child::Limits {
             give_up_after: 0,
         },
     }
+}
+
+/// Jobs stop in their order, each within its own time, with what they leave behind.
+fn jobs_time(config: &Config) -> Duration {
+    let table: Vec<_> = config.jobs.iter().map(|j| (j.name.clone(), j.after.clone())).collect();
+    // what is wrong with it was said when it was loaded
+    let order = Order::new(&table).unwrap_or_default();
+    let each = |j: usize| config.jobs[j].stop_timeout * 2 + KILLED;
+    order.longest(each)
 }
