@@ -6,7 +6,7 @@
 //! A manager that is killed leaves its jobs running: their pidfds, the pipes of their output and their sockets are kept by
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
-//! Read in this order: this file, `worker` (a process's life), `ready` (when it counts as ready), `alive` (does it still
+//! Read in this order: this file, `worker` (a process's life), `start` (what it gets), `ready` (when it counts as ready), `alive` (does it still
 //! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `copies` (sockets for each worker), `called` and
 //! `calendar` (jobs that sleep), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
 //! [`command`] (what may be asked).
@@ -23,6 +23,7 @@ mod output;
 mod probe;
 mod ready;
 mod roll;
+mod start;
 mod table;
 mod tree;
 mod worker;

@@ -1,7 +1,7 @@
 //! What a worker is asked from outside: an HTTP request, or a command that finds out in its own way. Both are bounded in time
 //! and bytes, and neither holds up the manager.
 
-use super::worker::{credentials, environment};
+use super::start::{credentials, environment};
 use super::{Job, tree};
 use crate::config::job_values::{At, Place};
 use crate::manager::hook::{Ended, Rest};

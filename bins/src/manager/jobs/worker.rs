@@ -1,35 +1,24 @@
 //! One process of a job: the child machine, with hands.
 
-use super::{Job, alive, output, ready, tree};
-use crate::config;
-use crate::config::job::{Alive, Output, Ready};
-use crate::logging::sink;
+use super::start::outputs;
+use super::{Job, alive, output, ready};
+use crate::config::job::{Output, Ready};
 use crate::manager::keep::Keep;
-use crate::suite;
 use crate::ward::Ward;
-use anyhow::Context;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
 use policy::Time;
 use policy::child::{Action, Child, Event, State};
 use policy::ladder::Rung;
 use policy::watchdog::Watchdog;
-use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
-use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use supervisor::clock;
 use supervisor::notify::{Field, Message};
 use supervisor::pidfd::PidFd;
-use supervisor::privileges::Credentials;
-use supervisor::spawn::{SpawnError, Spec, spawn};
-
-/// Where programs are looked for by those who are started with an environment of their own.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use supervisor::spawn::SpawnError;
 
 /// One worker, which may have a process.
 pub struct Worker {
@@ -50,14 +39,6 @@ pub struct Worker {
     pub(super) asked: Cell<u64>,
     /// The pipes of its output, which a cop is to keep too.
     pipes: RefCell<Vec<Rc<Async<OwnedFd>>>>,
-}
-
-/// What a new process has of pipes: our ends.
-struct Pipes {
-    /// Its output, and where that goes.
-    ours: Vec<(OwnedFd, Output)>,
-    notify: Option<OwnedFd>,
-    ping: Option<OwnedFd>,
 }
 
 /// How a process has ended.
@@ -409,132 +390,6 @@ impl Keep {
             }
         }));
     }
-
-    fn spawn_worker(&self, job: &Job, w: &Worker) -> anyhow::Result<(i32, PidFd, Pipes)> {
-        let c = job.config.borrow();
-        let (shared, copies) = (job.listeners.borrow(), job.copies.borrow());
-        let listeners = copies.get(&w.index).unwrap_or(&shared);
-        let mut pipes = Pipes { ours: Vec::new(), notify: None, ping: None };
-        let mut files: [Option<OwnedFd>; 3] = [Some(std::fs::File::open("/dev/null")?.into()), None, None];
-        for (n, to) in [(1, &c.stdout), (2, &c.stderr)] {
-            let before = files[1].as_ref().filter(|_| c.stdout == c.stderr);
-            files[n] = Some(match (to, before) {
-                // both into one: the order of their lines is kept
-                (_, Some(same)) => same.try_clone()?,
-                (Output::Null, _) => OpenOptions::new().write(true).open("/dev/null")?.into(),
-                (Output::File(path), _) if c.output_max_size == 0 => {
-                    let file = sink::open(path, true).with_context(|| path.display().to_string())?;
-                    // opened so that a FIFO without a reader is an error; the job may wait
-                    rustix::io::ioctl_fionbio(&file, false)?;
-                    file.into()
-                }
-                (Output::File(_) | Output::Log, _) => {
-                    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-                    rustix::io::ioctl_fionbio(&ours, true)?;
-                    pipes.ours.push((ours, to.clone()));
-                    theirs
-                }
-            });
-        }
-        let notify = match c.ready {
-            Ready::Fd => {
-                let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-                rustix::io::ioctl_fionbio(&ours, true)?;
-                pipes.notify = Some(ours);
-                Some(theirs)
-            }
-            _ => None,
-        };
-        let ping = match c.alive {
-            Alive::Ping => {
-                let (ours, theirs) = alive::pair()?;
-                pipes.ping = Some(ours);
-                Some(theirs)
-            }
-            _ => None,
-        };
-        let notify_number = 3 + listeners.len();
-        let ping_number = notify_number + usize::from(notify.is_some());
-        let number = |text: &str| {
-            let mut text = text.replace("{fd}", "3").replace("{notify_fd}", &notify_number.to_string());
-            text = text.replace("{ping_fd}", &ping_number.to_string());
-            for n in 0..listeners.len() {
-                text = text.replace(&format!("{{fd{n}}}"), &(3 + n).to_string());
-            }
-            OsString::from(text)
-        };
-        let mut env = environment(&c, w.index);
-        let mut put = |key: &str, value: OsString| {
-            env.retain(|(k, _)| k != key);
-            env.push((key.into(), value));
-        };
-        if c.ready == Ready::Notify || !c.watchdog.is_zero() {
-            put("NOTIFY_SOCKET", self.runtime.notify("manager").into());
-        }
-        if !c.watchdog.is_zero() {
-            put("WATCHDOG_USEC", c.watchdog.as_micros().to_string().into());
-        }
-        if notify.is_some() {
-            put("NOTIFY_FD", notify_number.to_string().into());
-        }
-        if ping.is_some() {
-            put("TRAFFIC_PING_FD", ping_number.to_string().into());
-        }
-        // what its operator says goes before all that
-        c.env.iter().for_each(|(k, v)| put(k, v.into()));
-        let (name, whose) = tree::mark(self);
-        put(name, whose);
-        let spawned = spawn(&Spec {
-            program: suite::find_program(&c.command[0]),
-            argv: c.command.iter().map(|a| number(a)).collect(),
-            env,
-            fds: listeners.iter().map(|l| (l.bound.clone(), l.fd.as_fd())).collect(),
-            plain: notify.iter().chain(&ping).map(AsFd::as_fd).collect(),
-            stdio: [0, 1, 2].map(|n: usize| files[n].as_ref().map(AsFd::as_fd)),
-            cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
-            umask: c.umask,
-            nofile: (c.nofile > 0).then_some((c.nofile, c.nofile)),
-            oom_score_adj: c.oom_score_adj,
-            nice: c.nice,
-            cgroup: self.make_group(job, w.index).map(|g| g.procs()),
-            credentials: credentials(&c)?,
-        })?;
-        Ok((spawned.pid, spawned.pidfd, pipes))
-    }
-}
-
-/// What a worker has in its environment, but for what its descriptors are told by.
-pub(super) fn environment(c: &config::Job, worker: usize) -> Vec<(OsString, OsString)> {
-    let mut env: Vec<(OsString, OsString)> = match c.inherit_env {
-        true => suite::child_env(&[]),
-        false => vec![("PATH".into(), PATH.into()), ("LANG".into(), "C.UTF-8".into())],
-    };
-    let own = [("TRAFFIC_JOB", c.name.clone()), ("TRAFFIC_WORKER", worker.to_string())];
-    let own = own.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(c.env.iter().cloned());
-    for (k, v) in own {
-        env.retain(|(key, _)| *key != *k);
-        env.push((k.into(), v.into()));
-    }
-    env
-}
-
-/// Which of the pipes of a worker that was adopted leads where: the one that is its standard error now, and the others.
-fn outputs(job: &Job, pid: i32, pipes: Vec<OwnedFd>) -> Vec<(OwnedFd, Output)> {
-    let c = job.config.borrow();
-    let theirs = |n: u8| std::fs::metadata(format!("/proc/{pid}/fd/{n}")).map(|m| m.ino()).ok();
-    let (out, err) = (theirs(1), theirs(2));
-    let is_err = |p: &OwnedFd| {
-        let ours = rustix::fs::fstat(p).ok().map(|s| s.st_ino);
-        err.is_some() && ours == err && ours != out
-    };
-    let only_err = !matches!((&c.stdout, &c.stderr), (Output::Log | Output::File(_), _));
-    let to = |p: &OwnedFd| if only_err || is_err(p) { c.stderr.clone() } else { c.stdout.clone() };
-    pipes.into_iter().map(|p| (to(&p), p)).map(|(to, p)| (p, to)).collect()
-}
-
-/// Who it runs as.
-pub(super) fn credentials(c: &config::Job) -> anyhow::Result<Option<Credentials>> {
-    Ok(c.user.as_ref().map(|user| Credentials::of(user, c.group.as_deref())).transpose()?)
 }
 
 /// Sends a rung: the last ones reach the whole process group.
