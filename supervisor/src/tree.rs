@@ -90,7 +90,8 @@ fn look(pid: i32, variables: &[&str]) -> io::Result<Look> {
 }
 
 fn environ(pid: i32) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // most fit in one read
+    let mut bytes = Vec::with_capacity(4096);
     File::open(format!("/proc/{pid}/environ"))?.take(BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
