@@ -6,19 +6,24 @@
 use super::Job;
 use super::worker::{Worker, store_name};
 use crate::manager::keep::Keep;
+use policy::Time;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
+use supervisor::clock;
 
 /// Between two attempts at a full queue; it grows up to [`SELDOM`].
 const OFTEN: Duration = Duration::from_millis(1);
 const SELDOM: Duration = Duration::from_millis(250);
 
-/// Words at once, when all before them were heard: there is room left in the queue for what is said of servers.
+/// Words at once, and only while half the queue is free: there is room left for what is said of servers.
 const BURST: usize = 4;
+
+/// A process that is started alone is said at once, also into the queue's last place.
+const ALONE: Duration = Duration::from_millis(5);
 
 /// More words than these hold up the start of more processes.
 const MANY: usize = 8;
@@ -33,11 +38,20 @@ pub(super) enum Word {
     Forget(String),
 }
 
+impl Word {
+    /// Does cop not have it yet?
+    fn is_new(&self) -> bool {
+        matches!(self, Word::Process(_, w) if !w.is_adopted())
+    }
+}
+
 /// What couldn't be said yet.
 #[derive(Default)]
 pub(super) struct Unsaid {
     words: VecDeque<Word>,
     speaking: bool,
+    /// When something was said at once.
+    alone: Time,
     /// Nobody has listened for a while.
     deaf: bool,
 }
@@ -80,11 +94,23 @@ impl Keep {
 
     fn say(self: &Rc<Self>, word: Word) {
         let mut jobs = self.jobs.borrow_mut();
-        if !jobs.unsaid.speaking && self.upstream.is_heard() && self.try_say(&word) {
+        let unsaid = &mut jobs.unsaid;
+        let now = clock::now();
+        // what is new to cop comes first: what it has had from us, or from the last manager, it still has
+        let in_turn = match word.is_new() {
+            true => unsaid.words.front().is_none_or(|w| !w.is_new()),
+            false => unsaid.words.is_empty(),
+        };
+        let room = self.upstream.has_room() || (word.is_new() && now >= unsaid.alone + ALONE);
+        if in_turn && room && self.try_say(&word) {
+            unsaid.alone = now;
             return;
         }
-        jobs.unsaid.words.push_back(word);
-        if !std::mem::replace(&mut jobs.unsaid.speaking, true) {
+        match word.is_new() {
+            true => unsaid.words.push_front(word),
+            false => unsaid.words.push_back(word),
+        }
+        if !std::mem::replace(&mut unsaid.speaking, true) {
             drop(jobs);
             drop(engine::spawn(self.clone().say_rest()));
         }
@@ -97,9 +123,8 @@ impl Keep {
                 let mut jobs = self.jobs.borrow_mut();
                 let words = &mut jobs.unsaid.words;
                 let before = words.len();
-                let heard = self.upstream.is_heard();
-                while heard
-                    && before - words.len() < BURST
+                while before - words.len() < BURST
+                    && self.upstream.has_room()
                     && words.front().is_some_and(|word| self.try_say(word))
                 {
                     words.pop_front();
