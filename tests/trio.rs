@@ -26,8 +26,10 @@ fn a_daemon_starts_serves_and_leaves_nothing() {
     let json = expect_code(&s.run(COP, &["status", "--json"]), 0);
     let v: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
     assert_eq!(v["suite"]["state"], "serving");
-    assert_eq!(v["processes"].as_array().unwrap().len(), 3);
-    for (row, pid) in v["processes"].as_array().unwrap().iter().zip(s.pids()) {
+    // the standby may be there already
+    let rows = v["processes"].as_array().unwrap();
+    assert!(rows.len() == 3 || rows.len() == 4, "{json}");
+    for (row, pid) in rows.iter().zip(s.pids()) {
         assert_eq!(row["pid"], pid);
     }
     // detached: own session, root directory, no terminal, nothing of ours open

@@ -76,11 +76,19 @@ fn end(program: &str, ward: &Ward, rungs: Rungs, core_signal: Option<i32>) -> an
 /// Stops a running suite and starts it again with its own options; those given now come on top.
 ///
 /// # Errors
-/// As stop and start.
+/// As stop and start; it is somebody else's to start.
 pub fn restart(common: &Common) -> anyhow::Result<Exit> {
     let common = with_running(common)?;
     // refuse before anything is stopped
     let config = common.load()?.config;
+    if let Some(cop) = running_cop(&config).filter(|cop| super::upgrade::is_supervised(cop.pid)) {
+        let why = format!(
+            "traffic_cop (pid {}) was started by a service manager, which is to restart it (systemctl restart \
+             traffic); traffic_manager restart replaces the server alone, and costs nothing",
+            cop.pid
+        );
+        return Err(Fatal::new(Exit::Usage, why).into());
+    }
     stop(&config)?;
     start_daemon(&common)
 }
@@ -91,8 +99,7 @@ pub fn restart(common: &Common) -> anyhow::Result<Exit> {
 /// The configuration is wrong.
 pub fn with_running(common: &Common) -> anyhow::Result<Common> {
     let config = common.load()?.config;
-    let runtime = Runtime::new(&config.suite.runtime_dir);
-    let running = Ward::of_lock(&runtime.lock("cop"), 0).unwrap_or(None).and_then(|w| options_of(w.pid));
+    let running = running_cop(&config).and_then(|w| options_of(w.pid));
     Ok(running.map_or_else(|| common.clone(), |r| r.with(common)))
 }
 
@@ -107,6 +114,11 @@ pub fn start_daemon(common: &Common) -> anyhow::Result<Exit> {
     let status = start.arg("start").args(common.to_args()).status();
     let status = status.with_context(|| format!("running {}", program.display()))?;
     Ok(status.code().and_then(Exit::of_code).unwrap_or(Exit::Failure))
+}
+
+fn running_cop(config: &Config) -> Option<Ward> {
+    let runtime = Runtime::new(&config.suite.runtime_dir);
+    Ward::of_lock(&runtime.lock("cop"), 0).unwrap_or(None)
 }
 
 /// The common options a running cop was started with.
