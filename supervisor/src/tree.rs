@@ -5,9 +5,12 @@
 //! unless they were made to forget it. A descendant is held by pidfd before its mark is read, and is believed only if it
 //! lives after that: its number can't have gone to another process in between.
 
+use crate::identity::os;
 use crate::pidfd::PidFd;
+use procfs::process::Process;
 use std::fs::File;
 use std::io::{self, Read};
+use std::time::Duration;
 
 /// So much is read of an environment, in bytes.
 const BYTES: u64 = 256 * 1024;
@@ -16,8 +19,9 @@ const BYTES: u64 = 256 * 1024;
 const EXITING: u32 = 0x4;
 /// It is the kernel's own (PF_KTHREAD).
 const KERNEL: u32 = 0x20_0000;
-/// So often an environment that is empty is looked at again.
-const LOOKS: usize = 20;
+/// So often the environment of a process that is in the midst of an exec is looked at, and so long in between.
+const LOOKS: usize = 50;
+const MOMENT: Duration = Duration::from_micros(200);
 
 /// A process that was found.
 #[derive(Debug)]
@@ -79,12 +83,15 @@ fn look(pid: i32, variables: &[&str]) -> io::Result<Look> {
         if !bytes.is_empty() {
             return Ok(values(&bytes, variables).map_or(Look::Stranger, Look::Marked));
         }
-        match flags(pid)? {
-            f if f & EXITING != 0 => return Ok(Look::Ending),
-            f if f & KERNEL != 0 => break,
-            // in the midst of an exec there is none for a moment
-            _ => std::thread::yield_now(),
+        let stat = Process::new(pid).and_then(|p| p.stat()).map_err(os)?;
+        if stat.flags & EXITING != 0 {
+            return Ok(Look::Ending);
         }
+        // in the midst of an exec it has none for a moment, and no place for it either
+        if stat.flags & KERNEL != 0 || stat.env_start != Some(0) {
+            break;
+        }
+        std::thread::sleep(MOMENT);
     }
     Ok(Look::Stranger)
 }
@@ -94,11 +101,6 @@ fn environ(pid: i32) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(4096);
     File::open(format!("/proc/{pid}/environ"))?.take(BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn flags(pid: i32) -> io::Result<u32> {
-    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).map_err(crate::identity::os)?;
-    Ok(stat.flags)
 }
 
 /// The values of all those variables, if it has them all.
@@ -116,7 +118,6 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
-    use std::time::Duration;
 
     #[test]
     fn a_mark_is_all_of_its_variables() {
