@@ -50,16 +50,22 @@ struct Inner {
     swallow: Cell<u64>,
     /// Something was written, and hyper may have more of it.
     unflushed: Cell<bool>,
-    /// The rest of an interim answer: goes out before anything else.
-    first: RefCell<Bytes>,
-    /// What the connection leads to when hyper has said the last word on it.
-    far: RefCell<Option<Box<Far>>>,
     /// The last request would have been answered without hyper now.
     plain: Cell<bool>,
-    /// The next request has been sent to its origin already.
-    sent: RefCell<Option<Box<Sent>>>,
+    /// What few connections have.
+    extra: RefCell<Option<Box<Extra>>>,
     /// The first thing that is written has been written before.
     muted: Cell<Muted>,
+}
+
+#[derive(Debug, Default)]
+struct Extra {
+    /// The rest of an interim answer: goes out before anything else.
+    first: Bytes,
+    /// What the connection leads to when hyper has said the last word on it.
+    far: Option<Box<Far>>,
+    /// The next request has been sent to its origin already.
+    sent: Option<Box<Sent>>,
 }
 
 /// Of a connection to an origin whose request has been sent by somebody else.
@@ -87,10 +93,8 @@ impl Io {
             again,
             swallow: Cell::new(0),
             unflushed: Cell::new(false),
-            first: RefCell::default(),
-            far: RefCell::default(),
             plain: Cell::new(false),
-            sent: RefCell::default(),
+            extra: RefCell::default(),
             muted: Cell::new(Muted::No),
         }))
     }
@@ -121,7 +125,8 @@ impl Io {
     /// one has begun in a server that is dead, or the client takes nothing now.
     pub fn interject(&self, bytes: &[u8]) -> bool {
         let inner = &*self.0;
-        let open = !inner.unflushed.get() && inner.swallow.get() == 0 && inner.first.borrow().is_empty();
+        let open = !inner.unflushed.get() && inner.swallow.get() == 0;
+        let open = open && inner.extra.borrow().as_ref().is_none_or(|e| e.first.is_empty());
         if !open || inner.journal.as_ref().is_some_and(|j| !j.may_interject()) {
             return false;
         }
@@ -135,30 +140,37 @@ impl Io {
                 j.lose();
             }
         }
-        *inner.first.borrow_mut() = Bytes::copy_from_slice(&bytes[n..]);
+        if n < bytes.len() {
+            self.extra(|e| e.first = Bytes::copy_from_slice(&bytes[n..]));
+        }
         true
+    }
+
+    fn extra(&self, change: impl FnOnce(&mut Extra)) {
+        change(self.0.extra.borrow_mut().get_or_insert_default());
     }
 
     /// Has the connection lead there once the answer in progress is out and hyper lets go of it.
     pub fn lead_to(&self, far: Far) {
-        *self.0.far.borrow_mut() = Some(Box::new(far));
+        self.extra(|e| e.far = Some(Box::new(far)));
     }
 
     /// Where the connection leads, if it was to lead anywhere.
     pub fn take_far(&self) -> Option<Box<Far>> {
-        self.0.far.borrow_mut().take()
+        self.0.extra.borrow_mut().as_mut()?.far.take()
     }
 
     /// It is to lead somewhere.
     pub fn leads_on(&self) -> bool {
-        self.0.far.borrow().is_some()
+        self.0.extra.borrow().as_ref().is_some_and(|e| e.far.is_some())
     }
 
     /// Writes the rest of an interim answer.
     fn put_first(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut first = self.0.first.borrow_mut();
+        let mut extra = self.0.extra.borrow_mut();
+        let Some(Extra { first, .. }) = extra.as_deref_mut() else { return Poll::Ready(Ok(())) };
         while !first.is_empty() {
-            let n = ready!(self.0.stream.borrow_mut().poll_write(cx, &first))?;
+            let n = ready!(self.0.stream.borrow_mut().poll_write(cx, first))?;
             drop(first.split_to(n));
             if let Some(j) = &self.0.journal {
                 j.wrote(n);

@@ -93,7 +93,7 @@ pub struct Journal {
     answer_end: Cell<Option<u64>>,
     body_ended: Cell<bool>,
     /// The answer that is made again is the rest of this one.
-    rest: Cell<Option<Rest>>,
+    rest: RefCell<Option<Box<Rest>>>,
     /// Who waits for the end of an answer.
     waiting: RefCell<Option<Waker>>,
 }
@@ -138,7 +138,7 @@ impl Journal {
             answer: Cell::new(None),
             answer_end: Cell::new(None),
             body_ended: Cell::new(false),
-            rest: Cell::new(None),
+            rest: RefCell::default(),
             waiting: RefCell::new(None),
         };
         j.publish(0);
@@ -154,7 +154,7 @@ impl Journal {
             What::Replay { attempts } => j.attempts.set(u64::from(attempts)),
             What::Continue { attempts, rest } => {
                 j.attempts.set(u64::from(attempts));
-                j.rest.set(Some(rest));
+                j.rest.replace(Some(Box::new(rest)));
             }
             What::BadGateway { .. } => j.lose(),
         }
@@ -315,7 +315,7 @@ impl Journal {
     /// Resolves when no answer is being written: the next request's record would hide the rest of it.
     pub async fn answered(&self) {
         poll_fn(|cx| match self.stage.get() {
-            RESPONDING if self.rest.get().is_none() => {
+            RESPONDING if !self.goes_on() => {
                 self.waiting.replace(Some(cx.waker().clone()));
                 Poll::Pending
             }
@@ -359,15 +359,20 @@ impl Journal {
             let head = slot[2].load(Relaxed) & !0xffff_ffff;
             slot[2].store(head | u64::from(len), Relaxed);
         }
-        if self.stage.get() != UNTRACKED && self.rest.get().is_none() {
+        if self.stage.get() != UNTRACKED && !self.goes_on() {
             let overflow = if self.overflow.get() { OVERFLOW } else { 0 };
             self.store(IN_PROGRESS, overflow | if safe { SAFE } else { 0 });
         }
     }
 
+    /// The answer that comes is the rest of one that was begun.
+    fn goes_on(&self) -> bool {
+        self.rest.borrow().is_some()
+    }
+
     /// A request is in progress, and nothing of its answer is out: an interim answer may go ahead of it.
     pub fn may_interject(&self) -> bool {
-        self.stage.get() == IN_PROGRESS && self.rest.get().is_none() && self.answer.get().is_none()
+        self.stage.get() == IN_PROGRESS && !self.goes_on() && self.answer.get().is_none()
     }
 
     /// There is an answer: its head is written next.
@@ -446,7 +451,7 @@ impl Journal {
         if self.stage.get() != RESPONDING {
             return;
         }
-        if self.rest.get().is_some() {
+        if self.goes_on() {
             return self.lose();
         }
         self.attempts.set(0);

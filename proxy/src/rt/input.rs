@@ -96,12 +96,12 @@ impl Io {
 
     /// Leaves to hyper what has come of an answer.
     pub(crate) fn hand_over(&self, sent: Sent) {
-        *self.0.sent.borrow_mut() = Some(Box::new(sent));
+        self.extra(|e| e.sent = Some(Box::new(sent)));
     }
 
     /// What [`Io::hand_over`] has left.
     pub(crate) fn take_sent(&self) -> Option<Box<Sent>> {
-        self.0.sent.borrow_mut().take()
+        self.0.extra.borrow_mut().as_mut()?.sent.take()
     }
 
     /// Writes some of an answer that was begun.
