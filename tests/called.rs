@@ -87,8 +87,8 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
     s.kill("manager", SIGKILL);
     let (_open, second) = connect(a);
     assert_ne!(first, second);
-    // cop keeps it by then
     s.wait(mark, &["event=ready of=job job=a"]);
+    until_kept(&s);
     // and one that is awake stays so, with the manager after that
     let mark = s.mark();
     s.kill("manager", SIGKILL);

@@ -36,3 +36,17 @@ pub fn told(s: &Suite, args: &[&str]) -> String {
 pub fn config(s: &Suite, jobs: &str) {
     s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n{jobs}"));
 }
+
+/// Waits until cop keeps what the next manager needs.
+#[track_caller]
+pub fn until_kept(s: &Suite) {
+    let until = std::time::Instant::now() + super::LONG;
+    loop {
+        let all: serde_json::Value =
+            serde_json::from_str(&expect_code(&s.run(MANAGER, &["status"]), 0)).unwrap();
+        if all["manager"]["kept"] == true {
+            return;
+        }
+        assert!(std::time::Instant::now() < until, "cop doesn't listen: {all}");
+    }
+}

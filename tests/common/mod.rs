@@ -266,6 +266,9 @@ impl Suite {
         for p in ["cop", "manager", "server"] {
             assert_eq!(self.try_pid(p), None, "{p} still holds its lock");
         }
+        let jobs: Vec<String> =
+            self.jobs_left().iter().map(|f| format!("{} of {:?}", f.pid, f.mark)).collect();
+        assert!(jobs.is_empty(), "processes of jobs are left: {jobs:?}\n{}", self.log.text());
         let mut left: Vec<String> = std::fs::read_dir(self.run_dir())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -273,6 +276,15 @@ impl Suite {
             .collect();
         left.sort();
         assert!(left.is_empty(), "left in the runtime directory: {left:?}");
+    }
+}
+
+impl Suite {
+    /// Processes of its jobs, by their mark.
+    fn jobs_left(&self) -> Vec<supervisor::tree::Found> {
+        let mut found = supervisor::tree::marked(&["TRAFFIC_JOB_OF", "TRAFFIC_JOB"]).unwrap_or_default();
+        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == self.run_dir().to_str()));
+        found
     }
 }
 
@@ -289,6 +301,9 @@ impl Drop for Suite {
         for mut c in self.cop.take().into_iter().chain(self.old.drain(..)) {
             let _ = c.kill();
             let _ = c.wait();
+        }
+        for left in self.jobs_left() {
+            let _ = left.pidfd.signal(SIGKILL);
         }
     }
 }

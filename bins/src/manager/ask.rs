@@ -114,6 +114,7 @@ impl Keep {
                 "uptime_s": seconds(self.started),
                 "cop": *self.cop.borrow(),
                 "heartbeat_ms": ago(self.last_asked()),
+                "kept": self.is_all_kept(),
             },
             "server": {
                 "pid": s.ward.as_ref().map(|w| w.pid),
