@@ -88,10 +88,13 @@ fn look(pid: i32, variables: &[&str]) -> io::Result<Look> {
             return Ok(Look::Ending);
         }
         // in the midst of an exec it has none for a moment, and no place for it either
-        if stat.flags & KERNEL != 0 || stat.env_start != Some(0) {
+        let place = stat.env_start.zip(stat.env_end).map_or(0, |(start, end)| end.saturating_sub(start));
+        if stat.flags & KERNEL != 0 || (stat.env_start != Some(0) && place == 0) {
             break;
         }
-        std::thread::sleep(MOMENT);
+        if place == 0 {
+            std::thread::sleep(MOMENT);
+        }
     }
     Ok(Look::Stranger)
 }
