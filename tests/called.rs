@@ -84,13 +84,14 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
     s.wait(mark, &["event=exit of=job job=a"]);
     // the next manager watches too; nobody is refused meanwhile
     let mark = s.mark();
+    until_kept(&s);
     s.kill("manager", SIGKILL);
     let (_open, second) = connect(a);
     assert_ne!(first, second);
     s.wait(mark, &["event=ready of=job job=a"]);
-    until_kept(&s);
     // and one that is awake stays so, with the manager after that
     let mark = s.mark();
+    until_kept(&s);
     s.kill("manager", SIGKILL);
     s.wait(mark, &["event=adopted of=job job=a", &format!("pid={second}")]);
     assert!(told(&s, &["stop", "a"]).contains("a is stopped"));
@@ -228,6 +229,7 @@ fn workers_with_sockets_of_their_own_share_what_comes_and_leave_nobody_waiting()
     // the next manager has them all
     let mark = s.mark();
     let before = pids(&s);
+    until_kept(&s);
     s.kill("manager", SIGKILL);
     for n in 0..3 {
         s.wait(mark, &[&format!("event=adopted of=job job=web worker={n}")]);

@@ -107,6 +107,7 @@ fn a_killed_manager_leaves_its_jobs_running_and_the_next_one_has_them_again() {
     let (before, listen) = (pid(&s, "chat"), jobs(&s)[0]["listen"].clone());
     for _ in 0..3 {
         let mark = s.mark();
+        until_kept(&s);
         s.kill("manager", SIGKILL);
         s.wait(mark, &["event=adopted of=job job=chat", &format!("pid={before}")]);
         assert_eq!((pid(&s, "chat"), &jobs(&s)[0]["listen"]), (before, &listen));
@@ -201,6 +202,7 @@ fn a_disabled_job_stays_down_until_it_is_enabled() {
     };
     refused(&s);
     let mark = s.mark();
+    until_kept(&s);
     s.kill("manager", SIGKILL);
     s.wait(mark, &["event=adopted of=job job=other"]);
     refused(&s);

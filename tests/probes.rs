@@ -104,6 +104,7 @@ fn a_job_that_answers_no_pings_is_replaced_also_by_the_next_manager() {
         let after = pids(&s);
         assert_eq!(before[0], after[0], "{manager}");
         assert_ne!(before[1], after[1], "{manager}");
+        until_kept(&s);
         s.kill("manager", SIGKILL);
         s.wait(mark, &["event=adopted of=job job=worker worker=1"]);
     }

@@ -351,9 +351,17 @@ impl Notifier {
     /// Has the receiver heard most of what was sent? Its queue holds few datagrams (`net.unix.max_dgram_qlen`, ten by
     /// default): who has much to say leaves room for others.
     pub fn has_room(&self) -> bool {
-        let unread =
-            |(socket, _): &(OwnedFd, SocketAddrUnix)| crate::tcp::unread_by_peer(socket).unwrap_or(0);
-        self.target.as_ref().is_none_or(|t| unread(t) < ROOM)
+        self.unread() < ROOM
+    }
+
+    /// Has the receiver heard all that was sent?
+    pub fn is_heard(&self) -> bool {
+        self.unread() == 0
+    }
+
+    fn unread(&self) -> u64 {
+        let of = |(socket, _): &(OwnedFd, SocketAddrUnix)| crate::tcp::unread_by_peer(socket).unwrap_or(0);
+        self.target.as_ref().map_or(0, of)
     }
 
     /// As [`Notifier::store_fds`], for who tries again by himself.
@@ -438,12 +446,12 @@ mod tests {
         let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
         let notifier = Notifier::to(socket.path().as_os_str()).unwrap();
         notifier.send("READY=1").unwrap();
-        assert!(!notifier.take_missed() && notifier.has_room());
+        assert!(!notifier.take_missed() && notifier.has_room() && !notifier.is_heard());
         while notifier.send("STATUS=nobody reads").is_ok() {}
         assert!(notifier.take_missed() && !notifier.take_missed() && !notifier.has_room());
         notifier.forget_fds("estate");
         while socket.recv().unwrap().is_some() {}
-        assert!(notifier.take_missed());
+        assert!(notifier.is_heard() && notifier.take_missed());
         let said = socket.recv().unwrap().unwrap().message;
         assert!(said.has(&Field::FdStoreRemove) && said.has(&Field::FdName("estate".into())), "{said:?}");
     }
