@@ -6,6 +6,7 @@
 use crate::body::{Body, Upload};
 use crate::continuity::ForwardMark;
 use crate::direct::Sent;
+use crate::direct::heads::note_usual;
 use crate::headers;
 use crate::interim::Interim;
 use crate::origins::InFlight;
@@ -290,6 +291,7 @@ async fn exchange(
 
 /// The answer's head as it may be passed on; its length fields agree with what hyper makes of the body.
 fn usable(mut answer: Response<Incoming>, lease: Lease, way: Way<'_>) -> Result<Response<Body>, Failure> {
+    note_usual(&mut answer);
     let h = answer.headers_mut();
     let close_delimited = !h.contains_key(TRANSFER_ENCODING) && !h.contains_key(CONTENT_LENGTH);
     let mut codings = h.get_all(TRANSFER_ENCODING).iter();

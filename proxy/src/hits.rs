@@ -8,7 +8,7 @@ use crate::cache::store::{Entry, UNCACHEABLE};
 use crate::cache::target::Query;
 use crate::cache::{self, directives::Directives, wire::Wire};
 use crate::direct::Errand;
-use crate::direct::heads::{self, Onward, Passing};
+use crate::direct::heads::{self, Onward, Passing, Usual};
 use crate::fast::{Found, Hit, Hits};
 use crate::plain::Plain;
 use crate::proxy::Proxy;
@@ -41,7 +41,7 @@ impl Proxy {
 
     /// Notes whether an answer of an origin's, which isn't kept, could have gone without hyper.
     pub(crate) fn learn_form(&self, answer: &mut Response<Body>, route: usize) {
-        if heads::is_usual(answer) {
+        if answer.extensions().get::<Usual>().is_some() {
             let bent = &self.upstreams[route].bent;
             bent.note(true);
             if bent.is_little() {

@@ -114,16 +114,20 @@ impl Estates {
         self.end_where(cop, |e| e.server == gone);
     }
 
-    /// Nobody comes after.
+    /// Nobody comes after; no keeper outlives us.
     pub fn end_all(&mut self, cop: &Notifier) {
-        self.end_where(cop, |_| true);
+        for e in self.end_where(cop, |_| true) {
+            let _ = e.keeper.poll_exit(Duration::from_millis(500));
+            let _ = e.keeper.wait();
+        }
     }
 
-    fn end_where(&mut self, cop: &Notifier, which: impl Fn(&Estate) -> bool) {
+    fn end_where(&mut self, cop: &Notifier, which: impl Fn(&Estate) -> bool) -> Vec<Estate> {
         let (gone, left) = std::mem::take(&mut self.0).into_iter().partition(which);
         self.0 = left;
         let gone: Vec<Estate> = gone;
-        gone.into_iter().for_each(|e| e.end(cop));
+        gone.iter().for_each(|e| e.end(cop));
+        gone
     }
 }
 
@@ -134,13 +138,11 @@ fn is_socket(fd: &OwnedFd) -> bool {
 }
 
 impl Estate {
-    /// Ends the keeper: what nobody has taken over is closed.
-    fn end(self, cop: &Notifier) {
+    /// Ends the keeper: what nobody has taken over is closed. Nobody waits for that, least of all the next server, since
+    /// hundreds of connections to origins take their time; the keeper is reaped with the orphans.
+    fn end(&self, cop: &Notifier) {
         let _ = self.keeper.signal(nix::libc::SIGKILL);
         cop.forget_fds(&self.name);
-        // it holds nothing that is waited for; its end is a matter of microseconds, and it must not outlive us
-        let _ = self.keeper.poll_exit(Duration::from_millis(500));
-        let _ = self.keeper.wait();
     }
 }
 

@@ -9,11 +9,12 @@ use crate::edit::Edits;
 use crate::plain::{MAX_FIELDS, Plain};
 use crate::{forward, headers, serve};
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, ETAG, FORWARDED, HeaderMap,
-    HeaderName, HeaderValue, LAST_MODIFIED,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, FORWARDED, HeaderMap, HeaderName, HeaderValue,
+    LAST_MODIFIED,
 };
 use http::{Method, Response, StatusCode, Version};
 use httparse::Header;
+use hyper::ext::ReasonPhrase;
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -175,7 +176,8 @@ pub(crate) fn answer(bytes: &[u8], to: &mut Vec<u8>, back: &Back<'_>) -> Come {
         _ => return Come::Odd,
     };
     let Some(status) = usual(&parsed) else { return Come::Odd };
-    let Some(framing) = framing(parsed.headers) else { return Come::Odd };
+    let fields = parsed.headers.iter().map(|f| (f.name, f.value));
+    let Some(framing) = framing(fields) else { return Come::Odd };
     let refusal = back.passing.map(|p| refusal(p, status, parsed.headers));
     if head + framing.body > MOST || refusal == Some(None) {
         return Come::Odd;
@@ -230,21 +232,21 @@ struct Framing {
 }
 
 /// The length of the body and what becomes of the connection; None if anything about it is odd.
-fn framing(all: &[Header<'_>]) -> Option<Framing> {
+fn framing<'a>(all: impl Iterator<Item = (&'a str, &'a [u8])>) -> Option<Framing> {
     let (mut body, mut goes_on, mut dated) = (None, true, false);
-    for field in all {
-        let is = |other: &str| field.name.eq_ignore_ascii_case(other);
-        match field.name.len() {
+    for (name, value) in all {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        match name.len() {
             2 if is("te") => return None,
             3 if is("via") => return None,
             4 if is("date") => dated = true,
             7 if is("trailer") || is("upgrade") => return None,
-            10 if is("connection") && field.value.eq_ignore_ascii_case(b"keep-alive") => {}
-            10 if is("connection") && field.value.eq_ignore_ascii_case(b"close") => goes_on = false,
+            10 if is("connection") && value.eq_ignore_ascii_case(b"keep-alive") => {}
+            10 if is("connection") && value.eq_ignore_ascii_case(b"close") => goes_on = false,
             10 if is("connection") => return None,
             14 if is("content-length") => {
-                let digits = !field.value.is_empty() && field.value.iter().all(u8::is_ascii_digit);
-                let n = std::str::from_utf8(field.value).ok().filter(|_| digits && body.is_none())?;
+                let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+                let n = std::str::from_utf8(value).ok().filter(|_| digits && body.is_none())?;
                 body = Some(n.parse().ok().filter(|n| *n <= MOST)?);
             }
             14 if is("http2-settings") => return None,
@@ -271,12 +273,18 @@ fn refusal(passing: &Passing, status: StatusCode, all: &[Header<'_>]) -> Option<
     policy::judge(&Method::GET, &asked, status, &said, SystemTime::now(), passing.rules).err()
 }
 
-/// Would such an answer have gone this way?
-pub(crate) fn is_usual<B>(answer: &Response<B>) -> bool {
-    let h = answer.headers();
-    let length = h.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    let usual = has_usual_body(answer.status()) && answer.version() == Version::HTTP_11;
-    usual && length.is_some_and(|n| n < MOST / 2) && h.contains_key(DATE)
+/// In the extensions of an answer that hyper has read: it could have gone this way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usual;
+
+/// Notes of an answer, as an origin has sent it, whether it could have gone this way.
+pub(crate) fn note_usual<B>(answer: &mut Response<B>) {
+    let fields = answer.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let short = framing(fields).is_some_and(|f| f.body < MOST / 2);
+    let line = answer.version() == Version::HTTP_11 && answer.extensions().get::<ReasonPhrase>().is_none();
+    if short && line && has_usual_body(answer.status()) {
+        answer.extensions_mut().insert(Usual);
+    }
 }
 
 /// Do an operator's changes leave alone what is looked at here?
