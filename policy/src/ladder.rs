@@ -16,6 +16,13 @@ pub struct Rungs {
     pub kill: Duration,
 }
 
+impl Rungs {
+    /// From the first signal until it is given up.
+    pub fn whole(&self) -> Duration {
+        self.polite + self.core.unwrap_or_default() + self.kill
+    }
+}
+
 /// What the caller has to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rung {

@@ -8,6 +8,7 @@
 pub mod job;
 pub mod job_values;
 pub mod keys;
+mod limits;
 pub mod load;
 pub mod manager;
 pub mod reference;

@@ -31,14 +31,9 @@ pub fn run(common: &Common) -> anyhow::Result<Exit> {
 /// Ends cop (which ends the others in order), and then whatever is left. Returns how many processes there were.
 fn stop(config: &Config) -> anyhow::Result<u32> {
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    let hard = config.cop.kill_timeout;
-    let drain = config.server.drain_timeout;
-    let core = config.cop.core_signal.map(|_| Duration::from_secs(5));
     // each is given the time to take down those below it
-    let server = Rungs { polite: drain + Duration::from_secs(1), core, kill: hard };
-    let whole = |r: &Rungs| r.polite + r.core.unwrap_or_default() + r.kill + Duration::from_secs(3);
-    let manager = Rungs { polite: whole(&server), ..server };
-    let cop = Rungs { polite: whole(&manager), ..server };
+    let (server, manager) = (config.server_rungs(), config.manager_rungs());
+    let cop = Rungs { polite: manager.whole() + Duration::from_secs(3), ..server };
     let mut ended = 0;
     for (program, rungs) in [("cop", cop), ("manager", manager), ("server", server)] {
         if let Some(ward) = Ward::of_lock(&runtime.lock(program), 0).unwrap_or(None) {

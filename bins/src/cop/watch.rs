@@ -27,7 +27,7 @@ use anyhow::Context;
 use policy::Time;
 use policy::check::{Check, Lock, Observation, Pulse, Verdict};
 use policy::child::{Action, Child, Event, State};
-use policy::ladder::{Ladder, Rung, Rungs};
+use policy::ladder::{Ladder, Rung};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::ffi::OsString;
 use std::os::fd::AsFd;

@@ -11,11 +11,9 @@ use crate::suite;
 use crate::ward::Ward;
 use engine::io::Async;
 use policy::child::{Action, Event, Limits};
-use policy::ladder::Rungs;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 use supervisor::clock;
 use supervisor::fd_pass;
 use supervisor::pidfd::PidFd;
@@ -234,21 +232,9 @@ impl Keep {
 }
 
 pub(super) fn limits(config: &Config) -> Limits {
-    let r = &config.manager.respawn;
     Limits {
         start_grace: config.cop.start_grace,
-        stop: Rungs {
-            polite: config.server.drain_timeout + Duration::from_secs(1),
-            core: config.cop.core_signal.map(|_| Duration::from_secs(5)),
-            kill: config.cop.kill_timeout,
-        },
-        respawn: policy::backoff::Limits {
-            initial: r.initial,
-            factor: r.factor,
-            max: r.max,
-            jitter: r.jitter,
-            stable_after: r.stable_after,
-            give_up_after: r.give_up_after,
-        },
+        stop: config.server_rungs(),
+        respawn: config.manager.respawn.limits(),
     }
 }

@@ -148,7 +148,7 @@ impl Setup {
 
     pub fn manager_limits(&self) -> child::Limits {
         let s = self.server_rungs();
-        let polite = s.polite + s.core.unwrap_or_default() + s.kill + MS(2000);
+        let polite = s.whole() + MS(2000);
         child::Limits { start_grace: self.grace, stop: Rungs { polite, ..s }, respawn: self.respawn }
     }
 
@@ -162,8 +162,7 @@ impl Setup {
     /// other: a cop that hangs, a manager that hangs while it starts, a server that does, each with its detection, its
     /// signals, its slow death and its longest back-off; and once more, since either can take the other with it.
     pub fn bound(&self) -> Time {
-        let ladder = |r: Rungs| r.polite + r.core.unwrap_or_default() + r.kill;
         let one = self.grace.max(self.detection()) + SLOW_DEATH + self.respawn.max + BOOT + LOCK_PATIENCE;
-        COP_ALARM + COP_RESTART + one * 4 + ladder(self.server_rungs()) + ladder(self.manager_limits().stop)
+        COP_ALARM + COP_RESTART + one * 4 + self.server_rungs().whole() + self.manager_limits().stop.whole()
     }
 }

@@ -1,10 +1,6 @@
 //! The way to the end: the manager first, then a server that it left behind.
 
 use super::*;
-use policy::jobs::Order;
-
-/// A job's worker, and what it leaves behind, have vanished so long after SIGKILL.
-const KILLED: Duration = Duration::from_secs(10);
 
 impl Cop {
     pub(super) fn begin_stop(&mut self, because: Option<Fatal>, now: Time) {
@@ -29,7 +25,7 @@ impl Cop {
     pub(super) fn step_stop(&mut self, now: Time) {
         let lock = self.runtime.lock("server");
         let manager_gone = self.ward.is_none() && !self.manager.state().is_alive();
-        let rungs = stop_rungs(&self.config);
+        let rungs = self.config.server_rungs();
         let core = self.config.cop.core_signal;
         let Phase::Stopping { server, to_sweep, .. } = &mut self.phase else { return };
         if let Some((w, ladder)) = server {
@@ -105,40 +101,11 @@ impl Cop {
     }
 }
 
-/// The ladder for a server: its drain time, then the hard rungs.
-fn stop_rungs(config: &Config) -> Rungs {
-    Rungs {
-        polite: config.server.drain_timeout + Duration::from_secs(1),
-        core: config.cop.core_signal.map(|_| Duration::from_secs(5)),
-        kill: config.cop.kill_timeout,
-    }
-}
-
-/// The manager must have the time to walk its server down the ladder before it is killed itself.
+/// As the manager's own for its server, but cop never gives up on it.
 pub(super) fn manager_limits(config: &Config) -> policy::child::Limits {
-    let server = stop_rungs(config);
-    let r = &config.manager.respawn;
-    let of_server = server.polite + server.core.unwrap_or_default() + server.kill;
     policy::child::Limits {
         start_grace: config.cop.start_grace,
-        stop: Rungs { polite: of_server.max(jobs_time(config)) + Duration::from_secs(2), ..server },
-        respawn: policy::backoff::Limits {
-            initial: r.initial,
-            factor: r.factor,
-            max: r.max,
-            jitter: r.jitter,
-            stable_after: r.stable_after,
-            // cop never gives up on the manager
-            give_up_after: 0,
-        },
+        stop: config.manager_rungs(),
+        respawn: policy::backoff::Limits { give_up_after: 0, ..config.manager.respawn.limits() },
     }
-}
-
-/// Jobs stop in their order, each within its own time, with what they leave behind.
-fn jobs_time(config: &Config) -> Duration {
-    let table: Vec<_> = config.jobs.iter().map(|j| (j.name.clone(), j.after.clone())).collect();
-    // what is wrong with it was said when it was loaded
-    let order = Order::new(&table).unwrap_or_default();
-    let each = |j: usize| config.jobs[j].stop_timeout * 2 + KILLED;
-    order.longest(each)
 }
