@@ -1,14 +1,24 @@
 //! Requests, and the fields of messages, as clients and origins send them.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT};
 use http::{Method, Request, Uri};
+use proxy::access::Format;
+use proxy::access_line::{self, Entry};
 use proxy::cache::directives::{self, Directives};
 use proxy::cache::{partial, target, vary};
+use proxy::direct::heads::{self, Onward};
+use proxy::edit::Edits;
+use proxy::plain::Plain;
+use proxy::route::HostHeader;
+use proxy::stats::Outcome;
 use proxy::strict::Scanner;
-use proxy::{check, conditional, headers, range, router};
-use std::time::SystemTime;
+use proxy::{Body, RouteConfig, check, conditional, forward, headers, range, router, upstream};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Component;
+use std::time::{Duration, SystemTime};
 
-/// A request that the fast path takes is one that the scanner lets through, that ends where it says, and that is in order.
+/// A request that the fast path takes is one that the scanner lets through, that ends where it says, and that is in order;
+/// and an origin gets from it what it would have got from hyper.
 pub fn plain(bytes: &[u8]) {
     let mut room = proxy::plain::room();
     let Some(plain) = proxy::plain::parse(bytes, &mut room) else { return };
@@ -30,6 +40,48 @@ pub fn plain(bytes: &[u8]) {
     for (name, value) in &plain.fields(&names) {
         assert!(request.headers().get_all(name).iter().any(|v| v == value));
     }
+    passed_on(&plain, request, &host.expect("it has one"));
+}
+
+/// With a route that changes something, and one that doesn't.
+fn passed_on(plain: &Plain<'_>, request: Request<()>, host: &HeaderValue) {
+    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let edits = Edits::new(&["Cookie", "Via"], &["X-A: ours", "Forwarded: for=us"]).expect("fields");
+    let fixed = HeaderValue::from_static("other:81");
+    let changing = RouteConfig {
+        request_headers: edits,
+        host_header: HostHeader::Fixed(fixed.clone()),
+        ..RouteConfig::default()
+    };
+    for (route, host_sent, cut, prefix) in
+        [(RouteConfig::default(), host, "", ""), (changing, &fixed, "/a", "/b")]
+    {
+        let mut head = Vec::new();
+        let onward = Onward {
+            name: "us",
+            client,
+            cut,
+            prefix,
+            host: host_sent.as_bytes(),
+            edits: &route.request_headers,
+        };
+        heads::request(&mut head, plain, &onward);
+        let mut want = Request::new(Body::Empty);
+        *want.headers_mut() = request.headers().clone();
+        upstream::prepare(&mut want, &route, "us", Some(client), Some(host));
+        let got = one_request(&mut head);
+        assert_eq!(Some(got.uri()), forward::target(request.uri(), cut, prefix).as_ref());
+        assert_eq!(listed(got.headers()), listed(want.headers()));
+    }
+}
+
+/// The request that these bytes are, and nothing before or after it.
+fn one_request(head: &mut [u8]) -> Request<()> {
+    let mut scanner = Scanner::default();
+    scanner.feed(head);
+    assert_eq!(scanner.finding(), None, "the scanner refuses it");
+    assert!(scanner.between_requests(), "its head isn't all of it");
+    parse(head).expect("hyper's parser takes it")
 }
 
 /// However a stream is cut into reads, the scanner poisons the same byte, and after that nothing.
@@ -45,9 +97,57 @@ pub fn strict(bytes: &[u8]) {
     assert!(changed <= usize::from(one.finding().is_some()));
 }
 
+/// A path of a URL as the name of a file: it stays below its root, and isn't hidden.
+pub fn files(bytes: &[u8]) {
+    let Ok(path) = std::str::from_utf8(bytes) else { return };
+    let Some(name) = proxy::files::relative(path) else { return };
+    for part in name.components() {
+        let Component::Normal(part) = part else { panic!("{path:?} leads to {}", name.display()) };
+        let part = part.to_str().expect("text");
+        assert!(!part.starts_with('.') || part == ".well-known", "{path:?} leads to a hidden {part:?}");
+        assert!(!part.contains('\0'), "{path:?} ends early");
+    }
+}
+
+/// Whatever a request says, it is one line, of which each part can be told from the next one.
+fn told(request: &Request<()>) {
+    let field = |name: HeaderName| request.headers().get(name);
+    let entry = Entry {
+        at: SystemTime::UNIX_EPOCH,
+        id: 1,
+        client: None,
+        method: request.method(),
+        uri: request.uri(),
+        version: request.version(),
+        host: field(HOST),
+        referer: field(REFERER),
+        agent: field(USER_AGENT),
+        status: 200,
+        bytes: 1,
+        cut: false,
+        head: Duration::ZERO,
+        took: Duration::ZERO,
+        outcome: Outcome::Hit,
+        route: Some(("*", "/")),
+    };
+    for format in [Format::Json, Format::Common, Format::Combined] {
+        let mut line = Vec::new();
+        access_line::write(&mut line, format, &entry);
+        let text = std::str::from_utf8(line.strip_suffix(b"\n").expect("a line")).expect("text");
+        assert!(!text.contains(|c: char| c.is_ascii_control()), "{text:?}");
+        let parts = text.split('"').count();
+        match format {
+            Format::Json => assert!(serde_json::from_str::<serde_json::Value>(text).is_ok(), "{text:?}"),
+            Format::Common => assert_eq!(parts, 3, "{text:?}"),
+            Format::Combined => assert_eq!(parts, 7, "{text:?}"),
+        }
+    }
+}
+
 /// Everything that reads fields.
 pub fn fields(bytes: &[u8]) {
     let Some(mut request) = parse(bytes) else { return };
+    told(&request);
     let len = bytes.len() as u64;
     if let range::Part::Bytes(from, to) = range::part(request.headers(), len) {
         assert!(from < to && to <= len, "{from}..{to} of {len}");
@@ -106,7 +206,8 @@ fn parse(bytes: &[u8]) -> Option<Request<()>> {
     Some(request)
 }
 
-fn fields_of(parsed: &[httparse::Header<'_>]) -> Option<HeaderMap> {
+/// As they have been parsed.
+pub(crate) fn fields_of(parsed: &[httparse::Header<'_>]) -> Option<HeaderMap> {
     let field = |f: &httparse::Header<'_>| {
         Some((f.name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(f.value).ok()?))
     };
@@ -116,4 +217,11 @@ fn fields_of(parsed: &[httparse::Header<'_>]) -> Option<HeaderMap> {
         map.append(name, value);
     });
     Some(map)
+}
+
+/// Names with their values; in which order different names come has no meaning.
+pub(crate) fn listed(fields: &HeaderMap) -> Vec<(&str, &[u8])> {
+    let mut all: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    all.sort_by_key(|(name, _)| *name);
+    all
 }

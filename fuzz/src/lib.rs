@@ -2,31 +2,39 @@
 //! must hold for whoever relies on it.
 //!
 //! `fuzz/run` has `cargo fuzz` find new bytes; `tests/replay.rs` replays those that were worth keeping (`corpus/`).
-//! Read in this order: [`TARGETS`], then the module of what you look for: `suite` (configuration and those of others, notify datagrams,
-//! inherited fds, orders, pulse pages), `http` (requests and fields), `kept` (connection tables and cache files).
+//! Read in this order: [`TARGETS`], then the module of what you look for: `suite` (configuration and those of others, notify
+//! datagrams, inherited fds, orders, pulse pages, answers to heartbeats, numbers), `http` (requests, fields, names of files),
+//! `answers` (of origins), `kept` (connection tables and cache files).
 
+mod answers;
 mod http;
 mod kept;
 mod suite;
 
-pub use http::{fields, plain, strict};
+pub use answers::answers;
+pub use http::{fields, files, plain, strict};
 pub use kept::{record, table};
-pub use suite::{config, import, listen_fds, notify, order, pulse};
+pub use suite::{config, exposition, import, listen_fds, notify, order, probe, pulse, scenario};
 
 /// A target: its name, which is its corpus's too, and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("answers", answers),
     ("config", config),
+    ("exposition", exposition),
     ("fields", fields),
+    ("files", files),
     ("import", import),
     ("listen_fds", listen_fds),
     ("notify", notify),
     ("order", order),
     ("plain", plain),
+    ("probe", probe),
     ("pulse", pulse),
     ("record", record),
+    ("scenario", scenario),
     ("strict", strict),
     ("table", table),
 ];

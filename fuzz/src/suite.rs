@@ -4,31 +4,88 @@ use crate::memory_file;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use supervisor::notify::Message;
+use supervisor::probe::{Parsed, parse};
 use supervisor::{fd_pass, listen_fds as inherited};
-use traffic::config::load::{Sources, load};
+use traffic::config::Faults;
+use traffic::config::load::{Loaded, Sources, load};
+use traffic::drill::scenario::parse as scenarios;
+use traffic::exposition::Exposition;
 use traffic::orders::Order;
 
-/// A configuration file: every fault has a place in it.
+/// A configuration file: every fault has a place in it, and a schedule goes on.
 pub fn config(bytes: &[u8]) {
     let file = memory_file(bytes);
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let lines = bytes.iter().filter(|b| **b == b'\n').count() + 1;
     match load(&Sources { file: Some(path.clone()), set: &[], env: Vec::new() }) {
-        Ok(loaded) => assert!(!loaded.describe().is_empty()),
-        Err(faults) => {
-            assert!(!faults.0.is_empty());
-            for fault in &faults.0 {
-                let place = fault.place.strip_prefix(path.to_str().expect("ASCII"));
-                let place = place.unwrap_or_else(|| panic!("{} is elsewhere", fault.place));
-                let line = place.split(':').nth(1).map(|n| n.parse::<usize>().expect("a line"));
-                assert!(
-                    line.is_none_or(|l| l >= 1 && l <= lines),
-                    "{}: there are {lines} lines",
-                    fault.place
-                );
-                assert!(!fault.what.is_empty());
+        Ok(loaded) => {
+            assert!(!loaded.describe().is_empty());
+            schedules(&loaded);
+        }
+        Err(faults) => have_places(&faults, path.to_str().expect("ASCII"), bytes),
+    }
+}
+
+fn have_places(faults: &Faults, name: &str, bytes: &[u8]) {
+    let lines = bytes.iter().filter(|b| **b == b'\n').count() + 1;
+    assert!(!faults.0.is_empty());
+    for fault in &faults.0 {
+        let place = fault.place.strip_prefix(name);
+        let place = place.unwrap_or_else(|| panic!("{} is elsewhere", fault.place));
+        let line = place.split(':').nth(1).map(|n| n.parse::<usize>().expect("a line"));
+        assert!(line.is_none_or(|l| l >= 1 && l <= lines), "{}: there are {lines} lines", fault.place);
+        assert!(!fault.what.is_empty());
+    }
+}
+
+fn schedules(loaded: &Loaded) {
+    for schedule in loaded.config.jobs.iter().filter_map(|job| job.schedule.as_ref()) {
+        let mut at = 0;
+        for _ in 0..3 {
+            let next = schedule.after(at, &|at| at % 7200).expect("a job that is never due");
+            assert!(next > at, "{schedule:?} is due at {next}, after {at}");
+            at = next;
+        }
+    }
+}
+
+/// A drill's scenario: every fault has a place in it.
+pub fn scenario(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match scenarios::parse("file", text) {
+        Ok(scenario) => assert!(!scenario.title.is_empty() && !scenario.steps.is_empty()),
+        Err(faults) => have_places(&faults, "file", bytes),
+    }
+}
+
+/// An answer to a heartbeat: once it is judged, more bytes change nothing; and its end decides in any case.
+pub fn probe(bytes: &[u8]) {
+    let all = parse(bytes, false);
+    let mut judged = Parsed::Partial;
+    for n in (0..bytes.len()).step_by((bytes.len() / 64).max(1)) {
+        let now = parse(&bytes[..n], false);
+        assert!(judged == Parsed::Partial || judged == now, "{judged:?}, and then {now:?}");
+        judged = now;
+    }
+    assert!(judged == Parsed::Partial || judged == all, "{judged:?}, and then {all:?}");
+    let ended = parse(bytes, true);
+    assert_ne!(ended, Parsed::Partial);
+    assert!(all == Parsed::Partial || all == ended, "{all:?}, and at the end {ended:?}");
+    if let Parsed::Whole(answer) = ended {
+        assert!(answer.body.len() < bytes.len());
+    }
+}
+
+/// The numbers of a server: what is wrong with them has a line.
+pub fn exposition(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Exposition::parse(text) {
+        Ok(all) => {
+            for sample in &all.samples {
+                assert!(!sample.name.is_empty() && sample.labels.keys().all(|name| !name.is_empty()));
+                assert!(all.sum(&sample.name).is_some());
             }
         }
+        Err(why) => assert!(why.starts_with("line ") || why == "the last line isn't ended", "{why}"),
     }
 }
 

@@ -89,7 +89,7 @@ pub async fn serve<B>(root: &Path, path: &str, request: &Request<B>, asker: Aske
 }
 
 /// A path of a URL to a name below the root; None for what isn't served.
-fn relative(path: &str) -> Option<PathBuf> {
+pub fn relative(path: &str) -> Option<PathBuf> {
     let mut name = PathBuf::new();
     for segment in path.trim_start_matches('/').split('/').filter(|s| !s.is_empty()) {
         let segment = percent_decoded(segment)?;

@@ -159,15 +159,19 @@ impl AsFd for Probe {
     }
 }
 
+/// What has come of an answer.
 #[derive(Debug, PartialEq, Eq)]
-enum Parsed {
+pub enum Parsed {
+    /// All of it.
     Whole(Answer),
+    /// Not all of it.
     Partial,
+    /// It is none, and why.
     Bad(&'static str),
 }
 
-/// Reads an answer: whole when `Content-Length` is met, or at the end of the connection without one.
-fn parse(bytes: &[u8], eof: bool) -> Parsed {
+/// Reads an answer: whole when `Content-Length` is met, or at the end of the connection (`eof`) without one.
+pub fn parse(bytes: &[u8], eof: bool) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut headers);
     let end = match head.parse(bytes) {

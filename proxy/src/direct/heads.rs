@@ -21,27 +21,30 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 /// Head and body of an answer that goes this way, in bytes; a larger one isn't waited for until it is whole.
-pub(crate) const MOST: usize = 64 << 10;
+pub const MOST: usize = 64 << 10;
 
 /// What is said of an answer that went through the cache, which must not keep it.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// How a request is passed on.
 #[derive(Debug)]
-pub(crate) struct Onward<'a> {
+pub struct Onward<'a> {
     /// Of ours, for `Via`.
     pub name: &'a str,
+    /// Who asks.
     pub client: IpAddr,
-    /// What is cut from the beginning of the path, and what is put there.
+    /// What is cut from the beginning of the path.
     pub cut: &'a str,
+    /// What is put there.
     pub prefix: &'a str,
     /// What the origin sees as its name.
     pub host: &'a [u8],
+    /// An operator's changes.
     pub edits: &'a Edits,
 }
 
 /// Appends the head that an origin gets.
-pub(crate) fn request(to: &mut Vec<u8>, request: &Plain<'_>, o: &Onward<'_>) {
+pub fn request(to: &mut Vec<u8>, request: &Plain<'_>, o: &Onward<'_>) {
     let path = forward::path(request.target, o.cut, o.prefix);
     put(to, &[b"GET ", path.as_bytes(), b" HTTP/1.1\r\nhost: ", o.host, b"\r\n"]);
     for field in request.all {
@@ -119,7 +122,8 @@ fn line(to: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// What has come of an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Come {
+#[must_use]
+pub enum Come {
     /// Not all of it.
     Part,
     /// It isn't one for this way.
@@ -130,10 +134,12 @@ pub(crate) enum Come {
 
 /// A whole answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Whole {
+pub struct Whole {
+    /// As the client gets it.
     pub status: StatusCode,
-    /// Bytes of its head and of its body.
+    /// Bytes of its head.
     pub head: usize,
+    /// Bytes of its body, which follow.
     pub body: usize,
     /// See [`crate::continuity::journal::Answer::validator`].
     pub validator: u64,
@@ -145,7 +151,8 @@ pub(crate) struct Whole {
 
 /// An answer passes a cache that is not to keep it.
 #[derive(Debug)]
-pub(crate) struct Passing {
+pub struct Passing {
+    /// An operator's, about what is kept.
     pub rules: Rules,
     /// The request says who asks.
     pub authorized: bool,
@@ -155,9 +162,10 @@ pub(crate) struct Passing {
 
 /// How an answer is passed on.
 #[derive(Debug)]
-pub(crate) struct Back<'a> {
+pub struct Back<'a> {
     /// Of ours, for `Via`.
     pub name: &'a str,
+    /// An operator's changes.
     pub edits: &'a Edits,
     /// The cache it passes, if it passes one.
     pub passing: Option<&'a Passing>,
@@ -165,8 +173,8 @@ pub(crate) struct Back<'a> {
     pub close: bool,
 }
 
-/// Looks at what has come of an answer; appends the head that the client gets if that is all of it.
-pub(crate) fn answer(bytes: &[u8], to: &mut Vec<u8>, back: &Back<'_>) -> Come {
+/// Looks at what has come of an answer to a GET; appends the head that the client gets if that is all of it.
+pub fn answer(bytes: &[u8], to: &mut Vec<u8>, back: &Back<'_>) -> Come {
     let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();

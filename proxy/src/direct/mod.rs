@@ -11,7 +11,7 @@
 //! So nothing has to be known here but the usual case, and no request is sent twice because its answer was unusual. Which
 //! origins give unusual answers is remembered by `Bent`, as theirs would cost more this way.
 
-pub(crate) mod heads;
+pub mod heads;
 
 use self::heads::{Back, Come, Passing, Whole};
 use crate::account::Account;
