@@ -125,6 +125,23 @@ fn a_killed_manager_leaves_its_jobs_running_and_the_next_one_has_them_again() {
 }
 
 #[test]
+fn a_job_that_came_with_a_reload_has_its_time_to_stop() {
+    let mut s = Suite::new("");
+    // cop, which reads its file when it starts, would give the manager 3.5 s
+    let quick = "[cop]\nkill_timeout = \"500ms\"\ncore_signal = \"none\"\n[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"0s\"\n";
+    s.write_config(quick);
+    s.start();
+    let slow = "[[job]]\nname = \"slow\"\nready = \"fd\"\nstop_timeout = \"20s\"\n\
+                command = [\"sh\", \"-c\", \"trap 'sleep 5; echo finished; exit' TERM; echo >&$NOTIFY_FD; while :; do sleep 0.1; done\"]\n";
+    s.write_config(&format!("{quick}{slow}"));
+    told(&s, &["reload"]);
+    told(&s, &["wait-ready", "slow"]);
+    let mark = s.mark();
+    s.stop();
+    s.wait(mark, &["job=slow", "finished"]);
+}
+
+#[test]
 fn a_reload_touches_only_what_has_changed() {
     let job = |name: &str, more: &str| format!("[[job]]\nname = \"{name}\"\n{READY}{more}");
     let mut s = Suite::serving(&[job("same", ""), job("changed", ""), job("gone", "")].concat());
