@@ -23,15 +23,6 @@ fn limit(pid: i32, what: Resource, to: u64) {
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
-#[track_caller]
-fn until(s: &Suite, what: &str, mut so: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !so() {
-        assert!(Instant::now() < end, "never: {what}\n{}", s.log.text());
-        std::thread::yield_now();
-    }
-}
-
 /// Bytes like any, the same in each run.
 fn noise(n: usize, seed: u32) -> Vec<u8> {
     let mut x = seed | 1;
@@ -94,7 +85,7 @@ fn who_holds_all_control_connections_does_not_hide_the_manager_from_cop() {
     }
     assert_eq!(s.pids(), before, "{}", s.log.text());
     drop(held);
-    until(&s, "status is answered", || s.run(MANAGER, &["status"]).status.success());
+    s.until("status is answered", || s.run(MANAGER, &["status"]).status.success());
     s.stop();
 }
 
@@ -133,7 +124,7 @@ fn a_server_that_gets_no_memory_is_replaced_and_nobody_gets_half_an_answer() {
             whole += 1;
         }
     }
-    until(&s, "it serves", || s.get("/after").code == 200);
+    s.until("it serves", || s.get("/after").code == 200);
     assert!(whole > 0, "{}", s.log.text());
     s.stop();
 }
@@ -186,7 +177,7 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
         let mark = s.mark();
         let old = s.kill(program, SIGKILL);
         assert_eq!(s.get("/").code, 200);
-        until(&s, "there's another one", || s.try_pid(program).is_some_and(|pid| pid != old));
+        s.until("there's another one", || s.try_pid(program).is_some_and(|pid| pid != old));
         s.wait(mark, &["event=spawn"]);
     }
     let o = s.run(MANAGER, &["restart"]);

@@ -164,7 +164,7 @@ pub fn fields(bytes: &[u8]) {
     }
     let _ = conditional::evaluate(request.headers(), request.headers());
     let _ = conditional::range_applies(request.headers(), request.headers());
-    proxy::cache::object::date(&mut request.headers().clone(), SystemTime::UNIX_EPOCH);
+    proxy::date::stamp(&mut request.headers().clone(), SystemTime::UNIX_EPOCH);
     key_of(request.uri());
     let host = check::request(&request, "fuzz", true);
     let h = request.headers_mut();

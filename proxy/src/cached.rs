@@ -9,7 +9,8 @@ use crate::cache::flight::{Leader, Outcome as Landing, Part};
 use crate::cache::object::Object;
 use crate::cache::policy::{self, Decision};
 use crate::cache::store::{Found, Key};
-use crate::cache::{self, Cache, object, partial, serve, target};
+use crate::cache::{self, Cache, partial, serve, target};
+use crate::date;
 use crate::outward;
 use crate::proxy::{Asked, Proxy};
 use crate::stats::Outcome;
@@ -312,7 +313,7 @@ impl Proxy {
         let sent = Instant::now();
         let answer = self.send(asked, request, upload).await?;
         let mut answer = self.passed_on(answer);
-        object::date(answer.headers_mut(), SystemTime::now());
+        date::stamp(answer.headers_mut(), SystemTime::now());
         Ok((answer, sent.elapsed().as_secs()))
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! 1. [`rt`]: hyper's runtime traits on the engine; [`strict`], [`guard`]: what stands between the socket and hyper;
 //!    [`serve`]: one connection, with its timeouts and its drain;
-//! 2. [`body`], [`headers`], [`edit`], [`pages`]: what messages are made of; [`check`]: what a request must fulfil;
+//! 2. [`body`], [`headers`], [`date`](mod@date), [`edit`], [`pages`]: what messages are made of; [`check`]: what a request must fulfil;
 //! 3. [`route`], [`router`]: routes, and which one a request takes; pure;
 //! 4. [`pool`]: connections to origins, per thread; [`resolve`]: their names; [`origins`], [`probes`]: which of them is up;
 //! 5. [`forward`], [`upstream`]: one request's way to an origin and back; [`interim`]: what comes before the answer;
@@ -29,6 +29,7 @@ pub mod cached;
 pub mod check;
 pub mod conditional;
 pub mod continuity;
+pub mod date;
 pub mod direct;
 pub mod edit;
 pub mod fast;

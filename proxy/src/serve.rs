@@ -3,6 +3,7 @@
 use crate::body::Body;
 use crate::continuity::journal::{Answer, Journal};
 use crate::continuity::retire::Retirement;
+use crate::date;
 use crate::fast::{self, Hits, Next};
 use crate::guard::Guard;
 use crate::hits::Learned;
@@ -21,7 +22,7 @@ use std::future::{Future, poll_fn};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A connection that has been idle for this long keeps no state but its socket and its record.
 const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -164,7 +165,11 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Body>>,
 {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(journaled(io, handle, request).await) });
+    let service = service_fn(|request| async {
+        let mut response = journaled(io, handle, request).await;
+        date::stamp(response.headers_mut(), SystemTime::now());
+        Ok::<_, Infallible>(response)
+    });
     let conn = http1::Builder::new()
         .timer(Timer)
         .header_read_timeout(limits.idle_timeout)

@@ -177,6 +177,16 @@ impl Suite {
         self.log.mark()
     }
 
+    /// Looks until it is so; fails with the whole log. For what nobody tells.
+    #[track_caller]
+    pub fn until(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let end = Instant::now() + LONG;
+        while !so() {
+            assert!(Instant::now() < end, "never: {what}\n{}", self.log.text());
+            std::thread::yield_now();
+        }
+    }
+
     /// Who holds a program's lock.
     pub fn try_pid(&self, program: &str) -> Option<i32> {
         let path = self.run_dir().join(format!("{program}.lock"));

@@ -58,9 +58,10 @@ impl Rotation {
         let Ok(stat) = fstat(rustix::stdio::stderr()) else { return };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let (full, due) = (self.max_size > 0 && size >= self.max_size, now >= self.due);
-        if due {
-            self.due = next(self.at, now);
-        }
+        let next = next(self.at, now);
+        self.due = if due { next } else { self.due.min(next) };
+        // the clock may have been set back
+        self.not_before = self.not_before.min(now + AGAIN);
         if now < self.not_before || size == 0 || !(full || due) {
             return;
         }
@@ -92,9 +93,9 @@ impl Rotation {
 /// # Errors
 /// What the system says.
 pub fn rename_away(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
-    let stamp = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
+    let stamp = stamp(now);
     // after all others of this second: those before it may be gone already
-    let last = rotated(path).pop();
+    let last = rotated(path, now).pop();
     let of_now = last.as_ref().and_then(|p| p.to_str()?.rsplit_once(&stamp));
     let number = of_now.map_or(0, |(_, n)| n.trim_start_matches('-').parse::<u32>().unwrap_or(0) + 1);
     let to = match number {
@@ -108,7 +109,7 @@ pub fn rename_away(path: &Path, now: SystemTime) -> io::Result<PathBuf> {
 
 /// Old logs of that name that are too old (days; 0: none is) or too many.
 pub fn expired(path: &Path, keep_days: u64, keep_files: usize, now: SystemTime) -> Vec<PathBuf> {
-    let list = rotated(path);
+    let list = rotated(path, now);
     let too_many = list.len().saturating_sub(keep_files);
     let oldest = now - Duration::from_secs(keep_days * DAY);
     let too_old =
@@ -116,8 +117,13 @@ pub fn expired(path: &Path, keep_days: u64, keep_files: usize, now: SystemTime) 
     list.iter().enumerate().filter(|(n, p)| *n < too_many || too_old(p)).map(|(_, p)| p.clone()).collect()
 }
 
+/// As it is part of a name.
+fn stamp(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string().replace(['-', ':'], "")
+}
+
 /// Old logs of that name, the oldest first.
-fn rotated(path: &Path) -> Vec<PathBuf> {
+fn rotated(path: &Path, now: SystemTime) -> Vec<PathBuf> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let prefix = with_suffix(path, "");
     let is_ours = |p: &PathBuf| {
@@ -126,8 +132,11 @@ fn rotated(path: &Path) -> Vec<PathBuf> {
     };
     let mut list: Vec<PathBuf> =
         fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(is_ours).collect();
-    // the names are in the order of time
+    // the names are in the order of time; those of a time to come are from before the clock was set back
     list.sort();
+    let last = with_suffix(path, &format!("{}-999", stamp(now)));
+    let to_come = list.partition_point(|p| *p <= last);
+    list.rotate_left(to_come);
     list
 }
 
@@ -173,7 +182,24 @@ mod tests {
         }
         let now = SystemTime::now();
         assert_eq!(expired(&path, 0, 3, now), [with_suffix(&path, stamps[0])]);
+        let set_back = humantime::parse_rfc3339("2026-01-02T12:00:00Z").unwrap();
+        assert_eq!(expired(&path, 0, 3, set_back), [with_suffix(&path, stamps[2])], "the oldest by then");
         assert!(expired(&path, 2, 100, now).is_empty());
         assert_eq!(expired(&path, 2, 100, now + Duration::from_secs(3 * DAY)).len(), 4);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_overwrites_nothing_and_what_was_rotated_last_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("traffic.log");
+        let now = humantime::parse_rfc3339("2026-01-02T12:00:00Z").unwrap();
+        let mut made = Vec::new();
+        for at in [now, now + Duration::from_secs(DAY), now] {
+            fs::write(&path, made.len().to_string()).unwrap();
+            made.push(rename_away(&path, at).unwrap());
+        }
+        let read: Vec<String> = made.iter().map(|p| fs::read_to_string(p).unwrap()).collect();
+        assert_eq!(read, ["0", "1", "2"]);
+        assert_eq!(expired(&path, 0, 1, now), [made[1].clone(), made[0].clone()]);
     }
 }

@@ -8,7 +8,7 @@ use crate::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{
-    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
     LAST_MODIFIED, TRAILER,
 };
 use std::sync::{Arc, OnceLock};
@@ -183,15 +183,6 @@ fn compact(headers: &HeaderMap) -> HeaderMap {
         copy.append(name, value.expect("it is one"));
     }
     copy
-}
-
-/// Sees to it that an answer says when it was made.
-pub fn date(headers: &mut HeaderMap, now: SystemTime) {
-    if !headers.contains_key(DATE)
-        && let Ok(v) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
-    {
-        headers.insert(DATE, v);
-    }
 }
 
 #[cfg(test)]

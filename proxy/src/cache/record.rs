@@ -147,6 +147,9 @@ fn put_head(meta: &mut Vec<u8>, head: &Head, now: (Instant, SystemTime)) {
     }
 }
 
+/// Seconds by which a clock may go back as clocks do that are kept right.
+const SET_BACK: u64 = 5;
+
 fn unix(t: SystemTime) -> u64 {
     t.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
@@ -198,7 +201,12 @@ impl<'a> Reader<'a> {
             let name = HeaderName::from_bytes(self.bytes()?).ok()?;
             headers.append(name, HeaderValue::from_bytes(self.bytes()?).ok()?);
         }
-        let initial_age = unix(now.1).saturating_sub(born);
+        let now_seconds = unix(now.1);
+        // the clock was set back since: how old it is isn't known, so it has to be asked for
+        let initial_age = match born.checked_sub(now_seconds) {
+            Some(ahead) if ahead > SET_BACK => freshness.lifetime.min(now_seconds),
+            _ => now_seconds.saturating_sub(born),
+        };
         Some(Head { status, headers, freshness, received: now.0, initial_age })
     }
 
@@ -282,6 +290,8 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::directives::Directives;
+    use crate::cache::policy::{Decision, decide};
 
     fn entry() -> Entry {
         let mut headers = HeaderMap::new();
@@ -313,6 +323,12 @@ mod tests {
         assert_eq!((key.as_str(), &a.body, &a.head.headers), ("key", &b.body, &b.head.headers));
         assert_eq!((a.head.status, a.head.freshness), (b.head.status, b.head.freshness));
         assert!((109..=110).contains(&b.head.initial_age), "it ages while it lies there");
+        let earlier = (Instant::now(), SystemTime::now() - Duration::from_secs(86_400));
+        let (_, read) = decode(file(&entry()).into(), earlier).unwrap();
+        let Entry::Object(o) = read else { panic!() };
+        let age = o.head.age(Instant::now());
+        assert_eq!(o.head.initial_age, o.head.freshness.lifetime, "nobody knows its age");
+        assert_ne!(decide(&Directives::default(), &o.head.freshness, age), Decision::Use);
         let spec = Entry::Spec(Arc::new(Spec { names: vec![http::header::ACCEPT], generation: 42 }));
         let Some((_, Entry::Spec(s))) = decode(file(&spec).into(), later) else { panic!() };
         assert_eq!((s.names[0].as_str(), s.generation), ("accept", 42));
