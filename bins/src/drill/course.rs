@@ -24,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const CHAOS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the suite may take to come to rest.
 const REST: Duration = Duration::from_secs(40);
+/// So long after a change of its open files it is: idle connections to origins are closed after 4 s.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// Who does something to the suite.
 enum Hand {
@@ -72,7 +74,7 @@ pub fn run(
         }
     };
     let before = match (&mut *subject, args.chaos) {
-        (Subject::Own(suite), true) => suite.rest(REST, signals)?,
+        (Subject::Own(suite), true) => suite.rest(TICK, REST, signals)?,
         _ => Figures::default(),
     };
     let stats = Arc::new(Mutex::new(Stats::default()));
@@ -125,7 +127,7 @@ pub fn run(
     view.end();
     let chaos = match (&hand, &mut *subject) {
         (Hand::Chaos(c), Subject::Own(suite)) => {
-            let after = suite.rest(REST, signals)?;
+            let after = suite.rest(QUIET, REST, signals)?;
             if after.processes != figures::PROCESSES {
                 let what = format!("{} processes at the end, not {}", after.processes, figures::PROCESSES);
                 complaints.push(what);

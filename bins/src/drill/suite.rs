@@ -190,16 +190,27 @@ impl Suite {
         Ok(())
     }
 
-    /// Waits until the suite is whole, `limit` at most: what it takes then.
+    /// Waits until the suite is whole and has closed for `quiet` what it no longer needs (idle connections to the origin),
+    /// `limit` at most: what it takes then.
     ///
     /// # Errors
     /// Cop can't be started again, or somebody interrupts.
-    pub fn rest(&mut self, limit: Duration, signals: &mut Signals) -> anyhow::Result<Figures> {
+    pub fn rest(
+        &mut self,
+        quiet: Duration,
+        limit: Duration,
+        signals: &mut Signals,
+    ) -> anyhow::Result<Figures> {
         let until = Instant::now() + limit;
+        let mut last = (Figures::default(), Instant::now());
         loop {
             let figures = Figures::of(&self.dir, self.init.stored().len());
             let held = [Target::Cop, Target::Manager, Target::Server].iter().all(|t| self.pid(*t).is_some());
-            if held && figures.processes == PROCESSES || Instant::now() >= until {
+            let open = |f: &Figures| (f.processes, f.fds, f.stored);
+            if !held || figures.processes != PROCESSES || open(&figures) != open(&last.0) {
+                last = (figures, Instant::now());
+            }
+            if held && last.1.elapsed() >= quiet || Instant::now() >= until {
                 return Ok(figures);
             }
             if self.watch(Duration::from_millis(100), signals)? {
