@@ -42,6 +42,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("bins", vec!["policy", "lockfile", "engine", "supervisor", "proxy"]),
         ("packaging", vec!["bins"]),
         ("fuzz", vec!["policy", "supervisor", "proxy", "bins"]),
+        ("benches/respawn", vec!["supervisor", "bins"]),
     ])
 }
 

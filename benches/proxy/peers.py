@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# where our programs are
+PROGRAMS = Path(os.environ.get("TRAFFIC_BIN") or ROOT / "target/release").absolute()
 MEMORY = 256 << 20
 
 
@@ -66,6 +68,7 @@ class Server:
                 return self
             except OSError:
                 if time.monotonic() > deadline:
+                    self.stop()
                     raise SystemExit(f"{self.name} doesn't listen:\n{(self.dir / 'output').read_text()}")
                 time.sleep(0.05)
 
@@ -124,7 +127,7 @@ memory = "{memory}"
 [[route]]
 origin = ["http://127.0.0.1:{origin.port}"]
 """)
-        self.cop = ROOT / "target/release/traffic_cop"
+        self.cop = PROGRAMS / "traffic_cop"
         self.run(self.cop, "start", "-f", "-c", self.conf)
         self.wait()
         # the manager listens before there is a server
@@ -142,12 +145,14 @@ origin = ["http://127.0.0.1:{origin.port}"]
 
 
 class Nginx(Server):
+    worker_connections = 16000
+
     def __init__(self, work, core, origin, memory=MEMORY):
         super().__init__("nginx", work, core)
         conf = self.dir / "conf"
         conf.write_text(f"""worker_processes 1; daemon off; pid {self.dir}/pid; error_log {self.dir}/error; user root;
 worker_rlimit_nofile 20000;
-events {{ worker_connections 16000; }}
+events {{ worker_connections {self.worker_connections}; }}
 http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; keepalive_timeout 600;
  client_body_temp_path {self.dir}/a; proxy_temp_path {self.dir}/b; fastcgi_temp_path {self.dir}/c; uwsgi_temp_path {self.dir}/d; scgi_temp_path {self.dir}/e;
  proxy_cache_path {self.dir}/cache keys_zone=z:32m max_size={memory} inactive=1h;
