@@ -140,6 +140,23 @@ mod tests {
     }
 
     #[test]
+    fn who_need_not_prove_itself_is_braked_all_the_same_if_it_never_serves() {
+        let l = Limits { stable_after: Duration::ZERO, ..Limits::default() };
+        assert_eq!(braked(l, 2), [50, 100]);
+    }
+
+    #[test]
+    fn new_numbers_hold_from_the_next_crash_on() {
+        let mut b = Backoff::new(Limits::default());
+        for _ in 0..50 {
+            let _ = b.crashed(None, Duration::ZERO, 0.0);
+        }
+        b.set_limits(Limits { max: Duration::from_millis(70), ..Limits::default() });
+        assert_eq!(b.crashed(None, Duration::ZERO, 0.0), Respawn::After(Duration::from_millis(70)));
+        assert_eq!(b.crashes(), 51);
+    }
+
+    #[test]
     fn an_initial_wait_is_where_growth_begins() {
         let l = Limits { initial: Duration::from_millis(10), factor: 3.0, ..Limits::default() };
         assert_eq!(braked(l, 3), [30, 90, 270]);

@@ -28,6 +28,7 @@ impl Script {
         assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
         assert_eq!(c.at(0, Event::Spawned), Action::Nothing);
         assert_eq!(c.at(0, Event::Ready(1)), Action::Nothing);
+        assert_eq!(*c.0.state(), State::Ready { since: S(0) });
         c
     }
 }
@@ -106,6 +107,22 @@ fn a_watcher_that_was_stopped_gives_the_start_grace_anew() {
 }
 
 #[test]
+fn a_short_start_grace_is_given_anew_after_a_tenth_of_it() {
+    let starting = |grace| {
+        let mut c = Child::new(Limits { start_grace: grace, ..limits() });
+        assert_eq!(c.handle(Event::WantUp, S(0), 0.0), Action::Spawn);
+        assert_eq!(c.handle(Event::Spawned, S(0), 0.0), Action::Nothing);
+        c
+    };
+    let ms = Duration::from_millis;
+    for (grace, late) in [(S(1), ms(100)), (S(30), LATE)] {
+        let at = grace + late;
+        assert_eq!(starting(grace).handle(Event::Tick, at, 0.0), Action::Send(Rung::Kill), "{at:?}");
+        assert_eq!(starting(grace).handle(Event::Tick, at + ms(1), 0.0), Action::Nothing, "{at:?} and more");
+    }
+}
+
+#[test]
 fn permanent_errors_are_not_retried_in_a_storm() {
     let mut c = Script::new();
     assert_eq!(c.at(0, Event::WantUp), Action::Spawn);
@@ -123,7 +140,62 @@ fn what_an_old_process_did_changes_nothing() {
     assert_eq!(c.0.state().name(), "starting");
     assert_eq!(c.at(2, Event::Exited(1, false)), Action::Nothing);
     assert_eq!(c.at(2, Event::Unhealthy(1)), Action::Nothing);
-    assert_eq!(c.0.state().name(), "starting");
+    assert_eq!(c.at(2, Event::Extend(1, S(1000))), Action::Nothing);
+    assert_eq!(*c.0.state(), State::Starting { since: S(1), until: S(31) });
+}
+
+#[test]
+fn answers_that_nobody_waits_for_change_nothing() {
+    let mut c = Script::serving();
+    let adopted = Event::Adopted { ready: false };
+    for event in [Event::SpawnFailed { permanent: true }, Event::Spawned, adopted, Event::Extend(1, S(9))] {
+        assert_eq!(c.at(1, event), Action::Nothing, "{event:?}");
+        assert_eq!((c.0.state(), c.0.generation()), (&State::Ready { since: S(0) }, 1), "{event:?}");
+    }
+}
+
+#[test]
+fn who_has_let_go_of_its_duty_is_followed_at_once_if_somebody_is_wanted() {
+    let mut c = Script::serving();
+    assert_eq!(c.at(1, Event::Displaced), Action::Spawn);
+    assert_eq!(c.at(1, Event::Displaced), Action::Nothing, "the next one isn't there yet");
+    assert_eq!(c.at(1, Event::Spawned), Action::Nothing);
+    assert_eq!((c.0.generation(), c.0.restarts(), c.0.crashes()), (2, 1, 0));
+    let mut c = Script::new();
+    assert_eq!(c.at(0, Event::Adopted { ready: true }), Action::Nothing);
+    assert!(!c.0.is_wanted());
+    assert_eq!(c.at(1, Event::Displaced), Action::Nothing);
+    assert_eq!(c.at(1, Event::WantUp), Action::Nothing);
+    assert!(c.0.is_wanted());
+}
+
+#[test]
+fn new_numbers_hold_for_what_is_not_under_way() {
+    let mut c = Script::serving();
+    c.0.set_limits(Limits { start_grace: S(7), ..limits() });
+    assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
+    assert_eq!(c.at(2, Event::Spawned), Action::Nothing);
+    c.0.set_limits(limits());
+    assert_eq!((c.0.deadline(), c.0.limits().start_grace), (Some(S(9)), S(30)));
+    let mut respawn = limits().respawn;
+    respawn.max = S(3);
+    c.0.set_limits(Limits { respawn, ..limits() });
+    assert_eq!(c.at(3, Event::Exited(2, true)), Action::Nothing);
+    assert_eq!(c.0.deadline(), Some(S(6)));
+}
+
+#[test]
+fn a_hang_after_long_service_is_a_first_crash() {
+    let mut c = Script::serving();
+    for g in 1..=3 {
+        assert_eq!(c.at(0, Event::Exited(g, false)), Action::Spawn);
+        assert_eq!(c.at(0, Event::Spawned), Action::Nothing);
+    }
+    assert_eq!(c.at(0, Event::Ready(4)), Action::Nothing);
+    assert_eq!(c.0.crashes(), 3);
+    assert_eq!(c.at(60, Event::Unhealthy(4)), Action::Send(Rung::Kill));
+    assert_eq!(c.at(60, Event::Exited(4, false)), Action::Spawn);
+    assert_eq!(c.0.crashes(), 1);
 }
 
 #[test]
@@ -133,6 +205,10 @@ fn an_adopted_process_serves_and_its_death_is_a_crash() {
     assert_eq!(c.at(0, Event::WantUp), Action::Nothing);
     assert_eq!(c.0.state().name(), "ready");
     assert_eq!(c.at(1, Event::Exited(1, false)), Action::Spawn);
+    // one that isn't ready has its time to be
+    let mut c = Script::new();
+    assert_eq!(c.at(100, Event::Adopted { ready: false }), Action::Nothing);
+    assert_eq!(c.0.deadline(), Some(S(130)));
 }
 
 #[test]

@@ -62,6 +62,7 @@ enum State {
 pub struct Heartbeat {
     limits: Limits,
     state: State,
+    /// Of the last probe: each has another one.
     generation: u64,
     misses: u32,
     last_call: Time,
@@ -79,8 +80,7 @@ impl Heartbeat {
     pub fn start(&mut self, now: Time) {
         *self = Heartbeat {
             state: State::Resting { until: now },
-            generation: self.generation + 1,
-            last_call: now,
+            generation: self.generation,
             ..Heartbeat::new(self.limits)
         };
     }
@@ -88,7 +88,6 @@ impl Heartbeat {
     /// Ends: no probe, no verdict; answers that are still out are void.
     pub fn stop(&mut self) {
         self.state = State::Off;
-        self.generation += 1;
         self.misses = 0;
     }
 
@@ -132,9 +131,8 @@ impl Heartbeat {
     /// The time has moved on.
     pub fn tick(&mut self, now: Time) -> Action {
         let late = self.late(now);
-        if late > self.limits.timeout && self.is_on() {
+        if late > self.limits.timeout {
             self.misses = 0;
-            self.generation += 1;
             self.state = State::Resting { until: now };
         }
         match self.state {
@@ -157,7 +155,7 @@ impl Heartbeat {
 
     /// The probe of that generation came back, good or bad.
     pub fn answered(&mut self, generation: u64, good: bool, now: Time) -> Action {
-        let current = matches!(self.state, State::Waiting { .. }) && generation == self.generation;
+        let current = self.expects(generation);
         self.last_call = self.last_call.max(now);
         match (current, good) {
             (false, _) => Action::Wait,
@@ -173,7 +171,6 @@ impl Heartbeat {
 
     fn missed(&mut self, now: Time) -> Action {
         self.misses += 1;
-        self.generation += 1;
         self.state = State::Resting { until: now + self.limits.interval / HURRY };
         if self.misses >= self.limits.failures.max(1) {
             Action::Verdict { misses: self.misses }
@@ -255,10 +252,53 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_and_a_stop_are_told_apart_to_the_millisecond() {
+        let probing = || {
+            let mut h = beat();
+            assert!(matches!(h.tick(MS(0)), Action::Probe(_)));
+            h
+        };
+        // late by a twentieth of the timeout: that is no stop at all
+        let mut h = probing();
+        assert_eq!((h.tick(MS(1050)), h.misses()), (Action::Wait, 1));
+        let mut h = probing();
+        assert_eq!((h.tick(MS(1051)), h.misses(), h.deadline()), (Action::Wait, 0, Some(MS(1301))));
+        // by the timeout itself: still a moment
+        let mut h = probing();
+        assert_eq!((h.tick(MS(2000)), h.deadline()), (Action::Wait, Some(MS(2250))));
+        let mut h = probing();
+        assert!(matches!(h.tick(MS(2001)), Action::Probe(_)));
+    }
+
+    #[test]
+    fn between_two_probes_it_rests_and_may_be_put_off() {
+        let mut h = beat();
+        assert_eq!(h.deadline_with(MS(70)), Some(MS(70)));
+        let Action::Probe(g) = h.tick(MS(0)) else { panic!() };
+        assert_eq!(h.deadline_with(MS(70)), Some(MS(1000)), "a verdict isn't put off");
+        assert_eq!(h.answered(g, true, MS(10)), Action::Wait);
+        assert_eq!((h.deadline(), h.deadline_with(MS(70))), (Some(MS(510)), Some(MS(580))));
+        assert_eq!(h.tick(MS(509)), Action::Wait);
+        assert!(matches!(h.tick(MS(510)), Action::Probe(_)));
+    }
+
+    #[test]
+    fn one_that_begins_anew_takes_no_answer_of_the_last_one() {
+        let mut h = beat();
+        let Action::Probe(old) = h.tick(MS(0)) else { panic!() };
+        h.start(MS(100));
+        assert!(h.is_on());
+        let Action::Probe(new) = h.tick(MS(100)) else { panic!() };
+        assert!(!h.expects(old) && h.expects(new));
+        assert_eq!((h.answered(old, true, MS(110)), h.last_good()), (Action::Wait, None));
+    }
+
+    #[test]
     fn after_stop_nothing_happens() {
         let mut h = beat();
         let Action::Probe(g) = h.tick(MS(0)) else { panic!() };
         h.stop();
+        assert!(!h.is_on() && !h.expects(g));
         assert_eq!(
             (h.answered(g, false, MS(1)), h.tick(MS(99_999)), h.deadline()),
             (Action::Wait, Action::Wait, None)

@@ -202,6 +202,12 @@ mod tests {
     }
 
     #[test]
+    fn strangers_wait_for_nobody() {
+        let order = Order::of_strangers(2);
+        assert!((0..2).all(|j| order.may_start(j, |_| false) && order.may_stop(j, |_| false)));
+    }
+
+    #[test]
     fn a_row_takes_as_long_as_its_members() {
         let table: &[(&str, &[&str])] =
             &[("web", &["db", "queue"]), ("db", &[]), ("queue", &["db"]), ("alone", &[])];
@@ -216,12 +222,15 @@ mod tests {
         let said = |list: &[(&str, &[&str])]| {
             let jobs = jobs(list);
             let names: Vec<String> = jobs.iter().map(|(n, _)| n.clone()).collect();
-            Order::new(&jobs).unwrap_err().with(&names)
+            let mistake = Order::new(&jobs).unwrap_err();
+            (mistake.job(), mistake.with(&names))
         };
-        assert_eq!(said(&[("a", &["b"])]), "a comes after \"b\", which is no job");
-        assert_eq!(said(&[("a", &["a"])]), "these wait for each other: a after a");
+        let is = |job: usize, text: &str| (job, text.to_owned());
+        let unknown: &[(&str, &[&str])] = &[("x", &[]), ("y", &[]), ("a", &["b"])];
+        assert_eq!(said(unknown), is(2, "a comes after \"b\", which is no job"));
+        assert_eq!(said(&[("a", &["a"])]), is(0, "these wait for each other: a after a"));
         let three: &[(&str, &[&str])] = &[("x", &["a"]), ("a", &["b"]), ("b", &["c"]), ("c", &["a"])];
-        assert_eq!(said(three), "these wait for each other: a after b after c after a");
+        assert_eq!(said(three), is(1, "these wait for each other: a after b after c after a"));
     }
 
     #[test]

@@ -6,11 +6,26 @@ const S: Duration = Duration::from_secs(1);
 
 /// A page of one thread and one name.
 fn page(ticks: u64) -> Vec<u8> {
-    let mut words = vec![0u64; super::words(1, 1)];
-    (words[0], words[1], words[2]) = (MAGIC, 1, 1);
-    (words[8], words[9], words[10]) = (ticks, 7, 42 << 32);
-    words[11] = u64::from_le_bytes(*b"net-0\0\0\0");
-    words[16] = u64::from_le_bytes(*b"serve\0\0\0");
+    page_of(&[(ticks, 0)], &["serve"])
+}
+
+/// Of threads with their ticks and the numbers of what they called last. The first one's id is 42.
+fn page_of(threads: &[(u64, u64)], names: &[&str]) -> Vec<u8> {
+    let text = |text: &str| {
+        let mut word = [0; 8];
+        word[..text.len()].copy_from_slice(text.as_bytes());
+        u64::from_le_bytes(word)
+    };
+    let mut words = vec![0u64; super::words(threads.len(), names.len())];
+    (words[0], words[1], words[2]) = (MAGIC, threads.len() as u64, names.len() as u64);
+    let (_, records) = words.split_at_mut(RECORD);
+    for (n, (ticks, name)) in threads.iter().enumerate() {
+        let record = [*ticks, 7, (42 + n as u64) << 32 | name, text(&format!("net-{n}"))];
+        records[n * RECORD..][..4].copy_from_slice(&record);
+    }
+    for (n, name) in names.iter().enumerate() {
+        records[(threads.len() + n) * RECORD] = text(name);
+    }
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
@@ -33,6 +48,35 @@ fn a_page_says_what_a_thread_does() {
     assert_eq!(at(5)[0].tid, 42);
     assert_eq!((at(5)[0].thread.as_str(), at(5)[0].busy_for(10)), ("net-0", Duration::from_millis(3)));
     assert_eq!(at(4)[0].busy_for(10), Duration::ZERO);
+}
+
+#[test]
+fn each_thread_has_its_record_and_each_name_its_place() {
+    let all = decode(&page_of(&[(5, 2), (7, 0), (9, 1), (4, 1)], &["a", "b", "c"])).unwrap();
+    let said: Vec<_> = all.iter().map(|r| (r.thread.as_str(), r.tid, &r.doing)).collect();
+    let calling = |name: &str| Doing::Calling(name.to_owned());
+    let (c, a, b) = (calling("c"), calling("a"), calling("b"));
+    assert_eq!(said, [("net-0", 42, &c), ("net-1", 43, &a), ("net-2", 44, &b), ("net-3", 45, &Doing::Idle)]);
+}
+
+#[test]
+fn of_several_the_one_that_has_stalled_longest_is_named() {
+    let mut w = Watch::new(2 * S, S);
+    let threads = |ticks: [u64; 3]| decode(&page_of(&ticks.map(|t| (t, 0)), &["serve"])).unwrap();
+    let mut named = |ticks, n: u32| w.look(&threads(ticks), n * S, unknown).map(|s| (s.thread, s.time));
+    assert_eq!(named([1, 5, 1], 0), None);
+    assert_eq!(named([3, 5, 3], 1), None);
+    assert_eq!(named([3, 5, 3], 2), Some(("net-1".into(), 2 * S)));
+    assert_eq!(named([3, 5, 3], 3), Some(("net-1".into(), 3 * S)));
+    assert_eq!(named([3, 7, 3], 4), Some(("net-0".into(), 3 * S)), "of equals the first");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_words() {
+    assert_eq!(NoPage::Magic.to_string(), "not a pulse page");
+    assert_eq!(NoPage::Size.to_string(), "a pulse page of an impossible size");
+    let stall = Stall { thread: "net-0".into(), calling: "serve".into(), time: 2 * S };
+    assert_eq!(stall.to_string(), "thread net-0 has been in one round of its loop for 2s, in \"serve\"");
 }
 
 #[test]
@@ -86,6 +130,10 @@ fn a_gap_between_looks_begins_anew() {
     assert_eq!(w.look(&at(5), 160 * S, unknown), None);
     assert_eq!(w.look(&at(5), 161 * S, unknown), None);
     assert!(w.look(&at(5), 162 * S, unknown).is_some());
+    // twice the interval is as far apart as looks may be
+    let mut w = Watch::new(2 * S, S);
+    assert_eq!(w.look(&at(5), 100 * S, unknown), None);
+    assert!(w.look(&at(5), 102 * S, unknown).is_some());
 }
 
 #[test]

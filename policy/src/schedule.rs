@@ -208,6 +208,33 @@ mod tests {
     }
 
     #[test]
+    fn a_time_that_is_put_off_over_midnight_is_not_forgotten() {
+        // clocks go forward at 23:00 of the tenth day, so that it has no 23:30
+        let change = 10 * DAY + 23 * HOUR;
+        let offset = |at| if at < change { 0 } else { HOUR };
+        let put_off = change + 1800;
+        assert_eq!(daily(&[1410]).after(change - 1, &offset), Some(put_off));
+        assert_eq!(
+            daily(&[1410]).after(change + 600, &offset),
+            Some(put_off),
+            "though it is the next day there"
+        );
+    }
+
+    #[test]
+    fn where_the_day_is_another_one_than_in_greenwich_a_week_is_a_week() {
+        for ahead in [-12, -1, 0, 1, 14] {
+            let offset = |_| ahead * HOUR;
+            // a Sunday, local time
+            let sunday = |hour: i64| (10 * DAY) + (hour - ahead) * HOUR;
+            let days = [false, false, false, false, false, false, true];
+            let s = Schedule::At { days, minutes: vec![60] };
+            assert_eq!(s.after(sunday(0), &offset), Some(sunday(1)), "{ahead} hours ahead");
+            assert_eq!(s.after(sunday(2), &offset), Some(sunday(1) + 7 * DAY), "{ahead} hours ahead");
+        }
+    }
+
+    #[test]
     fn over_years_each_day_has_its_run_at_its_time() {
         for minute in [0, 1, 90, 119, 120, 150, 180, 181, 720, 1439] {
             let s = daily(&[minute]);
@@ -247,7 +274,9 @@ mod tests {
         assert_eq!(look(&mut p, week), Due::NotBefore(week + HOUR));
         let mut p = Plan::new(daily(&[60]), Some(HOUR), week);
         assert_eq!(p.look(week, false, Missed::Skip, &|_| 0), Due::Missed);
-        assert_eq!(p.look(week + HOUR + 30, false, Missed::Skip, &|_| 0), Due::Run, "that isn't late yet");
+        assert_eq!(p.look(week + HOUR + LATE, false, Missed::Skip, &|_| 0), Due::Run, "that isn't late yet");
+        assert_eq!(p.dealt(), week + HOUR + LATE);
+        assert_eq!(p.look(week + DAY + HOUR + LATE + 1, false, Missed::Skip, &|_| 0), Due::Missed);
         // nothing is made up for that was never planned
         let mut p = Plan::new(daily(&[60]), None, week);
         assert_eq!(look(&mut p, week), Due::NotBefore(week + HOUR));
@@ -259,6 +288,8 @@ mod tests {
         let mut p = Plan::new(daily(&[720]), None, 0);
         assert_eq!(look(&mut p, noon), Due::Run);
         assert_eq!(look(&mut p, noon - HOUR), Due::NotBefore(noon + DAY));
+        assert_eq!(look(&mut p, noon - 3 * HOUR), Due::NotBefore(noon + DAY));
+        assert_eq!(look(&mut p.clone(), noon - 3 * HOUR - 1), Due::NotBefore(noon));
         // ten days
         assert_eq!(look(&mut p, noon - HOUR - 10 * DAY), Due::NotBefore(noon - 10 * DAY));
         // and an interval doesn't wait for the old time

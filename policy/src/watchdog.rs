@@ -65,5 +65,11 @@ mod tests {
         assert!(!w.is_starved(60 * S));
         assert!(!w.is_starved(61 * S));
         assert!(w.is_starved(62 * S));
+        // from half of the limit on it is late
+        let mut w = Watchdog::new(2 * S, Time::ZERO);
+        assert!(w.is_starved(3 * S));
+        assert!(!w.is_starved(3 * S + Duration::from_millis(1)));
+        assert_eq!(w.deadline(), 5 * S + Duration::from_millis(1));
+        assert!(!Watchdog::new(2 * S, Time::ZERO).is_starved(5 * S));
     }
 }
