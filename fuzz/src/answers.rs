@@ -77,7 +77,7 @@ fn same(before: &Come, now: &Come) -> bool {
 
 /// What the client gets is one head that says what hyper's way would have said.
 fn passed_on(head: &[u8], whole: &Whole, answer: Response<()>, back: &Back<'_>) {
-    let mut parsed = [httparse::EMPTY_HEADER; 80];
+    let mut parsed = [httparse::EMPTY_HEADER; 100];
     let mut ours = httparse::Response::new(&mut parsed);
     assert_eq!(ours.parse(head), Ok(httparse::Status::Complete(head.len())));
     let line = (ours.version, ours.code, ours.reason);

@@ -194,7 +194,8 @@ fn key_of(uri: &Uri) {
 
 /// A request's head, as hyper's parser takes it.
 fn parse(bytes: &[u8]) -> Option<Request<()>> {
-    let mut parsed = [httparse::EMPTY_HEADER; 64];
+    // as many as hyper takes
+    let mut parsed = [httparse::EMPTY_HEADER; 100];
     let mut head = httparse::Request::new(&mut parsed);
     if !head.parse(bytes).ok()?.is_complete() {
         return None;
