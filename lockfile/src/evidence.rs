@@ -34,21 +34,13 @@ pub(crate) fn look(pid: i32, file: FileId) -> Evidence {
             unreadable = true;
             break;
         };
-        // sockets, pipes and the like are named "kind:[number]"
-        match std::fs::read_link(entry.path()) {
-            Ok(target) if !target.is_absolute() => continue,
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(_) => {
-                unreadable = true;
-                continue;
-            }
-        }
         // follows the link to the open file itself, whatever has become of its path
-        if let Ok(meta) = std::fs::metadata(entry.path())
-            && (meta.dev(), meta.ino()) == (file.dev, file.ino)
-        {
-            return Evidence::HasItOpen;
+        match std::fs::metadata(entry.path()) {
+            Ok(meta) if (meta.dev(), meta.ino()) == (file.dev, file.ino) => return Evidence::HasItOpen,
+            Ok(_) => {}
+            // closed meanwhile
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => unreadable = true,
         }
     }
     if unreadable { Evidence::CannotTell } else { Evidence::HasNot }
@@ -69,5 +61,22 @@ mod tests {
         assert_eq!(look(me, id), Evidence::HasItOpen);
         assert_eq!(look(me, FileId { dev: id.dev, ino: u64::MAX }), Evidence::HasNot);
         assert_eq!(look(i32::MAX, id), Evidence::HasNot);
+    }
+
+    #[test]
+    fn what_is_closed_while_it_looks_is_no_obstacle() {
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let is_done = || done.load(std::sync::atomic::Ordering::Relaxed);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !is_done() {
+                    drop([(); 8].map(|()| std::fs::File::open("/dev/null").unwrap()));
+                }
+            });
+            let me = std::process::id() as i32;
+            let all = (0..500).all(|_| look(me, FileId { dev: 0, ino: u64::MAX }) == Evidence::HasNot);
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(all);
+        });
     }
 }

@@ -1,7 +1,6 @@
 //! Opening a lock file safely, and the two fcntl(2) calls.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -30,13 +29,11 @@ pub(crate) fn open(
     purpose: Purpose,
     register: &mut Registry,
 ) -> Result<Option<(File, FileId)>, Error> {
-    // look before opening: a refusal then has no descriptor to close
+    // look before opening: a refusal then has no descriptor to close. What can't be looked at can't be opened either
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.is_file() => return Err(Error::NotRegular { path: path.to_owned() }),
         Ok(meta) => permitted(path, purpose, register.used(id(&meta)))?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && purpose == Purpose::Probe => return Ok(None),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::os("look at", path)(e)),
+        Err(_) => {}
     }
     let access = match purpose {
         // F_GETLK of a write lock needs no write access, F_SETLK does

@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_is_called_what_it_is() {
+        let said = |pid, process, text| Holder { pid, process, text }.to_string();
+        assert_eq!(said(7, Process::Running, Text::Agrees), "pid 7");
+        assert_eq!(
+            said(7, Process::Dead, Text::Stale(8)),
+            "pid 7 (dead; a process that shares its descriptors keeps the lock), though the file says 8"
+        );
+        assert_eq!(
+            said(0, Process::Hidden, Text::Garbage("x\\n".into())),
+            "a process outside our pid namespace (F_GETLK says 0), though the file says \"x\\n\""
+        );
+        assert_eq!(said(7, Process::Running, Text::Empty), "pid 7, though the file is empty");
+    }
+
+    #[test]
     fn a_pid_that_is_no_pid_is_hidden() {
         assert_eq!(Holder::new(0, b"17\n").process, Process::Hidden);
         assert_eq!(Holder::new(-1, b"17\n").process, Process::Hidden);

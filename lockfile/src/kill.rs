@@ -89,7 +89,7 @@ impl Lockfile {
     /// The same with the process group of the holder, which the holder must lead. The group gets `signal` even when
     /// its leader has ended by the core signal. Whether the holder has ended is waited for, not the others.
     ///
-    /// Refused ([`Error::Group`]) for our own group, for the groups 0 and 1, and when the holder is
+    /// Refused ([`Error::Group`]) for our own group, for that of init, and when the holder is
     /// merely a member, for then the group may contain the shell that started it, and more.
     pub fn kill_group(
         &self,
@@ -181,13 +181,7 @@ impl Lockfile {
             Err(Errno::SRCH) => pid,
             Err(e) => return Err(Error::os("look at the process group of the holder of", self.path())(e)),
         };
-        let number = pgid.as_raw_nonzero().get();
-        match () {
-            () if number <= 1 => refuse(number, "it is the group of init"),
-            () if pgid == getpgrp() => refuse(number, "it is our own"),
-            () if pgid != pid => refuse(number, "the holder does not lead it"),
-            () => Ok(()),
-        }
+        forbidden(pgid, getpgrp(), pid).map_or(Ok(()), |why| refuse(pgid.as_raw_nonzero().get(), why))
     }
 
     fn send(&self, pidfd: &OwnedFd, pid: Pid, signal: Signal, scope: Scope) -> Result<(), Error> {
@@ -212,7 +206,33 @@ impl Lockfile {
     }
 }
 
+/// Why the holder's group must not be signalled, if it must not.
+fn forbidden(group: Pid, ours: Pid, holder: Pid) -> Option<&'static str> {
+    match () {
+        () if group.is_init() => Some("it is the group of init"),
+        () if group == ours => Some("it is our own"),
+        () if group != holder => Some("the holder does not lead it"),
+        () => None,
+    }
+}
+
 enum Found {
     Process(Pid, OwnedFd),
     Nothing(Killed),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_signalled_only_if_it_is_the_holders_own() {
+        let pid = |n| Pid::from_raw(n).unwrap();
+        let why = |group, ours, holder| forbidden(pid(group), pid(ours), pid(holder));
+        assert_eq!(why(1, 7, 1), Some("it is the group of init"));
+        assert_eq!(why(1, 1, 8), Some("it is the group of init"));
+        assert_eq!(why(7, 7, 7), Some("it is our own"));
+        assert_eq!(why(9, 7, 8), Some("the holder does not lead it"));
+        assert_eq!(why(8, 7, 8), None);
+    }
 }

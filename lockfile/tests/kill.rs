@@ -76,6 +76,34 @@ fn who_withstands_is_reported_in_time_and_killed_by_the_next_step() {
 }
 
 #[test]
+fn the_core_signal_has_half_of_the_time() {
+    let (_dir, path) = place();
+    let mut peer = Peer::holding(&path);
+    assert_eq!(peer.ask("ignore-term", &path), "ignored");
+    let (start, time) = (Instant::now(), Duration::from_secs(1));
+    assert_eq!(
+        Lockfile::new(&path).kill(Signal::SIGKILL, Some(Signal::SIGTERM), time).unwrap(),
+        Killed::Gone { pid: peer.pid(), after: Signal::SIGKILL, lock_free: true }
+    );
+    assert!((time / 2..2 * time).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[test]
+fn where_nobody_may_look_the_kernels_word_must_do() {
+    if !nix::unistd::getuid().is_root() {
+        eprintln!("not root: there is no other user to be");
+        return;
+    }
+    let (dir, path) = place();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut holder = Peer::start(Group::Own);
+    assert_eq!(holder.ask("become-nobody", &path), "nobody");
+    assert_eq!(holder.ask("get", &path), "acquired");
+    let said = Peer::without_ptrace().ask("kill", &path);
+    assert!(said.starts_with(&format!("Gone {{ pid: {}", holder.pid())), "{said}");
+}
+
+#[test]
 fn a_recycled_pid_is_left_alone() {
     let (_dir, path) = place();
     let mut peer = Peer::holding(&path);

@@ -160,6 +160,38 @@ fn only_regular_files_are_touched() {
     }
 }
 
+/// What stands at a path when it is opened counts, also where it was something else when it was looked at.
+#[test]
+fn what_is_put_in_the_place_of_a_lock_file_is_neither_followed_nor_waited_for() {
+    let (dir, path) = place();
+    let held = dir.path().join("held.lock");
+    let _owner = Peer::holding(&held);
+    let (link, fifo) = (dir.path().join("link"), dir.path().join("fifo"));
+    std::os::unix::fs::symlink(&held, &link).unwrap();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    for odd in [link, fifo] {
+        fs::write(&path, "").unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let swap = || {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(rustix::fs::CWD, &path, rustix::fs::CWD, &odd, flags).unwrap();
+        };
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    swap();
+                }
+            });
+            let nobody = |seen: &Result<_, Error>| matches!(seen, Ok(None) | Err(Error::NotRegular { .. }));
+            let wrong = (0..20_000).map(|_| Lockfile::holder(&path)).find(|seen| !nobody(seen));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(wrong.is_none(), "{wrong:?}");
+        });
+        // whichever of the two is there now
+        fs::remove_file(&path).unwrap();
+    }
+}
+
 #[test]
 fn a_directory_that_may_not_be_written_is_an_error_with_a_reason() {
     let (dir, path) = place();

@@ -34,7 +34,18 @@ pub enum Group {
 
 impl Peer {
     pub fn start(group: Group) -> Peer {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Peer::run(Command::new(std::env::current_exe().unwrap()), group)
+    }
+
+    /// Root, but not allowed to look into other users' processes.
+    #[allow(dead_code)]
+    pub fn without_ptrace() -> Peer {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-sys_ptrace"]).arg(std::env::current_exe().unwrap());
+        Peer::run(command, Group::Own)
+    }
+
+    fn run(mut command: Command, group: Group) -> Peer {
         command.args(["--exact", "peer", "--nocapture", "--test-threads=1"]).env(ROLE, "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         match group {
@@ -177,11 +188,11 @@ pub fn serve() {
                 }
                 say("nobody");
             }
-            // of our process group, withstands SIGUSR1, ends with us
+            // of our process group, withstands SIGUSR1, ends with our standard input, which we must not read again
             "member" => {
                 let mut command = Command::new("sh");
                 command.args(["-c", "trap '' USR1; echo ready; exec cat"]);
-                let mut member = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+                let mut member = command.stdout(Stdio::piped()).spawn().unwrap();
                 let mut ready = String::new();
                 BufReader::new(member.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
                 say(&format!("{}", member.id()));
