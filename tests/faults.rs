@@ -10,6 +10,7 @@ use nix::sys::resource::Resource;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::chown;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
@@ -178,7 +179,8 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
         let old = s.kill(program, SIGKILL);
         assert_eq!(s.get("/").code, 200);
         s.until("there's another one", || s.try_pid(program).is_some_and(|pid| pid != old));
-        s.wait(mark, &["event=spawn"]);
+        // a command that comes before that is refused
+        s.wait(mark, &[&format!("event=state of={program}"), "to=ready"]);
     }
     let o = s.run(MANAGER, &["restart"]);
     assert!(o.status.success(), "{}", s.log.text());
@@ -237,15 +239,66 @@ fn a_manager_that_can_not_fork_promotes_the_standby_and_queues_until_it_can() {
     s.stop();
 }
 
+/// Bytes of memory that a process has.
+fn resident(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// From now on nothing that its peer sends arrives, and nobody says that it doesn't: as of one that has lost its power or its
+/// way. What it sends goes out.
+fn vanish(client: &TcpStream) {
+    let mut nothing = nix::libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+    let filter = nix::libc::sock_fprog { len: 1, filter: &mut nothing };
+    // SAFETY: setsockopt(2) reads the program, of one instruction ("return 0 bytes"), while this waits.
+    let done = unsafe {
+        nix::libc::setsockopt(
+            client.as_raw_fd(),
+            nix::libc::SOL_SOCKET,
+            nix::libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of_val(&filter) as _,
+        )
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn clients_that_say_nothing_or_have_vanished_cost_little_and_are_forgotten_in_time() {
+    let mut s = Suite::serving("idle_timeout = \"3s\"\n");
+    let server = s.pid("server");
+    let open = || fs::read_dir(format!("/proc/{server}/fd")).unwrap().count();
+    assert_eq!(s.get("/").code, 200);
+    let (memory, descriptors) = (resident(server), open());
+    let said = ["", "GET / HTTP/1.1\r\nHost: t\r\nX-A: ", "GET / HTTP/1.1\r\nHost: t\r\n\r\n"];
+    let crowd: Vec<TcpStream> = (0..2100)
+        .map(|n| {
+            let mut c = TcpStream::connect(s.addr()).unwrap();
+            if n % 2 == 0 {
+                vanish(&c);
+            }
+            c.write_all(said[n % said.len()].as_bytes()).unwrap();
+            c
+        })
+        .collect();
+    s.until("many are there at once", || open() >= descriptors + crowd.len() / 4);
+    for _ in 0..20 {
+        assert_eq!(s.get("/").code, 200);
+    }
+    let each = resident(server).saturating_sub(memory) / crowd.len() as u64;
+    assert!(each < 48 << 10, "{each} bytes for each of them");
+    // nobody has closed any of them but the server
+    s.until("they are forgotten", || open() <= descriptors + 2);
+    assert_eq!(s.pid("server"), server);
+    drop(crowd);
+    s.stop();
+}
+
 #[test]
 fn a_crowd_of_slow_clients_costs_little_and_delays_nobody() {
     let mut s = Suite::serving("idle_timeout = \"2s\"\n");
     let server = s.pid("server");
-    let resident = || {
-        let text = fs::read_to_string(format!("/proc/{server}/statm")).unwrap();
-        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-    };
-    let before = resident();
+    let before = resident(server);
     let slow: Vec<TcpStream> = (0..2000)
         .map(|_| {
             let mut c = TcpStream::connect(s.addr()).unwrap();
@@ -256,7 +309,7 @@ fn a_crowd_of_slow_clients_costs_little_and_delays_nobody() {
     for _ in 0..20 {
         assert_eq!(s.get("/").code, 200);
     }
-    let each = resident().saturating_sub(before) / slow.len() as u64;
+    let each = resident(server).saturating_sub(before) / slow.len() as u64;
     assert!(each < 48 << 10, "{each} bytes for each of them");
     // each is told that it was too slow, and let go
     for mut c in slow {
