@@ -9,6 +9,9 @@ use proxy::route::{Caching, HostHeader, Timeouts};
 use proxy::stats::Outcome;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 /// Of an answer: mostly such as most origins give, now and then with something odd; the same for the same path.
@@ -305,5 +308,61 @@ fn requests_take_turns_and_an_origin_that_is_down_is_left_to_those_who_know() {
     let mut c = s.client();
     for _ in 0..20 {
         assert_eq!(c.ask(&get("/", "")).body, "a");
+    }
+}
+
+/// Bytes that the other end doesn't have yet.
+fn unacknowledged(stream: &TcpStream) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: ioctl(2) with TIOCOUTQ writes one int, to which it is given a pointer.
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    bytes
+}
+
+#[test]
+fn what_an_origin_says_too_much_or_too_little_is_nobody_elses_answer() {
+    let (good, poison) = (ok("Date: x\r\n", "good"), ok("Date: x\r\n", "poison"));
+    let turn = Arc::new(Barrier::new(2));
+    let theirs = turn.clone();
+    let o = Origin::new(move |q| {
+        let (good, poison, turn) = (good.clone(), poison.clone(), theirs.clone());
+        match q.path() {
+            "/more" => Do::Send([good, poison].concat()),
+            "/later" => Do::Own(Box::new(move |stream| {
+                // else the kernel holds back what follows until the first answer is acknowledged
+                stream.set_nodelay(true).unwrap();
+                stream.write_all(&good).unwrap();
+                turn.wait();
+                stream.write_all(&poison).unwrap();
+                until("it has arrived", || unacknowledged(stream) == 0);
+                turn.wait();
+            })),
+            "/less" => Do::Close(b"HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 10\r\n\r\npoison".to_vec()),
+            _ => Do::Send(good),
+        }
+    });
+    let mut route = to(&[&o]);
+    route.cache = Caching::Off;
+    let s = Suite::continuous(config(vec![route]));
+    let mut c = s.client();
+    for path in ["/more", "/later", "/less"] {
+        let before = s.proxy.stats().fast;
+        until("it goes without hyper", || {
+            c.ask(&get("/", "")).body == "good" && s.proxy.stats().fast > before
+        });
+        let reply = c.ask(&get(path, ""));
+        match path {
+            "/less" => assert_eq!(reply.status, 502, "{reply:?}"),
+            _ => assert_eq!(reply.body, "good", "{path}"),
+        }
+        if path == "/later" {
+            // the connection is idle by now
+            turn.wait();
+            turn.wait();
+        }
+        for _ in 0..3 {
+            assert_eq!(c.ask(&get("/", "")).body, "good", "after {path}");
+        }
     }
 }
