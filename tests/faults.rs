@@ -170,8 +170,10 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
     if !is_root() {
         return;
     }
-    let mut s = Suite::new("");
+    let s = Suite::new("");
     let disks = [Small::over(s.run_dir()), Small::over(s.path("state"))];
+    // dropped before them: it finds by its locks whom it has to end
+    let mut s = s;
     s.start();
     let filled: Vec<PathBuf> = disks.iter().map(Small::fill).collect();
     for program in ["server", "manager"] {

@@ -207,3 +207,31 @@ fn a_stop_of_a_suite_that_is_stopped_altogether_is_an_ordinary_one() {
     assert_eq!(s.log.try_wait(mark, &["rung=Kill"], Duration::ZERO), None, "{}", s.log.text());
     s.assert_clean();
 }
+
+/// How often a process has gone to sleep.
+fn sleeps(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+#[test]
+fn a_manager_without_cop_and_server_waits_without_looking_all_the_time() {
+    let mut s = Suite::new(
+        "standby = false\n[manager]\ninterval = \"200ms\"\n[manager.respawn]\ninitial = \"20s\"\n",
+    );
+    s.start();
+    let manager = s.pid("manager");
+    s.kill("cop", SIGKILL);
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=state of=server", "to=backoff"]);
+    // two intervals, and it knows that it is alone
+    let begun = sleeps(manager);
+    assert_eq!(s.log.try_wait(mark, &["event=spawn of=server"], Duration::from_millis(1500)), None);
+    let n = sleeps(manager) - begun;
+    assert!(n < 60, "it has woken up {n} times");
+    s.spawn_cop();
+    s.until("there's a cop", || s.try_pid("cop").is_some());
+    s.stop();
+}

@@ -226,6 +226,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_is_gone_already_needs_no_signal() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let pidfd = sys::pidfd(pid).unwrap();
+        child.wait().unwrap();
+        let lock = Lockfile::new("nowhere");
+        for scope in [Scope::Single, Scope::Group] {
+            assert!(lock.send(&pidfd, pid, Signal::SIGTERM, scope).is_ok());
+        }
+    }
+
+    #[test]
     fn a_group_is_signalled_only_if_it_is_the_holders_own() {
         let pid = |n| Pid::from_raw(n).unwrap();
         let why = |group, ours, holder| forbidden(pid(group), pid(ours), pid(holder));

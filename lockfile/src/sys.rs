@@ -52,17 +52,20 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno>
 pub fn signal_group(leader: BorrowedFd<'_>, pid: i32, signal: Signal) -> std::io::Result<()> {
     let Some(number) = Pid::from_raw(pid.max(0)) else { return Err(Errno::INVAL.into()) };
     match send(leader, signal as i32, SIGNAL_PROCESS_GROUP) {
-        // a kernel before 6.9. A number is not given out again while it names a group with a member, so it is still our
-        // group's if the leader is unreaped, or if no process has that number
-        Err(Errno::INVAL) => {
-            let ours = send(leader, 0, 0).is_ok() || rustix::process::test_kill_process(number).is_err();
-            if !ours {
-                return Err(Errno::SRCH.into());
-            }
-            Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal)?)
-        }
+        // a kernel before 6.9
+        Err(Errno::INVAL) => signal_group_by_number(leader, number, signal),
         other => Ok(other?),
     }
+}
+
+/// The same where a pidfd names no group. A number is not given out again while it names a group with a member, so it is
+/// still our group's if the leader is unreaped, or if no process has that number.
+fn signal_group_by_number(leader: BorrowedFd<'_>, number: Pid, signal: Signal) -> std::io::Result<()> {
+    let ours = send(leader, 0, 0).is_ok() || rustix::process::test_kill_process(number).is_err();
+    if !ours {
+        return Err(Errno::SRCH.into());
+    }
+    Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(number.as_raw_nonzero().get()), signal)?)
 }
 
 /// pidfd_send_signal(2) with flags, which rustix does not offer.
@@ -77,5 +80,40 @@ fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> Result<(), E
         Ok(())
     } else {
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::{Child, Command, Stdio};
+
+    /// The leader of a group of its own, which lives until it is told to end.
+    fn leader(script: &str) -> (Child, OwnedFd) {
+        let mut command = Command::new("sh");
+        let child = command.args(["-c", script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        let pidfd = pidfd(Pid::from_child(&child)).unwrap();
+        (child, pidfd)
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_number_only_as_long_as_that_is_its_own() {
+        let signal = |fd: &OwnedFd, of: &Child, signal| {
+            signal_group_by_number(fd.as_fd(), Pid::from_child(of), signal)
+        };
+        let (mut living, living_fd) = leader("exec cat");
+        // it has left a member, and nobody has its number any more
+        let (mut gone, gone_fd) = leader("exec 3<&0; cat <&3 & exit");
+        let input = gone.stdin.take();
+        gone.wait().unwrap();
+        signal(&gone_fd, &gone, Signal::SIGKILL).unwrap();
+        drop(input);
+        // a number that is somebody else's by now
+        let stranger = signal(&gone_fd, &living, Signal::SIGKILL).unwrap_err();
+        assert_eq!(stranger.raw_os_error(), Some(Errno::SRCH.raw_os_error()));
+        assert!(living.try_wait().unwrap().is_none());
+        signal(&living_fd, &living, Signal::SIGTERM).unwrap();
+        assert_eq!(living.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
     }
 }

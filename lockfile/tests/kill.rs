@@ -60,6 +60,18 @@ fn the_core_signal_comes_first_and_reaches_a_stopped_process() {
 }
 
 #[test]
+fn a_stopped_process_is_continued_so_that_it_can_end_in_its_own_way() {
+    let (_dir, path) = place();
+    let mut peer = Peer::holding(&path);
+    assert_eq!(peer.ask("handle-term", &path), "handles");
+    peer.signal(Signal::SIGSTOP);
+    assert_eq!(
+        Lockfile::new(&path).kill(Signal::SIGKILL, Some(Signal::SIGTERM), ENOUGH).unwrap(),
+        Killed::Gone { pid: peer.pid(), after: Signal::SIGTERM, lock_free: true }
+    );
+}
+
+#[test]
 fn who_withstands_is_reported_in_time_and_killed_by_the_next_step() {
     let (_dir, path) = place();
     let mut peer = Peer::holding(&path);

@@ -5,9 +5,11 @@ mod peer;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockfile::{Error, Got, Lockfile, Process, Signal, State, Text};
 use peer::{Group, Peer};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 #[test]
 fn peer() {
@@ -47,6 +49,19 @@ fn a_lock_goes_to_one_and_is_free_when_that_one_leaves() {
     ours.close().unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "");
     assert_eq!(peer.ask("get", &path), "acquired");
+}
+
+#[test]
+fn a_lock_does_not_go_over_a_fork() {
+    let (_dir, path) = place();
+    let mut peer = Peer::holding(&path);
+    assert_eq!(peer.ask("held-by-child", &path), "no");
+    assert_eq!(holder(&path).pid, peer.pid());
+    // who shares our descriptors is told which one it is
+    let mut ours = Lockfile::new(&path);
+    assert!(ours.fd().is_none());
+    ours.open().unwrap();
+    assert!(ours.fd().is_some());
 }
 
 #[test]
@@ -160,6 +175,20 @@ fn only_regular_files_are_touched() {
     }
 }
 
+/// Does this while two files change places all the time.
+fn while_swapped(one: &Path, other: &Path, work: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
 /// What stands at a path when it is opened counts, also where it was something else when it was looked at.
 #[test]
 fn what_is_put_in_the_place_of_a_lock_file_is_neither_followed_nor_waited_for() {
@@ -171,25 +200,32 @@ fn what_is_put_in_the_place_of_a_lock_file_is_neither_followed_nor_waited_for() 
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     for odd in [link, fifo] {
         fs::write(&path, "").unwrap();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        let swap = || {
-            let flags = rustix::fs::RenameFlags::EXCHANGE;
-            rustix::fs::renameat_with(rustix::fs::CWD, &path, rustix::fs::CWD, &odd, flags).unwrap();
-        };
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    swap();
-                }
-            });
+        let mut wrong = None;
+        while_swapped(&path, &odd, || {
             let nobody = |seen: &Result<_, Error>| matches!(seen, Ok(None) | Err(Error::NotRegular { .. }));
-            let wrong = (0..20_000).map(|_| Lockfile::holder(&path)).find(|seen| !nobody(seen));
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(wrong.is_none(), "{wrong:?}");
+            wrong = (0..20_000).map(|_| Lockfile::holder(&path)).find(|seen| !nobody(seen));
         });
+        assert!(wrong.is_none(), "{wrong:?}");
         // whichever of the two is there now
         fs::remove_file(&path).unwrap();
     }
+}
+
+#[test]
+fn a_path_that_comes_to_name_our_own_lock_file_does_not_cost_us_the_lock() {
+    let (dir, path) = place();
+    let mut ours = Lockfile::new(&path);
+    assert_eq!(ours.get().unwrap(), Got::Acquired);
+    let (probed, link) = (dir.path().join("probed.lock"), dir.path().join("link.lock"));
+    fs::write(&probed, "").unwrap();
+    fs::hard_link(&path, &link).unwrap();
+    let mut seen = None;
+    while_swapped(&probed, &link, || {
+        let known = |seen: &Result<_, Error>| matches!(seen, Ok(None) | Err(Error::HeldHere { .. }));
+        seen = (0..3000).map(|_| Lockfile::holder(&probed)).find(|seen| !known(seen));
+    });
+    assert!(seen.is_none(), "{seen:?}");
+    assert_eq!(Peer::start(Group::Own).ask("get", &path), format!("held {}", std::process::id()));
 }
 
 #[test]

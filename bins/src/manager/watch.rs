@@ -275,12 +275,12 @@ impl Keep {
 
     /// Looks at the server's pulse page.
     fn look_at_threads(self: &Rc<Self>) {
+        let now = clock::now();
+        self.watch.borrow_mut().looked = now;
         let Some(server) = self.server_pid().filter(|_| self.is_ready()) else { return };
         let stall = {
             let mut w = self.watch.borrow_mut();
             let w = &mut *w;
-            let now = clock::now();
-            w.looked = now;
             if server != std::mem::replace(&mut w.of, server) {
                 let m = &self.config.borrow().manager;
                 w.threads = policy::pulse::Watch::new(m.stall, m.interval);

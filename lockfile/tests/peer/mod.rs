@@ -166,6 +166,11 @@ pub fn serve() {
                 locks.clear();
                 say("closed");
             }
+            "held-by-child" => {
+                let held = |lock: &Lockfile| lock.is_held();
+                assert!(locks.iter().all(held));
+                say(if in_child(|| locks.iter().any(held)) { "yes" } else { "no" });
+            }
             // what the crate cannot prevent
             "open-and-close-by-hand" => {
                 drop(std::fs::File::open(path).unwrap());
@@ -180,6 +185,12 @@ pub fn serve() {
                 // SAFETY: SIG_IGN runs no code of ours.
                 unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }.unwrap();
                 say("ignored");
+            }
+            // the kernel ends a stopped process only by signals that it need not handle
+            "handle-term" => {
+                // SAFETY: the handler makes one system call, which is safe in handlers.
+                unsafe { signal(Signal::SIGTERM, SigHandler::Handler(end)) }.unwrap();
+                say("handles");
             }
             "become-nobody" => {
                 if getuid().is_root() {
@@ -214,6 +225,21 @@ pub fn serve() {
     exit(0);
 }
 
+/// What a forked child finds.
+fn in_child(look: impl Fn() -> bool) -> bool {
+    // SAFETY: the child allocates nothing, looks at its own memory and its pid, and never returns.
+    unsafe {
+        let pid = libc::fork();
+        assert!(pid >= 0);
+        if pid == 0 {
+            libc::_exit(i32::from(look()));
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+        libc::WEXITSTATUS(status) == 1
+    }
+}
+
 /// A child that shares our descriptor table and waits for the end of our standard input, which we must not read again.
 fn keeper() {
     // SAFETY: clone(2) without a stack and without CLONE_VM is a fork that shares the descriptor table. The child makes
@@ -227,6 +253,11 @@ fn keeper() {
             libc::_exit(0);
         }
     }
+}
+
+extern "C" fn end(_: libc::c_int) {
+    // SAFETY: _exit(2) only ends this process.
+    unsafe { libc::_exit(0) }
 }
 
 fn say(text: &str) {
