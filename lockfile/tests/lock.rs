@@ -222,7 +222,7 @@ fn a_path_that_comes_to_name_our_own_lock_file_does_not_cost_us_the_lock() {
     let mut seen = None;
     while_swapped(&probed, &link, || {
         let known = |seen: &Result<_, Error>| matches!(seen, Ok(None) | Err(Error::HeldHere { .. }));
-        seen = (0..3000).map(|_| Lockfile::holder(&probed)).find(|seen| !known(seen));
+        seen = (0..20_000).map(|_| Lockfile::holder(&probed)).find(|seen| !known(seen));
     });
     assert!(seen.is_none(), "{seen:?}");
     assert_eq!(Peer::start(Group::Own).ask("get", &path), format!("held {}", std::process::id()));
