@@ -2,10 +2,11 @@
 
 use super::job::{JOB_KEYS, Job};
 use super::keys::{self, KEYS, Key};
+use super::lines::Lines;
 use super::route::{self, Route};
 use super::value::Raw;
 use super::{Config, Listen};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Read;
@@ -251,15 +252,16 @@ impl Loader {
             Ok(text) => text,
             Err(why) => return self.fault(shown, why),
         };
+        let lines = Lines::of(&text);
         let place = |span: Range<usize>| {
-            let (line, column) = line_column(&text, span.start);
+            let (line, column) = lines.at(span.start);
             format!("{shown}:{line}:{column}")
         };
         let (table, errors) = DeTable::parse_recoverable(&text);
         for e in errors {
             self.fault(place(e.span().unwrap_or(0..0)), e.message().to_owned());
         }
-        let line = |span: Range<usize>| Source::File(line_column(&text, span.start).0);
+        let line = |span: Range<usize>| Source::File(lines.at(span.start).0);
         self.table("", table.get_ref(), &place, &line);
     }
 
@@ -339,7 +341,7 @@ impl Loader {
         let DeValue::Array(list) = value.get_ref() else {
             return self.fault(place(value.span()), "job: is an array of tables: write [[job]]");
         };
-        let mut places = Vec::new();
+        let (mut places, mut names) = (Vec::new(), HashSet::new());
         for item in list.iter() {
             let DeValue::Table(t) = item.get_ref() else {
                 self.fault(place(item.span()), "job: expected a table");
@@ -362,7 +364,7 @@ impl Loader {
                     self.fault(place(item.span()), format!("job: needs a {required}"));
                 }
             }
-            if !j.name.is_empty() && self.config.jobs.iter().any(|o| o.name == j.name) {
+            if !j.name.is_empty() && !names.insert(j.name.clone()) {
                 self.fault(place(item.span()), format!("job: {:?} is there twice", j.name));
             }
             for (key, why) in j.contradictions() {
@@ -445,14 +447,6 @@ pub fn read(path: &Path) -> Result<String, String> {
     }
     String::from_utf8(bytes)
         .map_err(|e| format!("is not UTF-8 from byte {} on", e.utf8_error().valid_up_to()))
-}
-
-/// Line and column, both from 1, of a byte offset.
-pub(crate) fn line_column(text: &str, at: usize) -> (usize, usize) {
-    let before = &text.as_bytes()[..at.min(text.len())];
-    let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
-    let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    (line, before.len() - start + 1)
 }
 
 pub(crate) fn raw(v: &DeValue<'_>) -> Raw {

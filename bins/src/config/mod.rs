@@ -9,6 +9,7 @@ pub mod job;
 pub mod job_values;
 pub mod keys;
 mod limits;
+pub(crate) mod lines;
 pub mod load;
 pub mod manager;
 pub mod reference;

@@ -201,7 +201,7 @@ impl Duty<'_> {
             Order::Adopt => {
                 if let Some(continuity) = self.continuity() {
                     // a manager that is dead may have offered them already; asked before new numbers are given out
-                    let have = continuity.table().fds().filter_map(succession::number).collect();
+                    let have = continuity.table().fds().filter_map(succession::number_of).collect();
                     let mut left = succession::collect(succession::estates(fds));
                     left.iter_mut().for_each(|l| l.forget(&have));
                     let taken = succession::take_over(left, continuity, self.notify);

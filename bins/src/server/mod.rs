@@ -135,9 +135,10 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         legacy.announce(notify);
         taken = succession::take_over(left, continuity, notify);
         // what the manager wasn't sure that the last one had
-        let number = |fd: &OwnedFd| succession::number(fd.as_raw_fd());
-        let known: HashSet<u64> = taken.iter().filter_map(number).collect();
-        start.queued.retain(|fd| number(fd).is_none_or(|n| !known.contains(&n)));
+        if !start.queued.is_empty() {
+            let known: HashSet<u64> = taken.iter().filter_map(succession::number).collect();
+            start.queued.retain(|fd| succession::number(fd).is_none_or(|n| !known.contains(&n)));
+        }
         for fd in &start.queued {
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }

@@ -7,7 +7,7 @@ use policy::handover::{Facts, Reason};
 use proxy::continuity::{Continuity, Table, What};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 use supervisor::keeper;
 use supervisor::listen_fds::Inherited;
@@ -89,12 +89,18 @@ pub struct Left {
 impl Left {
     /// Without the connections that are there already.
     pub fn forget(&mut self, have: &HashSet<u64>) {
-        self.connections.retain(|(_, fd)| number(fd.as_raw_fd()).is_none_or(|n| !have.contains(&n)));
+        self.connections.retain(|(_, fd)| number(fd).is_none_or(|n| !have.contains(&n)));
     }
 }
 
 /// By which two fds are known to be the same socket.
-pub fn number(fd: RawFd) -> Option<u64> {
+pub fn number(fd: impl AsFd) -> Option<u64> {
+    rustix::fs::fstat(fd).ok().map(|s| s.st_ino)
+}
+
+/// The same of an fd that another thread may close meanwhile. Dear: each leaves an entry in the kernel's directory cache, which
+/// whoever reaps this process has to wait for.
+pub fn number_of(fd: RawFd) -> Option<u64> {
     let path = format!("/proc/self/fd/{fd}");
     rustix::fs::stat(path).ok().map(|s| s.st_ino)
 }

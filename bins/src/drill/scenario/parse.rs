@@ -1,7 +1,8 @@
 //! A scenario's text: TOML, read by hand so that every fault has its line, its step and its key, and all are found at once.
 
 use super::{Action, Expect, Rates, Scenario, Step, Word};
-use crate::config::load::{line_column, raw};
+use crate::config::lines::Lines;
+use crate::config::load::raw;
 use crate::config::value::{self, Raw};
 use crate::config::{Fault, Faults};
 use crate::drill::kills::Target;
@@ -55,7 +56,7 @@ pub fn file(path: &Path) -> Result<Scenario, Faults> {
 /// # Errors
 /// All its faults.
 pub fn parse(name: &str, text: &str) -> Result<Scenario, Faults> {
-    let mut r = Reader { name, text, faults: Vec::new() };
+    let mut r = Reader { name, lines: Lines::of(text), faults: Vec::new() };
     let (table, errors) = DeTable::parse_recoverable(text);
     for e in errors {
         r.fault(e.span().map_or(0, |s| s.start), "", e.message());
@@ -69,7 +70,7 @@ pub fn parse(name: &str, text: &str) -> Result<Scenario, Faults> {
 
 struct Reader<'a> {
     name: &'a str,
-    text: &'a str,
+    lines: Lines,
     faults: Vec<Fault>,
 }
 
@@ -82,7 +83,7 @@ struct Keys {
 
 impl Reader<'_> {
     fn place(&self, at: usize) -> String {
-        let (line, column) = line_column(self.text, at);
+        let (line, column) = self.lines.at(at);
         format!("{}:{line}:{column}", self.name)
     }
 
