@@ -210,6 +210,7 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn whole_lines_are_taken_and_long_ones_are_cut() {
@@ -221,6 +222,33 @@ mod tests {
         let (cut, whole) = lines(&bytes[whole..]);
         assert_eq!(cut.iter().map(String::len).collect::<Vec<_>>(), [LINE, LINE]);
         assert_eq!(whole, 2 * LINE);
+    }
+
+    proptest! {
+        /// Whatever a job writes, and however it comes: the same lines, each of which is one.
+        #[test]
+        fn lines_are_the_same_however_they_come(
+            parts in prop::collection::vec((any::<u8>(), 0..LINE * 3 / 2, prop::bool::ANY), 0..6),
+            cuts in prop::collection::vec(0..LINE * 3, 0..6),
+        ) {
+            let part = |(byte, n, ends): &(u8, usize, bool)| {
+                let mut part = vec![*byte; *n];
+                part.extend(ends.then_some(b'\n'));
+                part
+            };
+            let bytes: Vec<u8> = parts.iter().flat_map(part).collect();
+            let (all, whole) = lines(&bytes);
+            prop_assert!(bytes.len() - whole < LINE && !bytes[whole..].contains(&b'\n'));
+            prop_assert!(all.iter().all(|line| !line.contains(|c: char| c.is_control() && c != '\t')));
+            let (mut pieces, mut done, mut there) = (Vec::new(), 0, 0);
+            for cut in cuts.into_iter().chain([bytes.len()]) {
+                there = bytes.len().min(there + cut);
+                let (more, taken) = lines(&bytes[done..there]);
+                pieces.extend(more);
+                done += taken;
+            }
+            prop_assert_eq!((pieces, done), (all, whole));
+        }
     }
 
     #[test]
