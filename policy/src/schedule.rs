@@ -100,9 +100,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// From now on, or from when an earlier one was dealt with last.
+    /// From now on, or from when an earlier one was dealt with last, if that can be.
     pub fn new(schedule: Schedule, dealt: Option<Wall>, now: Wall) -> Plan {
-        Plan { schedule, dealt: dealt.unwrap_or(now) }
+        let possible = |at: &Wall| (0..=now.saturating_add(BACK)).contains(at);
+        Plan { schedule, dealt: dealt.filter(possible).unwrap_or(now) }
     }
 
     /// Up to when all is dealt with.
@@ -264,6 +265,14 @@ mod tests {
         // somebody has it run in between
         p.started(1800);
         assert_eq!(look(&mut p, 1900), Due::NotBefore(2100));
+    }
+
+    #[test]
+    fn what_can_not_have_been_dealt_with_is_not_believed() {
+        let noon = 720 * 60;
+        let of = |dealt| Plan::new(daily(&[720]), Some(dealt), noon).dealt();
+        assert_eq!([Wall::MIN, -1, noon + BACK + 1, Wall::MAX].map(of), [noon; 4]);
+        assert_eq!([0, noon, noon + BACK].map(of), [0, noon, noon + BACK]);
     }
 
     #[test]
