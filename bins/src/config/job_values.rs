@@ -142,9 +142,7 @@ pub(super) fn schedule(v: &Raw) -> Result<Option<Schedule>, Wrong> {
     if first == "every" {
         let seconds = value::positive(&rest).map_err(|e| wrong(&format!(": {e}")))?.as_secs();
         let fits = u32::try_from(seconds).ok().filter(|n| *n > 0);
-        return fits
-            .map(|n| Some(Schedule::Every(n)))
-            .ok_or_else(|| wrong(": at least 1s, at most 136 years"));
+        return fits.map(|n| Some(Schedule::Every(n))).ok_or_else(|| wrong(": at least 1s"));
     }
     let minutes = |t: &str| value::time_of_day(&Raw::Text(t.trim().to_owned())).ok().flatten();
     let times = value::text(&rest)?;

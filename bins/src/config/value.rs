@@ -67,12 +67,23 @@ pub fn text(v: &Raw) -> Result<String, Wrong> {
     }
 }
 
-/// `"500ms"`, `"1s"`, `"1m 30s"`.
+/// No duration is longer: some hundred years from now times can't be counted any more.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+/// `500ms`, `1s`, `1m 30s`.
+pub fn duration_of(text: &str) -> Result<Duration, Wrong> {
+    match humantime::parse_duration(text) {
+        Ok(d) if d > LONGEST => Err(format!("{text:?} is more than 100 years")),
+        Ok(d) => Ok(d),
+        Err(e) => Err(format!("{text:?} is not a duration such as \"500ms\" or \"1m30s\": {e}")),
+    }
+}
+
+/// The same as a value; `"0"` too.
 pub fn duration(v: &Raw) -> Result<Duration, Wrong> {
     match v {
         Raw::Text(s) if s == "0" => Ok(Duration::ZERO),
-        Raw::Text(s) => humantime::parse_duration(s)
-            .map_err(|e| format!("{s:?} is not a duration such as \"500ms\" or \"1m30s\": {e}")),
+        Raw::Text(s) => duration_of(s),
         Raw::Int(n) => Err(format!("a duration needs a unit: \"{n}s\" or \"{n}ms\"")),
         other => expected("a duration such as \"500ms\"", other),
     }
@@ -267,6 +278,9 @@ mod tests {
         assert!(duration(&Raw::Int(5)).unwrap_err().contains("\"5s\""));
         assert!(duration(&t("soon")).unwrap_err().contains("soon"));
         assert!(positive(&t("0s")).is_err());
+        assert!(duration(&t("100years")).is_ok());
+        let endless = format!("{}s", u64::MAX);
+        assert_eq!(duration(&t(&endless)).unwrap_err(), format!("\"{endless}\" is more than 100 years"));
     }
 
     #[test]

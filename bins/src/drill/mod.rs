@@ -54,7 +54,7 @@ pub struct DrillArgs {
     #[arg(long, value_delimiter = ',', default_value = "server")]
     pub kill: Vec<Target>,
     /// Time between kills
-    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "2s", value_parser = crate::config::value::duration_of)]
     pub every: Duration,
     /// Keep-alive connections [default: 50; with --attach 10]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=10_000))]

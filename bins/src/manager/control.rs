@@ -17,6 +17,7 @@
 use super::jobs;
 use super::keep::Keep;
 use super::{pac, scrape};
+use crate::config::value;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
@@ -276,7 +277,7 @@ fn pause_for(query: &str) -> Result<Option<Duration>, String> {
     match query.strip_prefix("max_wait=") {
         None if query.is_empty() => Ok(None),
         None => Err(format!("{query:?} isn't known: max_wait=DURATION\n")),
-        Some(d) => humantime::parse_duration(d).map(Some).map_err(|e| format!("max_wait={d}: {e}\n")),
+        Some(d) => value::duration_of(d).map(Some).map_err(|e| format!("max_wait: {e}\n")),
     }
 }
 

@@ -82,7 +82,7 @@ enum Command {
     /// Show the suite live: processes, threads, connections, queue, requests, take-overs
     Top {
         /// Time between two looks
-        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "1s", value_parser = crate::config::value::duration_of)]
         every: Duration,
         #[command(flatten)]
         common: Common,
