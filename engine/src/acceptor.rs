@@ -21,6 +21,7 @@ pub use self::ports::{Bound, write_port_file};
 use crate::event::{Context, Continuation, Next};
 use crate::net::{Peer, Stream};
 use crate::{GroupId, Handle, ThreadId};
+use rustix::net::sockopt;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -81,6 +82,8 @@ pub struct AcceptorConfig {
     /// How often a connection may read, and how often write, in one call of its task before it has to give way, so that one
     /// client that always has another request ready starves nobody; see [`Stream::limit`].
     pub requests_per_event: u32,
+    /// Nagle's algorithm is off for all connections (TCP): they have it from their listener.
+    pub nodelay: bool,
 }
 
 impl Default for AcceptorConfig {
@@ -94,6 +97,7 @@ impl Default for AcceptorConfig {
             at_limit: AtLimit::Pause,
             max_queue: 1024,
             requests_per_event: 20,
+            nodelay: false,
         }
     }
 }
@@ -260,6 +264,13 @@ impl Lane {
     }
 }
 
+/// Switches Nagle's algorithm off, if it is `wanted`. Whoever can't have that is only slower.
+fn no_delay(fd: &OwnedFd, wanted: bool) {
+    if wanted {
+        let _ = sockopt::set_tcp_nodelay(fd, true);
+    }
+}
+
 /// Empties a connection queue, on the thread it belongs to.
 struct TakeOver<S> {
     lane: Arc<Lane>,
@@ -301,6 +312,7 @@ pub struct Acceptor {
     lanes: Vec<Arc<Lane>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     requests_per_event: u32,
+    nodelay: bool,
 }
 
 impl Acceptor {
@@ -331,10 +343,15 @@ impl Acceptor {
             })
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
-        let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
-        let requests_per_event = config.requests_per_event;
+        let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<Vec<_>>>()?;
+        if config.nodelay {
+            let tcp = |bound: &Bound| matches!(bound, Bound::Tcp(_));
+            bound.iter().zip(&config.listeners).for_each(|(b, listener)| no_delay(listener, tcp(b)));
+        }
+        let (requests_per_event, nodelay) = (config.requests_per_event, config.nodelay);
+        let threads = Vec::new();
         let mut acceptor =
-            Acceptor { control: control.clone(), bound, lanes, threads: Vec::new(), requests_per_event };
+            Acceptor { control: control.clone(), bound, lanes, threads, requests_per_event, nodelay };
         let own_threads = config.accept_threads > 0;
         let workers = if own_threads { config.accept_threads } else { acceptor.lanes.len() };
         // Counted before anything runs, so that nobody takes "not begun" for "over". An error below stops the rest.
@@ -380,6 +397,8 @@ impl Acceptor {
     /// any other, and isn't refused for a limit.
     pub fn adopt(&self, fd: OwnedFd) {
         let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
+        // somebody else's listener may not have had it when it was accepted
+        no_delay(&fd, self.nodelay && peer != Peer::Unix);
         self.control.live.fetch_add(1, Ordering::SeqCst);
         let fewest = self.lanes.iter().min_by_key(|l| l.live.load(Ordering::Relaxed));
         let lane = fewest.expect("a group has threads");

@@ -1,6 +1,6 @@
 //! Anything with a file descriptor that epoll can watch, on the loop of the current thread.
 
-use crate::reactor::{Interest, Token};
+use crate::reactor::{Interest, Token, Watch};
 use crate::shared::Shared;
 use crate::thread::{try_with_core, with_core};
 use std::io;
@@ -30,17 +30,29 @@ impl<T: AsFd> Async<T> {
     /// # Panics
     /// Outside of an event thread.
     pub fn new(inner: T) -> io::Result<Self> {
-        Self::register(inner, false)
+        Self::register(inner, Watch::Now)
     }
 
     /// Registers for reading only, so that of several threads that watch the same object one is woken.
     pub(crate) fn exclusive(inner: T) -> io::Result<Self> {
-        Self::register(inner, true)
+        Self::register(inner, Watch::Exclusive)
     }
 
-    fn register(inner: T, exclusive: bool) -> io::Result<Self> {
+    /// Registers, and takes it for ready until an operation says otherwise: nothing is asked of epoll before that. For what
+    /// is likely to have something to read.
+    ///
+    /// # Errors
+    /// None now. What epoll says comes from the operation that has to wait first.
+    ///
+    /// # Panics
+    /// As [`Async::new`].
+    pub fn ready(inner: T) -> io::Result<Self> {
+        Self::register(inner, Watch::Later)
+    }
+
+    fn register(inner: T, watch: Watch) -> io::Result<Self> {
         with_core(|core| {
-            let token = core.sources.borrow_mut().add(&core.shared, inner.as_fd(), exclusive)?;
+            let token = core.sources.borrow_mut().add(&core.shared, inner.as_fd(), watch)?;
             Ok(Async { inner: Some(inner), token, home: core.shared.clone() })
         })
     }
@@ -70,9 +82,12 @@ impl<T: AsFd> Async<T> {
                 "a descriptor was used on a thread it is not registered with",
             )));
         }
-        let (poll, replaced) = with_core(|core| core.sources.borrow_mut().poll(self.token, interest, cx));
+        let source = (self.token, interest);
+        let (poll, replaced) = with_core(|core| {
+            core.sources.borrow_mut().poll(&core.shared, self.get_ref().as_fd(), source, cx)
+        });
         drop(replaced);
-        poll.map(Ok)
+        poll
     }
 
     /// Ready when reading may succeed; else the waker is kept.
@@ -155,9 +170,13 @@ impl<T: AsFd> Async<T> {
 
     fn deregister(&self) {
         let Some(inner) = &self.inner else { return };
-        // ENOENT and EBADF would say that it is out of epoll already, which is what is wanted.
-        let _ = self.home.epoll.delete(inner);
         let here = self.home.is_here();
+        let watched =
+            !here || try_with_core(|core| core.sources.borrow_mut().is_watched(self.token)).unwrap_or(true);
+        if watched {
+            // ENOENT and EBADF would say that it is out of epoll already, which is what is wanted.
+            let _ = self.home.epoll.delete(inner);
+        }
         let wakers = if here {
             try_with_core(|core| core.sources.borrow_mut().remove(&core.shared, self.token))
         } else {

@@ -104,7 +104,7 @@ impl Stream {
     /// # Errors
     /// If it cannot be registered.
     pub fn ready(fd: OwnedFd, peer: Peer) -> io::Result<Self> {
-        Ok(Stream { io: Async::new(fd)?.assume_ready(), peer, turn: Turn::UNLIMITED })
+        Ok(Stream { io: Async::ready(fd)?, peer, turn: Turn::UNLIMITED })
     }
 
     /// Connects to a TCP address. There is no time limit but the kernel's: see [`timeout`](crate::time::timeout).
@@ -178,10 +178,23 @@ impl Stream {
 
     /// Writes as much of `buf` as the socket takes.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, buf, SendFlags::NOSIGNAL)
+    }
+
+    /// As [`Stream::poll_write_vectored`], for the last bytes: what doesn't fill a packet waits for
+    /// [`Stream::shutdown_write`], which must follow at once, and goes out with it in one packet. The peer is woken once, and
+    /// not twice.
+    pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::MORE;
+        match bufs {
+            [one] => self.poll_send(cx, one, flags),
+            _ => self.poll_send_vectored(cx, bufs, flags),
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, buf: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
         ready!(self.turn.poll(Interest::Writable, cx));
-        let poll = self
-            .io
-            .poll_io(Interest::Writable, cx, |fd| Ok(rustix::net::send(fd, buf, SendFlags::NOSIGNAL)?));
+        let poll = self.io.poll_io(Interest::Writable, cx, |fd| Ok(rustix::net::send(fd, buf, flags)?));
         self.turn.used(Interest::Writable, &poll);
         self.note_short_write(&poll, buf.len());
         poll
@@ -193,10 +206,19 @@ impl Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.poll_send_vectored(cx, bufs, SendFlags::NOSIGNAL)
+    }
+
+    fn poll_send_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+        flags: SendFlags,
+    ) -> Poll<io::Result<usize>> {
         ready!(self.turn.poll(Interest::Writable, cx));
         let poll = self.io.poll_io(Interest::Writable, cx, |fd| {
             let mut none = rustix::net::SendAncillaryBuffer::default();
-            Ok(rustix::net::sendmsg(fd, bufs, &mut none, SendFlags::NOSIGNAL)?)
+            Ok(rustix::net::sendmsg(fd, bufs, &mut none, flags)?)
         });
         self.turn.used(Interest::Writable, &poll);
         self.note_short_write(&poll, bufs.iter().map(|b| b.len()).sum());

@@ -3,6 +3,9 @@
 //! Every source is added to epoll once, edge-triggered, for both directions. From then on the kernel is not asked
 //! again: an edge sets a bit here, and the user clears it when an operation says `WouldBlock`. A hang-up or error is
 //! never cleared, so a short read may clear "readable" without losing the end of the stream that came with it.
+//!
+//! One that is taken for ready ([`Watch::Later`]) is added when somebody first has to wait for it: a connection that is
+//! accepted, answered and closed in one go never is (HAProxy does the same). To add it reports what has come by then.
 
 use crate::shared::{Shared, WAKE_TOKEN};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -42,8 +45,32 @@ impl Interest {
     }
 }
 
+/// When a source is added to epoll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// At once.
+    Now,
+    /// At once, for reading only: of several threads that watch the same object one is woken.
+    Exclusive,
+    /// When somebody has to wait for it; until then it is taken for ready.
+    Later,
+}
+
+impl Watch {
+    fn flags(self) -> EpollFlags {
+        match self {
+            Watch::Exclusive => EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLEXCLUSIVE,
+            Watch::Now | Watch::Later => {
+                EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+            }
+        }
+    }
+}
+
 struct Source {
     generation: u32,
+    /// It is in epoll.
+    watched: bool,
     ready: u8,
     waiting: [Option<Waker>; 2],
 }
@@ -62,19 +89,23 @@ fn index(token: Token) -> usize {
 }
 
 impl Sources {
-    pub(crate) fn add(&mut self, shared: &Shared, fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<Token> {
+    pub(crate) fn add(&mut self, shared: &Shared, fd: BorrowedFd<'_>, watch: Watch) -> io::Result<Token> {
         self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
         let entry = self.slab.vacant_entry();
         let token = u64::from(self.generation) << 32 | entry.key() as u64;
-        let flags = if exclusive {
-            EpollFlags::EPOLLIN | EpollFlags::EPOLLET | EpollFlags::EPOLLEXCLUSIVE
-        } else {
-            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
-        };
-        shared.epoll.add(fd, EpollEvent::new(flags, token))?;
-        entry.insert(Source { generation: self.generation, ready: 0, waiting: [None, None] });
+        let watched = watch != Watch::Later;
+        if watched {
+            shared.epoll.add(fd, EpollEvent::new(watch.flags(), token))?;
+        }
+        let ready = if watched { 0 } else { READ | WRITE };
+        entry.insert(Source { generation: self.generation, watched, ready, waiting: [None, None] });
         shared.stats.sources.set(self.slab.len() as u64);
         Ok(token)
+    }
+
+    /// It is in epoll, or may be.
+    pub(crate) fn is_watched(&mut self, token: Token) -> bool {
+        self.get(token).is_none_or(|s| s.watched)
     }
 
     /// Forgets a source. Its wakers are returned, to be dropped where nothing is borrowed.
@@ -91,16 +122,24 @@ impl Sources {
         self.slab.get_mut(index(token)).filter(|s| u64::from(s.generation) == token >> 32)
     }
 
-    /// Ready, or the waker is kept. The second value is a replaced waker, to be dropped where nothing is borrowed.
+    /// Ready, or the waker is kept, and from now on epoll says when `fd` is. The second value is a replaced waker, to be
+    /// dropped where nothing is borrowed.
     pub(crate) fn poll(
         &mut self,
-        token: Token,
-        interest: Interest,
+        shared: &Shared,
+        fd: BorrowedFd<'_>,
+        (token, interest): (Token, Interest),
         cx: &Context<'_>,
-    ) -> (Poll<()>, Option<Waker>) {
-        let Some(source) = self.get(token) else { return (Poll::Ready(()), None) };
+    ) -> (Poll<io::Result<()>>, Option<Waker>) {
+        let Some(source) = self.get(token) else { return (Poll::Ready(Ok(())), None) };
         if source.ready & interest.mask() != 0 {
-            return (Poll::Ready(()), None);
+            return (Poll::Ready(Ok(())), None);
+        }
+        if !source.watched {
+            if let Err(e) = shared.epoll.add(fd, EpollEvent::new(Watch::Later.flags(), token)) {
+                return (Poll::Ready(Err(e.into())), None);
+            }
+            source.watched = true;
         }
         let slot = &mut source.waiting[interest as usize];
         if slot.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {

@@ -185,7 +185,8 @@ async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
                 let body_len = hit.body.len() as u64;
                 let answer = Answer { body_len: Some(body_len), validator: hit.validator };
                 io.begin_answer(len, false, head.len(), answer);
-                let mut sending = Sending { io, head, sent: 0, body: hit.body, body_len, told: hit.told };
+                let mut sending =
+                    Sending { io, head, sent: 0, body: hit.body, body_len, last, told: hit.told };
                 if sending.body.len() <= TOGETHER {
                     sending.head.extend_from_slice(&std::mem::take(&mut sending.body));
                 }
@@ -195,7 +196,7 @@ async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
                     Poll::Ready(done) => (done, sending.into_head()),
                     Poll::Pending => (Box::pin(sending.rest(limits)).await, Vec::new()),
                 };
-                (if done.is_err() || last { Step::Close } else { Step::Next }, head)
+                (io.answered(done, last), head)
             }
         };
         give_back(head);
@@ -216,6 +217,8 @@ pub(crate) struct Sending<'a> {
     pub body: Bytes,
     /// Bytes of the body.
     pub body_len: u64,
+    /// The connection ends after it.
+    pub last: bool,
     pub told: Option<Box<Told>>,
 }
 
@@ -249,7 +252,7 @@ impl Sending<'_> {
     /// Sends as much as the socket takes.
     fn some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.head.len() || !self.body.is_empty() {
-            let n = ready!(self.io.poll_send(cx, &self.head[self.sent..], &self.body))?;
+            let n = ready!(self.io.poll_send(cx, &self.head[self.sent..], &self.body, self.last))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

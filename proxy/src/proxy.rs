@@ -163,14 +163,14 @@ impl Proxy {
         self.access.is_some() || self.config.slow.is_some()
     }
 
-    /// Serves one client connection to its end; with a journal if there is to be continuity.
+    /// Serves one client connection to its end; with a journal if there is to be continuity. Nagle's algorithm is off on it
+    /// (`AcceptorConfig::nodelay`).
     pub async fn connection(self: Arc<Self>, stream: Stream, continuity: Option<&Continuity>) {
         let _open = Open::begin(&self.open);
         let addr = match stream.peer() {
             Peer::Tcp(a) => Some(a.ip()),
             _ => None,
         };
-        let _ = stream.set_nodelay(true);
         let io = match continuity {
             None => Io::new(stream),
             Some(c) => {

@@ -180,6 +180,7 @@ fn accept(
         accept_threads: usize::from(handle.threads(net).len() > 1),
         max_connections: config.server.max_connections,
         at_limit: AtLimit::Pause,
+        nodelay: true,
         ..AcceptorConfig::default()
     };
     let serve = move |accepted: Accepted| {

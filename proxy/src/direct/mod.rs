@@ -241,9 +241,10 @@ impl Errand {
         drop(self.busy);
         let body_len = body as u64;
         io.begin_answer(len, true, ready.head_len, Answer { body_len: Some(body_len), validator });
-        let sending = Sending { io, head: ready.head, sent: 0, body: ready.body, body_len, told };
+        let sending =
+            Sending { io, head: ready.head, sent: 0, body: ready.body, body_len, last: close, told };
         let (done, head) = sending.all(limits).await;
         fast::give_back(head);
-        if done.is_err() || close { Step::Close } else { Step::Next }
+        io.answered(done, close)
     }
 }

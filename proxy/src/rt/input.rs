@@ -3,6 +3,7 @@
 use super::Io;
 use crate::continuity::journal::Answer;
 use crate::direct::Sent;
+use crate::fast::Step;
 use bytes::{Buf, Bytes};
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -104,14 +105,40 @@ impl Io {
         self.0.extra.borrow_mut().as_mut()?.sent.take()
     }
 
-    /// Writes some of an answer that was begun.
-    pub fn poll_send(&self, cx: &mut Context<'_>, head: &[u8], body: &[u8]) -> Poll<io::Result<usize>> {
+    /// Writes some of an answer that was begun. `last`: it goes out with the end of the connection ([`Io::answered`]), which
+    /// must follow when all is written.
+    pub fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        last: bool,
+    ) -> Poll<io::Result<usize>> {
         let mut stream = self.0.stream.borrow_mut();
-        let polled = match (head.is_empty(), body.is_empty()) {
-            (_, true) => stream.poll_write(cx, head),
-            (true, _) => stream.poll_write(cx, body),
-            _ => stream.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)]),
+        let both = [IoSlice::new(head), IoSlice::new(body)];
+        let pieces = match (head.is_empty(), body.is_empty()) {
+            (_, true) => &both[..1],
+            (true, _) => &both[1..],
+            _ => &both[..],
+        };
+        let polled = match pieces {
+            _ if last => stream.poll_write_last(cx, pieces),
+            [one] => stream.poll_write(cx, one),
+            _ => stream.poll_write_vectored(cx, pieces),
         };
         self.wrote(polled)
+    }
+
+    /// After the last piece of an answer: ends the connection, if it is the `last` one.
+    pub(crate) fn answered(&self, done: io::Result<()>, last: bool) -> Step {
+        if done.is_err() {
+            return Step::Close;
+        }
+        if last {
+            // a peer that is gone needn't be told
+            let _ = self.0.stream.borrow().shutdown_write();
+            return Step::Close;
+        }
+        Step::Next
     }
 }
