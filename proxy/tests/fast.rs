@@ -279,6 +279,29 @@ fn a_request_in_pieces_is_one_request() {
 }
 
 #[test]
+fn a_last_answer_comes_whole_with_the_end_of_its_connection() {
+    let o = origin();
+    let s = warm(&o, true);
+    let asks = |path: &str| get(path, "Connection: close\r\n");
+    // in one packet, in several, and more than the socket takes at once; all of it from memory
+    for path in ["/", "/medium", "/large"] {
+        s.get(path);
+        let mut c = s.client();
+        let before = s.proxy.stats().fast;
+        let want = s.get(path).body;
+        let reply = c.ask(&asks(path));
+        assert_eq!((reply.body == want, c.closes()), (true, true), "{path}");
+        assert!(s.proxy.stats().fast > before);
+    }
+    // nobody reads what follows it: the answer isn't lost with that
+    for _ in 0..50 {
+        let mut c = s.client();
+        c.send(format!("{}{}", asks("/"), "x".repeat(8000)));
+        assert_eq!(c.reply().status, 200);
+    }
+}
+
+#[test]
 fn a_client_that_takes_nothing_of_its_hits_is_let_go() {
     let o = Origin::says(ok("Cache-Control: max-age=900\r\n", &"x".repeat(8 << 20)));
     let mut c = config(vec![to(&[&o])]);
