@@ -1,7 +1,7 @@
 //! What a request must fulfil before anything is done for it; pure.
 
 use crate::headers;
-use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, StatusCode, Version};
 
 /// A request is refused with this.
@@ -10,7 +10,17 @@ pub type Refusal = (StatusCode, &'static str);
 /// Longest target that is taken, in bytes.
 pub const MAX_TARGET: usize = 16 << 10;
 
-/// Looks at what HTTP itself demands. `outward`: there is a forward proxy, so CONNECT may be asked for.
+/// Bytes of a request's head as it came, but for what hyper leaves out: white space, and an absolute target's authority.
+fn head_len<B>(request: &Request<B>) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |t| t.as_str().len());
+    let line = request.method().as_str().len() + target + " ".len() + " HTTP/1.1\r\n".len();
+    let field =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    line + request.headers().iter().map(field).sum::<usize>() + "\r\n".len()
+}
+
+/// Looks at what HTTP itself demands. `outward`: there is a forward proxy, so CONNECT may be asked for. hyper's limit for a
+/// head is that of its buffer, which takes somewhat more at times: `max_head` is the one that holds, in bytes.
 ///
 /// # Errors
 /// The status to answer with, and why.
@@ -18,6 +28,7 @@ pub fn request<B>(
     request: &Request<B>,
     our_name: &str,
     outward: bool,
+    max_head: usize,
 ) -> Result<Option<HeaderValue>, Refusal> {
     let host = headers::host_of(request).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
     match *request.method() {
@@ -26,6 +37,9 @@ pub fn request<B>(
         }
         Method::TRACE => return Err((StatusCode::METHOD_NOT_ALLOWED, "TRACE is not served")),
         _ => {}
+    }
+    if head_len(request) > max_head {
+        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the head is too large"));
     }
     let target = request.uri();
     if target.path_and_query().is_some_and(|t| t.as_str().len() > MAX_TARGET) {
@@ -69,7 +83,7 @@ mod tests {
             for (k, v) in fields {
                 b = b.header(*k, *v);
             }
-            request(&b.body(()).unwrap(), "us", false).map(|_| ()).map_err(|e| e.0.as_u16())
+            request(&b.body(()).unwrap(), "us", false, 40_000).map(|_| ()).map_err(|e| e.0.as_u16())
         };
         assert_eq!(r("GET", "/", &[]), Ok(()));
         assert_eq!(r("OPTIONS", "*", &[]), Ok(()));

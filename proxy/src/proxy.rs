@@ -238,8 +238,13 @@ impl Proxy {
         found: &mut Option<usize>,
     ) -> Result<Counted, Failed> {
         let refused = |(status, why): check::Refusal| Failed::new(status, why);
-        let host =
-            check::request(&request, &self.config.name, self.config.outward.is_some()).map_err(refused)?;
+        let host = check::request(
+            &request,
+            &self.config.name,
+            self.config.outward.is_some(),
+            self.config.limits.max_head,
+        )
+        .map_err(refused)?;
         if *request.method() == Method::OPTIONS
             && (request.uri().path() == "*" || headers::last_hop(request.headers_mut()))
         {

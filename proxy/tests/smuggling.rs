@@ -133,6 +133,17 @@ fn what_is_too_large_has_its_own_status() {
     );
     assert_eq!(c.reply().status, 431);
     assert_eq!(o.count(), 0);
+    // to the byte, in one piece and in several
+    let of = |len: usize| {
+        let rest = get("/", "X: \r\n").len();
+        get("/", &format!("X: {}\r\n", "a".repeat(len - rest)))
+    };
+    for (len, status) in [(16 << 10, 200), ((16 << 10) + 1, 431)] {
+        assert_eq!(s.ask(&of(len)).status, status, "{len}");
+        let mut c = s.client();
+        of(len).as_bytes().chunks(3000).for_each(|piece| c.send(piece));
+        assert_eq!(c.reply().status, status, "{len} in pieces");
+    }
 
     let mut c = config(vec![to(&[&o])]);
     c.routes[0].max_body.0 = 10;

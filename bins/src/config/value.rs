@@ -56,7 +56,11 @@ impl std::fmt::Display for Raw {
 pub type Wrong = String;
 
 fn expected<T>(what: &str, got: &Raw) -> Result<T, Wrong> {
-    Err(format!("expected {what}, got {} ({got})", got.kind()))
+    match got {
+        // there is no more to say of it
+        Raw::Other(kind) => Err(format!("expected {what}, got {kind}")),
+        _ => Err(format!("expected {what}, got {} ({got})", got.kind())),
+    }
 }
 
 /// Text.
