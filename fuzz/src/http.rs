@@ -31,7 +31,7 @@ pub fn plain(bytes: &[u8]) {
     assert_eq!(head, &bytes[..plain.len]);
     let request = parse(bytes).expect("hyper's parser takes it");
     assert_eq!(request.uri().path_and_query().map(|t| t.as_str()), Some(plain.target));
-    let host = check::request(&request, "fuzz", false).expect("it is in order");
+    let host = check::request(&request, "fuzz", false, usize::MAX).expect("it is in order");
     assert_eq!(host.as_ref().map(HeaderValue::as_bytes), Some(plain.host.as_bytes()));
     assert_eq!(range::part(request.headers(), 100), range::Part::Whole);
     let directives = Directives::of_request(request.headers());
@@ -166,7 +166,7 @@ pub fn fields(bytes: &[u8]) {
     let _ = conditional::range_applies(request.headers(), request.headers());
     proxy::date::stamp(&mut request.headers().clone(), SystemTime::UNIX_EPOCH);
     key_of(request.uri());
-    let host = check::request(&request, "fuzz", true);
+    let host = check::request(&request, "fuzz", true, usize::MAX);
     let h = request.headers_mut();
     let _ = (headers::last_hop(h), headers::wanted_upgrade(h, &["websocket".to_owned()]));
     headers::for_next_hop(h);
