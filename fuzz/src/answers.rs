@@ -1,23 +1,20 @@
 //! Answers of origins, as the way without hyper reads them: beside hyper itself.
 
 use crate::http::{fields_of, listed};
+use crate::peer::{self, Peer};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::rt::{Read, ReadBufCursor, Write};
 use proxy::cache::policy::Rules;
 use proxy::direct::heads::{self, Back, Come, Passing, Whole};
 use proxy::edit::Edits;
 use proxy::headers;
 use std::future::Future;
-use std::io;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 /// A stream that is looked at so many times at the most.
 const LOOKS: usize = 32;
@@ -112,11 +109,9 @@ struct Seen {
 
 /// Has hyper ask an origin that sends these bytes, so many with a read, and then nothing more.
 fn by_hyper(bytes: &[u8], each: usize) -> Option<Seen> {
-    let awake = Arc::new(Awake::default());
-    let waker = Waker::from(awake.clone());
-    let mut cx = Context::from_waker(&waker);
+    let mut shaken = pin!(http1::handshake(Peer::new(bytes, each, true)));
     let Poll::Ready(Ok((mut sender, connection))) =
-        pin!(http1::handshake(Peer { bytes, each, asked: false })).poll(&mut cx)
+        shaken.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     else {
         unreachable!("it doesn't wait for anybody")
     };
@@ -128,15 +123,15 @@ fn by_hyper(bytes: &[u8], each: usize) -> Option<Seen> {
         Some(Seen { answer: Response::from_parts(head, ()), body, goes_on: false })
     });
     let mut seen = None;
-    while awake.0.swap(false, Ordering::Relaxed) {
-        let _ = connection.as_mut().poll(&mut cx);
+    peer::run(|cx| {
+        let _ = connection.as_mut().poll(cx);
         if seen.is_none()
-            && let Poll::Ready(done) = asked.as_mut().poll(&mut cx)
+            && let Poll::Ready(done) = asked.as_mut().poll(cx)
         {
             seen = Some(done);
-            awake.0.store(true, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
         }
-    }
+    });
     drop(asked);
     let mut seen = seen??;
     seen.goes_on = sender.is_ready();
@@ -146,58 +141,4 @@ fn by_hyper(bytes: &[u8], each: usize) -> Option<Seen> {
 async fn ask(sender: &mut SendRequest<Empty<Bytes>>) -> Option<Response<Incoming>> {
     sender.ready().await.ok()?;
     sender.send_request(Request::new(Empty::new())).await.ok()
-}
-
-/// Somebody wants to go on.
-struct Awake(AtomicBool);
-
-impl Default for Awake {
-    fn default() -> Awake {
-        Awake(AtomicBool::new(true))
-    }
-}
-
-impl Wake for Awake {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The other end: says what it has to say, once it was asked for anything.
-struct Peer<'a> {
-    bytes: &'a [u8],
-    each: usize,
-    asked: bool,
-}
-
-impl Read for Peer<'_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        mut to: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let (now, later) = self.bytes.split_at(self.bytes.len().min(self.each).min(to.remaining()));
-        if now.is_empty() || !self.asked {
-            return Poll::Pending;
-        }
-        to.put_slice(now);
-        self.bytes = later;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Write for Peer<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.asked = true;
-        cx.waker().wake_by_ref();
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }

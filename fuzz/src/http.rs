@@ -29,7 +29,7 @@ pub fn plain(bytes: &[u8]) {
     assert_eq!(scanner.finding(), None, "the scanner refuses it");
     assert!(scanner.between_requests(), "its head isn't all of it");
     assert_eq!(head, &bytes[..plain.len]);
-    let request = parse(bytes).expect("hyper's parser takes it");
+    let (request, _) = parse(bytes).expect("hyper's parser takes it");
     assert_eq!(request.uri().path_and_query().map(|t| t.as_str()), Some(plain.target));
     let host = check::request(&request, "fuzz", false, usize::MAX).expect("it is in order");
     assert_eq!(host.as_ref().map(HeaderValue::as_bytes), Some(plain.host.as_bytes()));
@@ -81,7 +81,7 @@ fn one_request(head: &mut [u8]) -> Request<()> {
     scanner.feed(head);
     assert_eq!(scanner.finding(), None, "the scanner refuses it");
     assert!(scanner.between_requests(), "its head isn't all of it");
-    parse(head).expect("hyper's parser takes it")
+    parse(head).expect("hyper's parser takes it").0
 }
 
 /// However a stream is cut into reads, the scanner poisons the same byte, and after that nothing.
@@ -146,7 +146,7 @@ fn told(request: &Request<()>) {
 
 /// Everything that reads fields.
 pub fn fields(bytes: &[u8]) {
-    let Some(mut request) = parse(bytes) else { return };
+    let Some((mut request, _)) = parse(bytes) else { return };
     told(&request);
     let len = bytes.len() as u64;
     if let range::Part::Bytes(from, to) = range::part(request.headers(), len) {
@@ -192,19 +192,17 @@ fn key_of(uri: &Uri) {
     }
 }
 
-/// A request's head, as hyper's parser takes it.
-fn parse(bytes: &[u8]) -> Option<Request<()>> {
+/// A request's head, as hyper's parser takes it, and its length.
+pub(crate) fn parse(bytes: &[u8]) -> Option<(Request<()>, usize)> {
     // as many as hyper takes
     let mut parsed = [httparse::EMPTY_HEADER; 100];
     let mut head = httparse::Request::new(&mut parsed);
-    if !head.parse(bytes).ok()?.is_complete() {
-        return None;
-    }
+    let httparse::Status::Complete(len) = head.parse(bytes).ok()? else { return None };
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
     *request.uri_mut() = head.path?.parse().ok()?;
     *request.headers_mut() = fields_of(head.headers)?;
-    Some(request)
+    Some((request, len))
 }
 
 /// As they have been parsed.

@@ -4,16 +4,19 @@
 //! `fuzz/run` has `cargo fuzz` find new bytes; `tests/replay.rs` replays those that were worth keeping (`corpus/`).
 //! Read in this order: [`TARGETS`], then the module of what you look for: `suite` (configuration and those of others, notify
 //! datagrams, inherited fds, orders, pulse pages, answers to heartbeats, numbers), `http` (requests, fields, names of files),
-//! `answers` (of origins), `kept` (connection tables and cache files).
+//! `requests` and `answers` beside hyper, which reads them from a `peer`; `kept` (connection tables and cache files).
 
 mod answers;
 mod http;
 mod kept;
+mod peer;
+mod requests;
 mod suite;
 
 pub use answers::answers;
 pub use http::{fields, files, plain, strict};
 pub use kept::{record, table};
+pub use requests::requests;
 pub use suite::{config, exposition, import, listen_fds, notify, order, probe, pulse, scenario};
 
 /// A target: its name, which is its corpus's too, and what it does with bytes.
@@ -34,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("probe", probe),
     ("pulse", pulse),
     ("record", record),
+    ("requests", requests),
     ("scenario", scenario),
     ("strict", strict),
     ("table", table),
