@@ -100,6 +100,7 @@ mod tests {
         assert_eq!(l.tick(S(32)), Some(Rung::Kill));
         assert_eq!(l.tick(S(42)), Some(Rung::Stuck));
         assert_eq!((l.deadline(), l.tick(S(1_000_000))), (None, None));
+        assert_eq!((rungs.whole(), Rungs { core: None, ..rungs }.whole()), (S(42), S(40)));
     }
 
     #[test]
