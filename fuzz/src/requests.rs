@@ -40,12 +40,10 @@ pub fn requests(bytes: &[u8]) {
         let (head, len) = parse(one).expect("a head");
         assert_eq!((head.method(), head.uri()), (&taken.method, &taken.uri));
         let body = &one[len..];
-        let body = if is_chunked(head.headers()) { unchunked(body) } else { body.to_vec() };
-        assert!(
-            taken.body.as_deref().is_none_or(|b| b == body),
-            "hyper reads {:?}, not {body:?}",
-            taken.body
-        );
+        let body = if is_chunked(head.headers()) { unchunked(body) } else { Some(body.to_vec()) };
+        // what the scanner lets through may still be nothing for hyper
+        let same = taken.body.as_deref().is_none_or(|b| Some(b) == body.as_deref());
+        assert!(same, "hyper reads {:?}, not {body:?}", taken.body);
         begin = *end;
     }
 }
@@ -67,19 +65,19 @@ fn is_chunked(fields: &HeaderMap) -> bool {
     fields.contains_key(TRANSFER_ENCODING)
 }
 
-/// What the chunks hold.
-fn unchunked(mut rest: &[u8]) -> Vec<u8> {
+/// What the chunks hold, if they are chunks.
+fn unchunked(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
-        let Ok(httparse::Status::Complete((begin, len))) = httparse::parse_chunk_size(rest) else {
-            panic!("{rest:?} begins with no chunk")
+        let httparse::Status::Complete((begin, len)) = httparse::parse_chunk_size(rest).ok()? else {
+            return None;
         };
         if len == 0 {
-            return body;
+            return Some(body);
         }
-        let end = begin + len as usize;
-        body.extend_from_slice(&rest[begin..end]);
-        rest = &rest[end + 2..];
+        let end = begin.checked_add(usize::try_from(len).ok()?)?;
+        body.extend_from_slice(rest.get(begin..end)?);
+        rest = rest.get(end + 2..)?;
     }
 }
 
