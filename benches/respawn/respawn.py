@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -32,31 +32,49 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def start(subject, work, servers, *how):
-    """One more of `servers`; None: it doesn't start, and is left out."""
-    try:
-        servers.append(subjects.start(subject, work, *how))
-        return servers[-1]
-    except SystemExit as e:
-        return say(f"{subject.title} is left out: {e}")
+class Field:
+    """The subjects that run, by their class, and what all of them share."""
+
+    def __init__(self, work, cores, tools):
+        self.work, self.cores, self.tools = work, cores, tools
+        self.origin = subjects.peers.Origin(work / "of", cores[1])
+        self.running = {}
+        self.begun = 0
+
+    def start(self, subject):
+        """False: it doesn't start, and is left out."""
+        self.begun += 1
+        try:
+            self.running[subject] = subjects.start(subject, self.work / str(self.begun), self.cores, self.origin, self.tools)
+        except SystemExit as e:
+            say(f"{subject.title} is left out: {e}")
+        return subject in self.running
+
+    def stop(self, subject):
+        self.running.pop(subject).stop()
+
+    def end(self):
+        for subject in list(self.running):
+            self.stop(subject)
+        self.origin.stop()
+
+    def stroke(self, subject, *options):
+        """A stroke at the process that serves; None where there's none."""
+        one = self.running[subject]
+        workers = one.workers()
+        if not workers:
+            return None
+        command = ["taskset", "-c", self.cores[1], self.tools / "respawn-stroke", f"127.0.0.1:{one.port}", workers[0], "--path", one.path]
+        return subprocess.Popen(list(map(str, [*command, *options])), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def stroke(tools, core, one, *options):
-    """A stroke at the process that serves; None where there's none."""
-    workers = one.workers()
-    if not workers:
-        return None
-    command = ["taskset", "-c", core, tools / "respawn-stroke", f"127.0.0.1:{one.port}", workers[0], "--path", one.path, *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def outcome(one, process):
+def outcome(subject, process):
     """What it came to; None: it couldn't be measured."""
     if process is None:
-        return say(f"{one.title}: nobody serves any more")
+        return say(f"{subject.title}: nobody serves any more")
     out, err = process.communicate()
     if process.returncode:
-        return say(f"{one.title}: {err.strip()}")
+        return say(f"{subject.title}: {err.strip()}")
     return json.loads(out)
 
 
@@ -86,32 +104,31 @@ def at_rest(one, seconds):
     return {"rss": resident, "pss": proportional, "wakeups": (switches(pids) - before) / seconds, "processes": len(pids)}
 
 
-def killed(running, tools, core, rounds):
+def kill(field, rounds, results):
     """Outcomes by subject, of interleaved rounds."""
-    results = {one: [] for one in running}
-    last = {one: time.monotonic() for one in running}
+    last = dict.fromkeys(field.running, time.monotonic())
     for turn in range(rounds):
-        for one in running:
-            time.sleep(max(0, last[one] + GAP - time.monotonic()))
-            result = outcome(one, stroke(tools, core, one, "--connections", CONNECTIONS))
-            last[one] = time.monotonic()
+        for subject in list(field.running):
+            time.sleep(max(0, last[subject] + GAP - time.monotonic()))
+            result = outcome(subject, field.stroke(subject, "--connections", CONNECTIONS))
+            last[subject] = time.monotonic()
             if result and result["failed_before"]:
-                say(f"{one.title}: {result['failed_before']} before the kill")
-            results[one].append(result)
+                say(f"{subject.title}: {result['failed_before']} before the kill")
+            results[subject].append(result)
+            if not subject.forgives:
+                field.stop(subject)
+                field.start(subject)
         say(f"kill {turn + 1} of {rounds}")
-    return results
 
 
-def stopped(running, tools, core, rounds, patience):
+def stop(field, rounds, patience, results):
     """The same for SIGSTOP: all at once, since most of them wait for it for ever."""
-    results = {one: [] for one in running}
     for turn in range(rounds):
         time.sleep(GAP)
-        strokes = {one: stroke(tools, core, one, "--stop", "--patience", f"{patience}s") for one in running}
-        for one, process in strokes.items():
-            results[one].append(outcome(one, process))
+        strokes = {s: field.stroke(s, "--stop", "--patience", f"{patience}s") for s in field.running}
+        for subject, process in strokes.items():
+            results[subject].append(outcome(subject, process))
         say(f"stop {turn + 1} of {rounds}")
-    return results
 
 
 def quantile(values, q):
@@ -165,21 +182,23 @@ def hung(results, patience):
 HEAD = ["", "failed per kill", f"of {CONNECTIONS} connections lost", "next answer, p50", "p99", "longest", "hung: next answer", "PSS (RSS), MiB", "wake-ups/s"]
 
 
-def rows(running, kills, stops, rest, patience):
-    ours = next((one for one in running if isinstance(one, subjects.Suite)), None)
-    base = quantile(times(kills[ours], "answered_ms"), 0.5) if ours and times(kills[ours], "answered_ms") else None
-    for one in running:
-        answers, hangs, r = times(kills[one], "answered_ms"), [s for s in stops[one] if s], rest.get(one.title)
-        row = [one.title]
+def rows(wanted, kills, stops, rest, patience):
+    ours = times(kills[subjects.Suite], "answered_ms")
+    base = quantile(ours, 0.5) if ours else None
+    for subject in wanted:
+        answers, hangs, r = times(kills[subject], "answered_ms"), [s for s in stops[subject] if s], rest.get(subject)
+        row = [subject.title] + ["-"] * (len(HEAD) - 1)
         if answers:
-            lost = sum(k["connections_lost"] for k in kills[one] if k) / len(answers)
             p50 = quantile(answers, 0.5)
-            row += [failures(kills[one]), number(lost), ms(p50) + (ratio(p50, base) if one is not ours else ""),
-                    ms(quantile(answers, 0.99)) if len(answers) >= 100 else "-", ms(max(answers))]
-        else:
-            row += ["-"] * 5
-        row.append(hung(hangs, patience) if hangs else "-")
-        row += [f"{r['pss']:.1f} ({r['rss']:.1f})", f"{r['wakeups']:.1f}"] if r else ["-"] * 2
+            row[1] = failures(kills[subject])
+            row[2] = number(sum(k["connections_lost"] for k in kills[subject] if k) / len(answers))
+            row[3] = ms(p50) + ("" if subject is subjects.Suite else ratio(p50, base))
+            row[4] = ms(quantile(answers, 0.99)) if len(answers) >= 100 else "-"
+            row[5] = ms(max(answers))
+        if hangs:
+            row[6] = hung(hangs, patience)
+        if r:
+            row[7], row[8] = f"{r['pss']:.1f} ({r['rss']:.1f})", f"{r['wakeups']:.1f}"
         yield row
 
 
@@ -218,28 +237,27 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if a.ahead:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+    kills, stops, rest = defaultdict(list), defaultdict(list), {}
     with tempfile.TemporaryDirectory(prefix="respawn-") as work:
-        work, running, servers, rest = Path(work), [], [], {}
         os.chmod(work, 0o755)
+        field = Field(Path(work), cores, a.tools)
         try:
-            servers.append(origin := subjects.peers.Origin(work / "of", cores[1]))
             for s in wanted if a.rest else []:
-                if one := start(s, work / "alone", servers, cores, origin, a.tools):
-                    rest[s.title] = at_rest(one, a.rest)
-                    servers.pop().stop()
-                    say(f"{s.title} at rest: {rest[s.title]}")
+                if field.start(s):
+                    rest[s] = at_rest(field.running[s], a.rest)
+                    field.stop(s)
+                    say(f"{s.title} at rest: {rest[s]}")
             for s in wanted:
-                if one := start(s, work / "all", servers, cores, origin, a.tools):
-                    running.append(one)
-            kills = killed(running, a.tools, cores[1], a.kills)
-            stops = stopped(running, a.tools, cores[1], a.stops, a.patience)
+                field.start(s)
+            kill(field, a.kills, kills)
+            stop(field, a.stops, a.patience, stops)
         finally:
-            for one in reversed(servers):
-                one.stop()
-        table([HEAD, *rows(running, kills, stops, rest, a.patience)], a.markdown)
-        for one in running:
-            if one.note:
-                print(f"{'- ' if a.markdown else ''}{one.title}: {one.note}")
+            field.end()
+            # also what there is when it was interrupted
+            table([HEAD, *rows(wanted, kills, stops, rest, a.patience)], a.markdown)
+            for s in wanted:
+                if s.note:
+                    print(f"{'- ' if a.markdown else ''}{s.title}: {s.note}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Supervisor(peers.Server):
     """One of the simple worker, or of one of its own that answers by itself."""
 
     note = ""
+    forgives = True
     path = "/100"
 
     def __init__(self, work, core, tools):
@@ -97,6 +98,8 @@ class Proxy:
     """As benches/proxy has it."""
 
     note = ""
+    # has forgotten the last kill when the next one comes
+    forgives = True
     path = "/100"
 
     def at_rest(self):
@@ -133,7 +136,8 @@ watchdog = "2s"
 class TrafficServer(Proxy, peers.TrafficServer):
     title = "Traffic Server"
     program = "traffic_layout"
-    note = "`traffic_manager`, one event thread"
+    note = "`traffic_manager`, one event thread; started anew for each kill, since its wait doubles with each one (1, 2, 4 … 85 s)"
+    forgives = False
 
     def run(self, program, *args):
         super().run(Path(program).with_name("traffic_manager"), *args)
