@@ -139,6 +139,26 @@ fn unsafe_is_fenced_and_explained() {
 }
 
 #[test]
+fn every_benchmark_says_what_it_costs_and_a_wrong_name_is_refused() {
+    let run = |arg: &str| std::process::Command::new(root().join("benches/run")).arg(arg).output().unwrap();
+    let list = String::from_utf8(run("--list").stdout).unwrap();
+    let dirs = fs::read_dir(root().join("benches")).unwrap().flatten();
+    let names: Vec<String> = dirs
+        .filter(|d| d.path().join("run").exists())
+        .map(|d| d.file_name().into_string().unwrap())
+        .collect();
+    assert!(names.len() > 5, "found only {names:?}");
+    for name in names {
+        let line = list.lines().find(|l| l.split_whitespace().next() == Some(&name));
+        let line = line.unwrap_or_else(|| panic!("benches/run --list has no {name}:\n{list}"));
+        assert!(line.contains("minute"), "benches/{name}/run has no line \"bench:\" with its time: {line}");
+    }
+    let wrong = run("no-such-benchmark");
+    assert_eq!(wrong.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no-such-benchmark"));
+}
+
+#[test]
 fn exit_codes_of_the_docs_are_those_of_the_enum() {
     let docs = read("docs/operations.md");
     for exit in traffic::exit::Exit::ALL {
