@@ -149,10 +149,14 @@ impl Clients {
     fn run(&mut self, stop: &AtomicU8) -> io::Result<()> {
         let end = Instant::now() + Duration::from_secs(self.plan.seconds);
         let mut events: Vec<epoll::Event> = Vec::with_capacity(1024);
+        let mut patience = None;
         loop {
             let now = Instant::now();
             let told = stop.load(Ordering::Relaxed);
             let over = now >= end || told != GO_ON;
+            if over && now >= *patience.get_or_insert(now + self.plan.timeout) {
+                self.expire();
+            }
             self.timers(now, over);
             if told == ABANDON || over && self.out == 0 {
                 return Ok(());
@@ -169,6 +173,14 @@ impl Clients {
             for e in &events {
                 self.ready(e.data.u64() as usize);
             }
+        }
+    }
+
+    /// What became due before the end and waits for an answer to the request before it has had its time: on a server that
+    /// answers nobody, each would else be begun and wait for as long again.
+    fn expire(&mut self) {
+        for at in self.clients.iter_mut().flat_map(|c| c.waiting.drain(..)) {
+            self.stats.lock().expect("nobody panics with it").bad(at, Failure::Timeout);
         }
     }
 

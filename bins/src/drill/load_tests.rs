@@ -118,6 +118,20 @@ fn a_close_that_was_announced_is_no_loss() {
 }
 
 #[test]
+fn a_server_that_never_answers_does_not_prolong_the_load() {
+    // the kernel takes the connections, and nobody answers
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let timeout = Duration::from_secs(1);
+    let begun = Instant::now();
+    let s = run(Plan { addr, timeout, ..plan(1, 0) });
+    // one after the other, they would take a second each
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(s.requests > 20 && s.ok == 0, "{} requests", s.requests);
+    assert_eq!(s.failed.get(&Failure::Timeout), Some(&s.requests), "{:?}", s.failed);
+}
+
+#[test]
 fn a_load_that_is_abandoned_waits_for_nobody() {
     // the kernel takes the connections, and nobody answers
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
