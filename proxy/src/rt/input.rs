@@ -105,7 +105,7 @@ impl Io {
         self.0.extra.borrow_mut().as_mut()?.sent.take()
     }
 
-    /// Writes some of an answer that was begun. `last`: it goes out with the end of the connection ([`Io::answered`]), which
+    /// Writes some of an answer that was begun. `last`: it goes out with the end of the connection (`Io::answered`), which
     /// must follow when all is written.
     pub fn poll_send(
         &self,
