@@ -147,17 +147,19 @@ impl Clients {
     }
 
     fn run(&mut self, stop: &AtomicU8) -> io::Result<()> {
-        let end = Instant::now() + Duration::from_secs(self.plan.seconds);
+        let mut end = Instant::now() + Duration::from_secs(self.plan.seconds);
         let mut events: Vec<epoll::Event> = Vec::with_capacity(1024);
-        let mut patience = None;
         loop {
             let now = Instant::now();
             let told = stop.load(Ordering::Relaxed);
-            let over = now >= end || told != GO_ON;
-            if over && now >= *patience.get_or_insert(now + self.plan.timeout) {
+            if told != GO_ON {
+                end = end.min(now);
+            }
+            let over = now >= end;
+            if now >= end + self.plan.timeout {
                 self.expire();
             }
-            self.timers(now, over);
+            self.timers(now, end);
             if told == ABANDON || over && self.out == 0 {
                 return Ok(());
             }
@@ -184,14 +186,15 @@ impl Clients {
         }
     }
 
-    fn timers(&mut self, now: Instant, over: bool) {
+    /// Does what is due by now; of what a client is to begin, what was due before the end, however late that is noticed.
+    fn timers(&mut self, now: Instant, end: Instant) {
         while let Some(Reverse((at, what))) = self.due.peek().copied() {
             if at > now {
                 return;
             }
             self.due.pop();
             match what {
-                Due::New if over => {}
+                Due::New if at >= end => {}
                 Due::New => {
                     self.due.push(Reverse((at + Duration::from_secs(1) / self.plan.rate, Due::New)));
                     let i = self.free.pop().unwrap_or_else(|| {
@@ -202,7 +205,7 @@ impl Clients {
                         self.request(i, at);
                     }
                 }
-                Due::Request(_) if over => {}
+                Due::Request(_) if at >= end => {}
                 Due::Request(i) => {
                     self.due.push(Reverse((
                         at + Duration::from_secs(1) / self.plan.keepalive_rate,

@@ -62,7 +62,7 @@ fn a_good_server_is_found_good() {
         });
     });
     assert_eq!((s.failures(), s.connections_lost), (0, 0), "{:?}", s.failed);
-    assert!(s.ok > 0);
+    assert!(s.ok >= 100, "{} requests in a second at 150 a second", s.ok);
     assert_eq!(s.requests, s.ok);
 }
 
@@ -78,7 +78,7 @@ fn each_misdeed_has_its_name() {
     let only = |s: Stats, how: Failure| {
         assert_eq!(s.ok, 0, "{:?}", s.failed);
         assert_eq!(s.failed.get(&how), Some(&s.requests), "{:?}", s.failed);
-        assert!(s.requests > 0);
+        assert!(s.requests >= 15);
     };
     only(bad("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"), Failure::Status(502));
     only(bad("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhellO"), Failure::Body);
@@ -103,7 +103,7 @@ fn an_idle_connection_that_is_closed_is_lost_and_no_request_failed() {
         request(&mut s);
         good(&mut s);
     });
-    assert!(s.connections_lost > 0, "{} of {}", s.connections_lost, s.connections);
+    assert!(s.connections_lost >= 10, "{} of {}", s.connections_lost, s.connections);
     assert_eq!(s.failed.get(&Failure::Status(502)), None);
 }
 
@@ -114,7 +114,7 @@ fn a_close_that_was_announced_is_no_loss() {
         let _ = write!(s, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n{PAGE}");
     });
     assert_eq!((s.connections_lost, s.failures()), (0, 0), "{:?}", s.failed);
-    assert!(s.ok > 0);
+    assert!(s.ok >= 30);
 }
 
 #[test]
