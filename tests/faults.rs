@@ -247,6 +247,16 @@ fn resident(pid: i32) -> u64 {
     text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
+/// Beside so many clients others are answered, and each of them has cost the server little since it had so many bytes.
+#[track_caller]
+fn costs_little(s: &Suite, server: i32, before: u64, clients: usize) {
+    for _ in 0..20 {
+        assert_eq!(s.get("/").code, 200);
+    }
+    let each = resident(server).saturating_sub(before) / clients as u64;
+    assert!(each < 48 << 10, "{each} bytes for each of them");
+}
+
 /// From now on nothing that its peer sends arrives, and nobody says that it doesn't: as of one that has lost its power or its
 /// way. What it sends goes out.
 fn vanish(client: &TcpStream) {
@@ -284,11 +294,7 @@ fn clients_that_say_nothing_or_have_vanished_cost_little_and_are_forgotten_in_ti
         })
         .collect();
     s.until("many are there at once", || open() >= descriptors + crowd.len() / 4);
-    for _ in 0..20 {
-        assert_eq!(s.get("/").code, 200);
-    }
-    let each = resident(server).saturating_sub(memory) / crowd.len() as u64;
-    assert!(each < 48 << 10, "{each} bytes for each of them");
+    costs_little(&s, server, memory, crowd.len());
     // nobody has closed any of them but the server
     s.until("they are forgotten", || open() <= descriptors + 2);
     assert_eq!(s.pid("server"), server);
@@ -313,11 +319,7 @@ fn a_crowd_of_slow_clients_costs_little_and_delays_nobody() {
             c
         })
         .collect();
-    for _ in 0..20 {
-        assert_eq!(s.get("/").code, 200);
-    }
-    let each = resident(server).saturating_sub(before) / slow.len() as u64;
-    assert!(each < 48 << 10, "{each} bytes for each of them");
+    costs_little(&s, server, before, slow.len());
     // each is told that it was too slow, and let go
     for mut c in slow {
         c.set_read_timeout(Some(LONG)).unwrap();

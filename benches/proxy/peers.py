@@ -4,11 +4,13 @@ Every one listens on a port of its own, has one worker thread, 256 MiB of memory
 origin, caches everything but what begins with /pass, and logs no requests.
 """
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,18 @@ def tree(pid):
         all_.append(pid)
         todo += children.get(pid, [])
     return all_
+
+
+def memory(pids):
+    """KiB, of those that are still there: resident, and with what is shared divided by those who share it."""
+    total = Counter()
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total.update({k: int(n) for k, n in re.findall(r"^(Rss|Pss):\s+(\d+)", text, re.M)})
+    return total["Rss"], total["Pss"]
 
 
 class Server:
@@ -165,6 +179,16 @@ http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000
         self.wait()
 
 
+# of HAProxy, wherever it is measured
+HAPROXY = """defaults
+ mode http
+ timeout client 600s
+ timeout server 60s
+ timeout connect 5s
+ timeout http-keep-alive 600s
+"""
+
+
 class Haproxy(Server):
     def __init__(self, work, core, origin, memory=MEMORY):
         super().__init__("haproxy", work, core)
@@ -172,13 +196,7 @@ class Haproxy(Server):
         conf.write_text(f"""global
  maxconn 8000
  nbthread 1
-defaults
- mode http
- timeout client 600s
- timeout server 60s
- timeout connect 5s
- timeout http-keep-alive 600s
- http-reuse always
+{HAPROXY} http-reuse always
 cache c
  total-max-size {memory >> 20}
  max-object-size {2 << 20}

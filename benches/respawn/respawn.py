@@ -78,14 +78,6 @@ def outcome(subject, process):
     return json.loads(out)
 
 
-def memory(pids):
-    """MiB: resident, and with what is shared divided by those who share it."""
-    total = Counter()
-    for pid in pids:
-        total.update({k: int(n) for k, n in re.findall(r"^(Rss|Pss):\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)})
-    return total["Rss"] / 1024, total["Pss"] / 1024
-
-
 def switches(pids):
     """How often all their threads have been run so far."""
     total = 0
@@ -98,7 +90,7 @@ def at_rest(one, seconds):
     """Memory and wake-ups a second of one that has nothing to do."""
     time.sleep(4)
     pids = one.at_rest()
-    resident, proportional = memory(pids)
+    resident, proportional = (kib / 1024 for kib in subjects.peers.memory(pids))
     before = switches(pids)
     time.sleep(seconds)
     return {"rss": resident, "pss": proportional, "wakeups": (switches(pids) - before) / seconds, "processes": len(pids)}

@@ -287,13 +287,7 @@ class Haproxy(Booted):
     def unit_files(self):
         conf = self.write("machine/conf", f"""global
  nbthread 1
-defaults
- mode http
- timeout client 600s
- timeout server 60s
- timeout connect 5s
- timeout http-keep-alive 600s
-frontend f
+{peers.HAPROXY}frontend f
  bind 127.0.0.1:{self.port} backlog 4096
  http-request return status 200 content-type text/plain string {"x" * 100}
 """)

@@ -85,7 +85,8 @@ fn kill(args: &Args, target: &PidFd, page: &Page) -> anyhow::Result<Value> {
     target.poll_exit(Duration::from_secs(5))?.context("it survives SIGKILL")?;
     let answered = next_answer(args, page, at);
     sleep(args.margin);
-    end(load, args.timeout);
+    load.stop();
+    load.join();
     let after = seen(&stats);
     Ok(json!({
         "answered_ms": answered.map(milliseconds),
@@ -94,17 +95,6 @@ fn kill(args: &Args, target: &PidFd, page: &Page) -> anyhow::Result<Value> {
         "failed_before": failures(&before.failed),
         "connections_lost": after.connections_lost,
     }))
-}
-
-/// Those that are out get their time; what has become due since, behind one that isn't answered, isn't begun any more.
-fn end(load: Load, limit: Duration) {
-    load.stop();
-    let since = Instant::now();
-    while !load.is_finished() && since.elapsed() < limit {
-        sleep(TURN);
-    }
-    load.abandon();
-    load.join();
 }
 
 /// SIGSTOP without a load, until somebody else answers and until somebody has ended it; then SIGCONT.

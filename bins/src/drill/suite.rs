@@ -202,15 +202,15 @@ impl Suite {
         signals: &mut Signals,
     ) -> anyhow::Result<Figures> {
         let until = Instant::now() + limit;
-        let mut last = (Figures::default(), Instant::now());
+        let (mut open, mut since) = ((0, 0), Instant::now());
         loop {
             let figures = Figures::of(&self.dir, self.init.stored().len());
             let held = [Target::Cop, Target::Manager, Target::Server].iter().all(|t| self.pid(*t).is_some());
-            let open = |f: &Figures| (f.processes, f.fds, f.stored);
-            if !held || figures.processes != PROCESSES || open(&figures) != open(&last.0) {
-                last = (figures, Instant::now());
+            let (whole, now) = (held && figures.processes == PROCESSES, (figures.fds, figures.stored));
+            if !whole || now != open {
+                (open, since) = (now, Instant::now());
             }
-            if held && last.1.elapsed() >= quiet || Instant::now() >= until {
+            if whole && since.elapsed() >= quiet || Instant::now() >= until {
                 return Ok(figures);
             }
             if self.watch(Duration::from_millis(100), signals)? {
