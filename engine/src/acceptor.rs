@@ -264,11 +264,9 @@ impl Lane {
     }
 }
 
-/// Switches Nagle's algorithm off, if it is `wanted`. Whoever can't have that is only slower.
-fn no_delay(fd: &OwnedFd, wanted: bool) {
-    if wanted {
-        let _ = sockopt::set_tcp_nodelay(fd, true);
-    }
+/// Switches Nagle's algorithm off. A Unix socket has none, and whoever can't have that is only slower.
+fn no_delay(fd: &OwnedFd) {
+    let _ = sockopt::set_tcp_nodelay(fd, true);
 }
 
 /// Empties a connection queue, on the thread it belongs to.
@@ -343,10 +341,9 @@ impl Acceptor {
             })
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
-        let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<Vec<_>>>()?;
+        let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
         if config.nodelay {
-            let tcp = |bound: &Bound| matches!(bound, Bound::Tcp(_));
-            bound.iter().zip(&config.listeners).for_each(|(b, listener)| no_delay(listener, tcp(b)));
+            config.listeners.iter().for_each(no_delay);
         }
         let (requests_per_event, nodelay) = (config.requests_per_event, config.nodelay);
         let threads = Vec::new();
@@ -398,7 +395,9 @@ impl Acceptor {
     pub fn adopt(&self, fd: OwnedFd) {
         let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
         // somebody else's listener may not have had it when it was accepted
-        no_delay(&fd, self.nodelay && peer != Peer::Unix);
+        if self.nodelay {
+            no_delay(&fd);
+        }
         self.control.live.fetch_add(1, Ordering::SeqCst);
         let fewest = self.lanes.iter().min_by_key(|l| l.live.load(Ordering::Relaxed));
         let lane = fewest.expect("a group has threads");

@@ -170,20 +170,17 @@ impl<T: AsFd> Async<T> {
 
     fn deregister(&self) {
         let Some(inner) = &self.inner else { return };
-        let here = self.home.is_here();
-        let watched =
-            !here || try_with_core(|core| core.sources.borrow_mut().is_watched(self.token)).unwrap_or(true);
-        if watched {
-            // ENOENT and EBADF would say that it is out of epoll already, which is what is wanted.
-            let _ = self.home.epoll.delete(inner);
-        }
-        let wakers = if here {
+        let removed = if self.home.is_here() {
             try_with_core(|core| core.sources.borrow_mut().remove(&core.shared, self.token))
         } else {
             self.home.orphans.lock().expect("never poisoned").push(self.token);
             None
         };
-        drop(wakers);
+        // of one that is removed by its thread later on it isn't known here
+        if removed.as_ref().is_none_or(|(watched, _)| *watched) {
+            // ENOENT and EBADF would say that it is out of epoll already, which is what is wanted.
+            let _ = self.home.epoll.delete(inner);
+        }
     }
 }
 

@@ -185,11 +185,7 @@ impl Stream {
     /// [`Stream::shutdown_write`], which must follow at once, and goes out with it in one packet. The peer is woken once, and
     /// not twice.
     pub fn poll_write_last(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let flags = SendFlags::NOSIGNAL | SendFlags::MORE;
-        match bufs {
-            [one] => self.poll_send(cx, one, flags),
-            _ => self.poll_send_vectored(cx, bufs, flags),
-        }
+        self.poll_send_vectored(cx, bufs, SendFlags::NOSIGNAL | SendFlags::MORE)
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, buf: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
@@ -215,6 +211,10 @@ impl Stream {
         bufs: &[IoSlice<'_>],
         flags: SendFlags,
     ) -> Poll<io::Result<usize>> {
+        // send(2) costs less than sendmsg(2)
+        if let [one] = bufs {
+            return self.poll_send(cx, one, flags);
+        }
         ready!(self.turn.poll(Interest::Writable, cx));
         let poll = self.io.poll_io(Interest::Writable, cx, |fd| {
             let mut none = rustix::net::SendAncillaryBuffer::default();

@@ -103,19 +103,14 @@ impl Sources {
         Ok(token)
     }
 
-    /// It is in epoll, or may be.
-    pub(crate) fn is_watched(&mut self, token: Token) -> bool {
-        self.get(token).is_none_or(|s| s.watched)
-    }
-
-    /// Forgets a source. Its wakers are returned, to be dropped where nothing is borrowed.
-    pub(crate) fn remove(&mut self, shared: &Shared, token: Token) -> [Option<Waker>; 2] {
+    /// Forgets a source: was it in epoll, or may it have been? Its wakers are returned, to be dropped where nothing is borrowed.
+    pub(crate) fn remove(&mut self, shared: &Shared, token: Token) -> (bool, [Option<Waker>; 2]) {
         if self.get(token).is_none() {
-            return [None, None];
+            return (true, [None, None]);
         }
         let source = self.slab.remove(index(token));
         shared.stats.sources.set(self.slab.len() as u64);
-        source.waiting
+        (source.watched, source.waiting)
     }
 
     fn get(&mut self, token: Token) -> Option<&mut Source> {

@@ -387,8 +387,8 @@ impl Core {
     fn adopt_orphans(&self) {
         let orphans = std::mem::take(&mut *self.shared.orphans.lock().expect("never poisoned"));
         for token in orphans {
-            let wakers = self.sources.borrow_mut().remove(&self.shared, token);
-            drop(wakers);
+            let removed = self.sources.borrow_mut().remove(&self.shared, token);
+            drop(removed);
         }
     }
 }

@@ -121,10 +121,9 @@ impl Io {
             (true, _) => &both[1..],
             _ => &both[..],
         };
-        let polled = match pieces {
-            _ if last => stream.poll_write_last(cx, pieces),
-            [one] => stream.poll_write(cx, one),
-            _ => stream.poll_write_vectored(cx, pieces),
+        let polled = match last {
+            true => stream.poll_write_last(cx, pieces),
+            false => stream.poll_write_vectored(cx, pieces),
         };
         self.wrote(polled)
     }
