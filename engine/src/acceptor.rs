@@ -368,7 +368,7 @@ impl Acceptor {
                 requests_per_event: config.requests_per_event,
             };
             if own_threads {
-                acceptor.threads.push(set.on_own_thread(n)?);
+                acceptor.threads.push(set.on_own_thread(n, handle.clone())?);
             } else {
                 handle.spawn_on(acceptor.lanes[n].thread, move || set.run());
             }

@@ -1,7 +1,7 @@
 //! Groups of event threads: how they begin and how they end.
 
 use crate::blocking::Pool;
-use crate::handle::{Group, Handle, Inner, Placement, ThreadId};
+use crate::handle::{Group, Handle, Inner, OnStart, Placement, ThreadId};
 use crate::pulse::Page;
 use crate::shared::{DRAIN, STOP, Shared};
 use crate::thread::Core;
@@ -40,11 +40,20 @@ impl Default for GroupConfig {
     }
 }
 
+/// How one thread is made.
+struct Plan {
+    /// Index of its group.
+    group: usize,
+    cpu: Option<usize>,
+    stack_size: Option<usize>,
+}
+
 /// Collects the groups of an engine to be.
 #[derive(Default)]
 pub struct Builder {
     groups: Vec<(String, GroupConfig)>,
     abort_on_panic: bool,
+    on_start: Option<OnStart>,
 }
 
 impl Builder {
@@ -57,6 +66,13 @@ impl Builder {
     /// Whether a panic in a continuation ends the process instead of the continuation. Default: false.
     pub fn abort_on_panic(mut self, abort: bool) -> Self {
         self.abort_on_panic = abort;
+        self
+    }
+
+    /// Has each thread call `f` with the name of its group before it does anything else, and keep what that returns until it has
+    /// done everything else. The threads that an [`Acceptor`](crate::acceptor::Acceptor) has for itself are those of `accept`.
+    pub fn on_thread_start<T: 'static>(mut self, f: impl Fn(&str) -> T + Send + Sync + 'static) -> Self {
+        self.on_start = Some(Arc::new(move |group| Box::new(f(group))));
         self
     }
 
@@ -76,7 +92,7 @@ impl Builder {
                 let id = ThreadId(threads.len() as u32);
                 threads.push(Shared::new(id, format!("{name}-{n}"), config.max_queue, weighed)?);
                 let cpu = config.cpus.get(n % config.cpus.len().max(1)).copied();
-                plans.push((cpu, config.stack_size));
+                plans.push(Plan { group: groups.len(), cpu, stack_size: config.stack_size });
             }
             let range = first..threads.len();
             if name == "task" {
@@ -91,10 +107,11 @@ impl Builder {
             });
         }
         let pulse = Some(Page::new(threads.len())?);
-        let inner = Arc::new(Inner { groups, threads, pool, pulse, stop_hooks: Mutex::default() });
+        let on_start = self.on_start;
+        let inner = Arc::new(Inner { groups, threads, pool, pulse, on_start, stop_hooks: Mutex::default() });
         let mut engine = Engine { handle: Handle { inner }, joins: Vec::new() };
-        for (n, (cpu, stack_size)) in plans.into_iter().enumerate() {
-            engine.start_thread(n, cpu, stack_size, self.abort_on_panic)?;
+        for (n, plan) in plans.into_iter().enumerate() {
+            engine.start_thread(n, plan, self.abort_on_panic)?;
         }
         Ok(engine)
     }
@@ -132,22 +149,17 @@ impl Engine {
         self.handle.inner.pulse.as_ref().expect("an engine that was built has one").fd()
     }
 
-    fn start_thread(
-        &mut self,
-        n: usize,
-        cpu: Option<usize>,
-        stack_size: Option<usize>,
-        abort_on_panic: bool,
-    ) -> io::Result<()> {
+    fn start_thread(&mut self, n: usize, plan: Plan, abort_on_panic: bool) -> io::Result<()> {
         let shared = self.handle.inner.threads[n].clone();
         let mut builder = thread::Builder::new().name(shared.name.clone());
-        if let Some(size) = stack_size {
+        if let Some(size) = plan.stack_size {
             builder = builder.stack_size(size);
         }
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
         let handle = self.handle.clone();
         let join = builder.spawn(move || {
-            let pinned = cpu.map_or(Ok(()), pin);
+            let _kept = handle.begin_thread(&handle.inner.groups[plan.group].name);
+            let pinned = plan.cpu.map_or(Ok(()), pin);
             let go = pinned.is_ok();
             let _ = started.send(pinned);
             if go {

@@ -7,6 +7,7 @@ use crate::shared::{Place, Shared};
 use crate::stats::ThreadStats;
 use crate::task::starter;
 use crate::thread::try_with_core;
+use std::any::Any;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,11 +69,15 @@ pub(crate) struct Group {
     pub(crate) turn: AtomicUsize,
 }
 
+/// What each thread calls first, with the name of its group, and keeps the result of until its end.
+pub(crate) type OnStart = Arc<dyn Fn(&str) -> Box<dyn Any> + Send + Sync>;
+
 pub(crate) struct Inner {
     pub(crate) groups: Vec<Group>,
     pub(crate) threads: Vec<Arc<Shared>>,
     pub(crate) pool: Option<Arc<Pool>>,
     pub(crate) pulse: Option<Arc<Page>>,
+    pub(crate) on_start: Option<OnStart>,
     /// Called once when the engine shuts down, before anything drains.
     pub(crate) stop_hooks: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
@@ -102,9 +107,15 @@ impl Handle {
             threads: vec![shared],
             pool: None,
             pulse: None,
+            on_start: None,
             stop_hooks: Mutex::default(),
         };
         Handle { inner: Arc::new(inner) }
+    }
+
+    /// To be called by each thread of this engine first; the result is to be dropped last.
+    pub(crate) fn begin_thread(&self, group: &str) -> Option<Box<dyn Any>> {
+        self.inner.on_start.as_ref().map(|f| f(group))
     }
 
     /// The group of this name.

@@ -36,6 +36,40 @@ fn immediate_events_run_in_order_on_their_thread() {
 }
 
 #[test]
+fn each_thread_keeps_what_it_has_begun_with_until_its_end() {
+    struct Says(mpsc::Sender<String>, String);
+    impl Says {
+        fn say(&self, what: &str) {
+            let thread = std::thread::current().name().map(str::to_owned).unwrap_or_default();
+            self.0.send(format!("{what} {} in {thread}", self.1)).unwrap();
+        }
+    }
+    impl Drop for Says {
+        fn drop(&mut self) {
+            self.say("end");
+        }
+    }
+    let (tx, rx) = mpsc::channel();
+    let engine = Engine::builder()
+        .group("net", GroupConfig { threads: 2, ..GroupConfig::default() })
+        .group("task", GroupConfig::default())
+        .on_thread_start(move |group| {
+            let says = Says(tx.clone(), group.to_owned());
+            says.say("begin");
+            says
+        })
+        .start()
+        .unwrap();
+    let three = || (0..3).map(|_| rx.recv_timeout(LONG).unwrap()).collect::<std::collections::BTreeSet<_>>();
+    let said =
+        |what: &str| ["net in net-0", "net in net-1", "task in task-0"].map(|w| format!("{what} {w}")).into();
+    assert_eq!(three(), said("begin"));
+    assert!(rx.try_recv().is_err(), "they live");
+    drop(engine);
+    assert_eq!(three(), said("end"));
+}
+
+#[test]
 fn a_group_takes_turns() {
     let engine = two_threads();
     let h = engine.handle();

@@ -2,7 +2,7 @@
 
 use super::{Accepted, AtLimit, BATCH, ConnGuard, ConnPlacement, Control, FD_PAUSE, Lane};
 use crate::net::{Listener, Peer};
-use crate::{Local, time};
+use crate::{Handle, Local, time};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -36,16 +36,18 @@ impl Drop for LoopEnds {
 }
 
 impl ListenerSet {
-    pub(super) fn on_own_thread(self, n: usize) -> io::Result<std::thread::JoinHandle<()>> {
+    pub(super) fn on_own_thread(self, n: usize, engine: Handle) -> io::Result<std::thread::JoinHandle<()>> {
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
-        let thread =
-            std::thread::Builder::new().name(format!("accept-{n}")).spawn(move || match Local::new() {
+        let thread = std::thread::Builder::new().name(format!("accept-{n}")).spawn(move || {
+            let _kept = engine.begin_thread("accept");
+            match Local::new() {
                 Ok(local) => {
                     let _ = started.send(Ok(()));
                     local.run(self.run());
                 }
                 Err(e) => drop(started.send(Err(e))),
-            })?;
+            }
+        })?;
         outcome.recv().unwrap_or_else(|_| Err(io::Error::other("an accept thread died at its start")))?;
         Ok(thread)
     }
