@@ -40,24 +40,29 @@ pub fn children() -> Vec<i32> {
 
 /// Ends all children: SIGTERM, and SIGKILL for those that are there after `polite`. Returns how many had to be told.
 ///
-/// They are ours and not reaped yet, so their numbers can't have been recycled. Those that they leave come to us too.
+/// They are ours and not reaped yet, so their numbers can't have been recycled. Those that they leave come to us too. One that
+/// the kernel can't end within a second (a disk doesn't answer) is left.
 pub fn end_children(polite: Duration) -> usize {
-    let (mut told, until) = (0, Instant::now() + polite);
+    let (mut told, mut left, until) = (0, Vec::new(), Instant::now() + polite);
     // an orphan's orphans appear one generation a round
     for _ in 0..16 {
-        let held: Vec<PidFd> = children().into_iter().filter_map(|p| PidFd::open(p).ok()).collect();
+        let mut held = children();
+        held.retain(|pid| !left.contains(pid));
+        let held: Vec<_> = held.into_iter().filter_map(|pid| Some((pid, PidFd::open(pid).ok()?))).collect();
         if held.is_empty() {
             break;
         }
-        for p in held.iter().filter(|p| p.is_alive()) {
+        for (_, p) in held.iter().filter(|(_, p)| p.is_alive()) {
             told += 1;
             let _ = p.signal(SIGTERM);
         }
-        for p in &held {
-            let left = until.saturating_duration_since(Instant::now());
-            if !matches!(p.poll_exit(left), Ok(Some(_))) {
+        for (pid, p) in &held {
+            let patience = until.saturating_duration_since(Instant::now());
+            if !matches!(p.poll_exit(patience), Ok(Some(_))) {
                 let _ = p.signal(SIGKILL);
-                let _ = p.poll_exit(Duration::from_secs(1));
+                if !matches!(p.poll_exit(Duration::from_secs(1)), Ok(Some(_))) {
+                    left.push(*pid);
+                }
             }
         }
         reap_strangers(|_| false);
