@@ -4,19 +4,26 @@
 //! It is made by clone(2) with CLONE_FILES and without CLONE_VM, by a ward that has one thread and is past its exec (which
 //! would unshare the table). While the ward lives it touches nothing, since a close here is a close there. When the ward
 //! is dead, its first act is to close the fd of the ward's lock, which would else stay locked in the name of a dead
-//! process. Then it gives the connections to whoever asks over its control socket, as often as somebody asks; the fds are
-//! really closed when it ends, which it does when nobody can ask any more.
+//! process. Then it says so, and gives the connections to whoever asks over its control socket, as often as somebody asks.
+//! When it is told to end, or nobody can ask any more, it closes them all.
+//!
+//! Dead means that no thread of the ward that has signed the [`Roll`] does anything any more. The kernel may have the ward's
+//! memory to free still, and says that the process has ended when it has; until then the ward shares the table too, so that
+//! what the keeper didn't close would stay open.
 //!
 //! ```text
+//! keeper -> anyone  DEAD                                after the ward's death, and after each answer
 //! asker -> keeper   TAKE nonce
 //! keeper -> asker   nonce, fd numbers in the dead ward, with the fds; again and again; without any: that was all
+//! owner -> keeper   END
 //! ```
 
 use crate::fd_pass;
 use crate::notify::MAX_FDS;
 use crate::pidfd::PidFd;
+use crate::roll::{Fate, Roll};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{SocketAddrAny, SocketAddrUnix, getpeername, getsockname};
+use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketAddrUnix, getpeername, getsockname, recv};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -25,10 +32,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 pub const NAME: &str = "traffic_keeper";
 const NAME_C: &std::ffi::CStr = c"traffic_keeper";
 
+/// What a keeper says when its ward is dead.
+const DEAD: &[u8] = b"DEAD";
+/// What is no longer needed is to be closed.
+const END: &[u8] = b"END";
+
 /// What a keeper reads in memory that it shares with its ward.
 pub trait Shared {
     /// The fd of the ward's lock, once it has one.
     fn lock_fd(&self) -> Option<RawFd>;
+
+    /// Who has to be dead, if that is known.
+    fn roll(&self) -> Option<Roll>;
 }
 
 /// A keeper, as its ward knows it.
@@ -111,21 +126,30 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let _ = nix::sys::prctl::set_name(NAME_C);
-    while ward.is_alive() {
-        let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], None);
+    if shared.roll().is_none_or(|roll| roll.wait(|| ward.is_alive()) == Fate::Unknown) {
+        while ward.is_alive() {
+            let _ = poll(&mut [PollFd::new(ward, PollFlags::IN)], None);
+        }
     }
     // the lock last: who gets it may rely on the others being closed
     for fd in first.iter().copied().chain(shared.lock_fd()) {
         // SAFETY: the ward, whose fd this was for its whole life, is dead.
         unsafe { nix::libc::close(fd) };
     }
+    let _ = fd_pass::send(control, DEAD, &[]);
     while let Ok(Some((message, _))) = fd_pass::recv(control) {
-        if let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok())
-            && give(control, nonce, kept).is_err()
-        {
-            return;
+        if message == END {
+            break;
+        }
+        let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok()) else { continue };
+        // who is asked what became of the ward may not have looked before an asker took that out of the socket
+        if give(control, nonce, kept).and_then(|()| fd_pass::send(control, DEAD, &[])).is_err() {
+            break;
         }
     }
+    // SAFETY: nobody executes anything that uses this table any more, this process neither. Before Linux 5.9 it fails, and what
+    // is open is closed with the last of the two processes.
+    unsafe { nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// Sends every connection of the listeners.
@@ -204,6 +228,24 @@ impl Local {
     }
 }
 
+/// Has the keeper behind `control` said anything? It does only when its ward is dead. What it said isn't taken out; false: it is
+/// gone.
+///
+/// # Errors
+/// `WouldBlock`: it hasn't, so far. Else the socket can't be read.
+pub fn has_spoken(control: impl AsFd) -> io::Result<bool> {
+    let (n, _) = recv(control, &mut [0; DEAD.len()], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(n > 0)
+}
+
+/// Has the keeper behind `control`, whose ward is dead, close everything and end. Doesn't block.
+///
+/// # Errors
+/// It is gone, or hears nothing.
+pub fn end(control: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::send(control, END, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(|_| ())?)
+}
+
 /// Asks the keeper behind `control` for everything it has: pairs of the number in the dead ward and the fd here.
 ///
 /// # Errors
@@ -216,7 +258,7 @@ pub fn take(control: impl AsFd, nonce: u64) -> io::Result<Vec<(RawFd, OwnedFd)>>
         let Some((message, fds)) = fd_pass::recv(&control)? else {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper is gone"));
         };
-        // what was sent to somebody who died before he read it is dropped here
+        // what was sent to somebody who died before he read it is dropped here, and that the ward is dead
         let Some(numbers) = message.strip_prefix(&nonce[..]) else { continue };
         if numbers.is_empty() {
             return Ok(all);

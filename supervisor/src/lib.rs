@@ -10,7 +10,7 @@
 //! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
 //! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`daemonize`]: the double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
-//! 6. [`fd_pass`], [`keeper`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any;
+//! 6. [`fd_pass`], [`keeper`], [`roll`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any;
 //! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
 //! 8. [`signals`], [`reaper`]: what wakes a supervisor;
 //! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound;
@@ -33,6 +33,7 @@ pub mod privileges;
 pub mod probe;
 pub mod pulse;
 pub mod reaper;
+pub mod roll;
 pub mod safe_kill;
 pub mod signals;
 pub mod snapshot;

@@ -1,5 +1,6 @@
 //! A process held by pidfd: its number can be recycled, this can't.
 
+use nix::sys::wait::WaitStatus;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -28,6 +29,20 @@ impl ExitStatus {
         match self {
             ExitStatus::Exited(code) => Some(code),
             ExitStatus::Signaled { .. } => None,
+        }
+    }
+
+    /// How a process will have ended whose threads are dead, and of which the kernel is still clearing something away: as its
+    /// parent is going to be told. `None` if it lives, if it can't be seen, and if it ends by itself with code 0, which
+    /// /proc doesn't tell from the others.
+    pub fn of_dying(pid: i32) -> Option<ExitStatus> {
+        let status = procfs::process::Process::new(pid).ok()?.stat().ok()?.exit_code?;
+        match WaitStatus::from_raw(nix::unistd::Pid::from_raw(pid), status).ok()? {
+            WaitStatus::Exited(_, code) => Some(ExitStatus::Exited(code)).filter(|_| code != 0),
+            WaitStatus::Signaled(_, signal, core_dumped) => {
+                Some(ExitStatus::Signaled { signal: signal as i32, core_dumped })
+            }
+            _ => None,
         }
     }
 }
@@ -137,6 +152,7 @@ mod tests {
             let p = PidFd::open(c.id() as i32).unwrap();
             assert!(p.poll_exit(Duration::from_secs(20)).unwrap().is_some());
             assert!(!p.is_alive());
+            assert_eq!(ExitStatus::of_dying(c.id() as i32).unwrap().to_string(), want);
             assert_eq!(p.wait().unwrap().unwrap().to_string(), want);
             assert!(p.wait().is_err(), "reaped once");
             assert!(p.signal(9).is_err(), "nothing is signalled any more");
@@ -145,6 +161,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_process() {
+        assert_eq!(ExitStatus::of_dying(std::process::id() as i32), None, "it lives");
+        assert_eq!(ExitStatus::of_dying(i32::MAX), None);
         assert!(PidFd::open(0).is_err());
         assert!(PidFd::open(-1).is_err());
         assert!(PidFd::open(i32::MAX).is_err());

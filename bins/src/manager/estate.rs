@@ -5,12 +5,16 @@ use crate::suite;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use supervisor::identity;
+use supervisor::keeper;
 use supervisor::listen_fds::Inherited;
 use supervisor::notify::Notifier;
 use supervisor::pidfd::PidFd;
 
 /// More than these mean that servers die faster than the next one can take over; the oldest is given up.
 const MAX: usize = 8;
+
+/// How long a keeper may take to close what it has.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// One server's.
 #[derive(Debug)]
@@ -19,6 +23,8 @@ struct Estate {
     server: i32,
     keeper: PidFd,
     fds: Vec<OwnedFd>,
+    /// Somebody waits for the keeper's word.
+    watched: bool,
     /// The server that was told to take it over, 0 for none.
     offered: i32,
 }
@@ -57,7 +63,7 @@ impl Estates {
             }
         };
         fds.sort_by_key(|fd| !is_socket(fd));
-        self.0.push(Estate { name: name.to_owned(), server, keeper, fds, offered: 0 });
+        self.0.push(Estate { name: name.to_owned(), server, keeper, fds, watched: false, offered: 0 });
         if self.0.len() > MAX {
             let oldest = self.0.remove(0);
             log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
@@ -76,6 +82,12 @@ impl Estates {
     /// Has this server announced what it will leave?
     pub fn has(&self, server: i32) -> bool {
         self.0.iter().any(|e| e.server == server && e.fds.len() == 2)
+    }
+
+    /// The way to this server's keeper, for one who waits for its word; `None` if it isn't known, or somebody waits already.
+    pub fn way_to_watch(&mut self, server: i32) -> Option<std::io::Result<OwnedFd>> {
+        let e = self.0.iter_mut().find(|e| e.server == server && e.fds.len() == 2)?;
+        (!std::mem::replace(&mut e.watched, true)).then(|| e.fds[0].try_clone())
     }
 
     /// Servers that have an estate and live.
@@ -116,18 +128,22 @@ impl Estates {
 
     /// Nobody comes after; no keeper outlives us.
     pub fn end_all(&mut self, cop: &Notifier) {
-        for e in self.end_where(cop, |_| true) {
-            let _ = e.keeper.poll_exit(Duration::from_millis(500));
+        let all = std::mem::take(&mut self.0);
+        all.iter().for_each(|e| e.close(cop));
+        for e in all {
+            if !matches!(e.keeper.poll_exit(PATIENCE), Ok(Some(()))) {
+                let _ = e.keeper.signal(nix::libc::SIGKILL);
+                let _ = e.keeper.poll_exit(PATIENCE);
+            }
             let _ = e.keeper.wait();
         }
     }
 
-    fn end_where(&mut self, cop: &Notifier, which: impl Fn(&Estate) -> bool) -> Vec<Estate> {
+    fn end_where(&mut self, cop: &Notifier, which: impl Fn(&Estate) -> bool) {
         let (gone, left) = std::mem::take(&mut self.0).into_iter().partition(which);
         self.0 = left;
         let gone: Vec<Estate> = gone;
-        gone.iter().for_each(|e| e.end(cop));
-        gone
+        gone.into_iter().for_each(|e| e.end(cop));
     }
 }
 
@@ -138,10 +154,23 @@ fn is_socket(fd: &OwnedFd) -> bool {
 }
 
 impl Estate {
-    /// Ends the keeper: what nobody has taken over is closed. Nobody waits for that, least of all the next server, since
+    /// Ends the keeper, which closes what nobody has taken over. Nobody waits for that, least of all the next server, since
     /// hundreds of connections to origins take their time; the keeper is reaped with the orphans.
-    fn end(&self, cop: &Notifier) {
-        let _ = self.keeper.signal(nix::libc::SIGKILL);
+    fn end(self, cop: &Notifier) {
+        self.close(cop);
+        drop(engine::spawn(async move {
+            // one that doesn't hear: it is stopped, or its server lives
+            engine::time::sleep(PATIENCE).await;
+            if self.keeper.is_alive() {
+                let _ = self.keeper.signal(nix::libc::SIGKILL);
+            }
+        }));
+    }
+
+    fn close(&self, cop: &Notifier) {
+        if self.fds.first().is_none_or(|way| keeper::end(way).is_err()) {
+            let _ = self.keeper.signal(nix::libc::SIGKILL);
+        }
         cop.forget_fds(&self.name);
     }
 }

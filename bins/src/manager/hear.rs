@@ -58,6 +58,10 @@ impl Keep {
                 let mut estates = self.estates.borrow_mut();
                 estates.add(name, d.fds, &self.upstream);
                 estates.store(&self.upstream);
+                drop(estates);
+                if let Some(w) = &self.server.borrow().ward {
+                    self.watch_keeper(w.pid, w.generation);
+                }
             } else if let Some(fd) = d.fds.into_iter().next() {
                 match suite::pulse_of(name) {
                     Some(pid) if pid == d.pid => self.add_page(d.pid, fd),

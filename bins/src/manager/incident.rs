@@ -49,13 +49,24 @@ impl Incidents {
 
 impl Keep {
     /// A server is gone that was wanted. One that follows before it is replaced belongs to the same interruption.
-    pub(super) fn incident(&self, pid: i32, how: &str) {
+    pub(super) fn incident(&self, pid: i32, how: &str, noticed_by: &str) {
         let mut i = self.incidents.borrow_mut();
-        let noticed_by = i.hang.take().unwrap_or_else(|| "pidfd".into());
+        let noticed_by = i.hang.take().unwrap_or_else(|| noticed_by.to_owned());
         if i.open.is_none() {
             let (how, since) = (how.to_owned(), clock::now());
             let open = Open { pid, how, noticed_by, since, account: BTreeMap::new() };
             i.open = Some(open);
+        }
+    }
+
+    /// How that server has ended, which wasn't known when its death was noticed.
+    pub(super) fn learned(&self, pid: i32, how: &str) {
+        let mut i = self.incidents.borrow_mut();
+        if let Some(open) = i.open.as_mut().filter(|o| o.pid == pid) {
+            how.clone_into(&mut open.how);
+        }
+        if let Some(closed) = i.closed.iter_mut().rev().find(|c| c["pid"] == pid) {
+            closed["how"] = how.into();
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here is synchronous and short; the tasks of the manager call it when something happened.
 
+use super::death::Dying;
 use super::estate::Estates;
 use super::incident::Incidents;
 use super::jobs::Jobs;
@@ -39,6 +40,8 @@ pub struct Keep {
     pub(super) server: RefCell<Server>,
     /// Servers that have let go and finish what they have.
     pub(super) retiring: RefCell<Vec<Ward>>,
+    /// Servers that are dead and not reaped.
+    pub(super) dying: RefCell<Vec<Dying>>,
     /// From whom connections come, by the retiring server that passes them on.
     pub(super) inbound: RefCell<Vec<(i32, OwnedFd)>>,
     pub(super) replace: RefCell<Replace>,
@@ -151,6 +154,7 @@ impl Keep {
             incidents: RefCell::default(),
             queue: RefCell::default(),
             retiring: RefCell::default(),
+            dying: RefCell::default(),
             inbound: RefCell::default(),
             replace: RefCell::default(),
             replace_failed: RefCell::default(),
@@ -288,7 +292,8 @@ impl Keep {
         let down = !self.server.borrow().machine.state().is_alive();
         let alone = self.server.borrow().ward.is_none()
             && self.standby.borrow().ward.is_none()
-            && self.retiring.borrow().is_empty();
+            && self.retiring.borrow().is_empty()
+            && self.dying.borrow().is_empty();
         if end.stopping && down && alone && self.jobs_are_down() {
             self.estates.borrow_mut().end_all(&self.upstream);
             end.exit = Some(Exit::Done);

@@ -4,12 +4,10 @@
 
 use super::keep::Keep;
 use crate::config::Config;
-use crate::exit::Exit;
 use crate::orders::{CHANNEL, channel_name};
 use crate::privileges;
 use crate::suite;
 use crate::ward::Ward;
-use engine::io::Async;
 use policy::child::{Action, Event, Limits};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -164,70 +162,6 @@ impl Keep {
     pub(super) fn hold(self: &Rc<Self>, ward: Ward) {
         self.watch_end(&ward);
         self.server.borrow_mut().ward = Some(ward);
-    }
-
-    /// Waits for a server's end.
-    pub(super) fn watch_end(self: &Rc<Self>, ward: &Ward) {
-        let generation = ward.generation;
-        match ward.as_fd().try_clone_to_owned().and_then(Async::new) {
-            Ok(end) => {
-                let keep = self.clone();
-                drop(engine::spawn(async move {
-                    let _ = end.readable().await;
-                    keep.exited(generation);
-                }));
-            }
-            Err(e) => self.fail(anyhow::Error::from(e).context("watching the server")),
-        }
-    }
-
-    fn exited(self: &Rc<Self>, generation: u64) {
-        // what it said last is in the socket already, whichever of the two woke us
-        self.listen();
-        let retired = {
-            let mut retiring = self.retiring.borrow_mut();
-            retiring.iter().position(|w| w.generation == generation).map(|at| retiring.swap_remove(at))
-        };
-        if let Some(ward) = retired {
-            self.retired_exited(&ward);
-            return self.maybe_end();
-        }
-        let (ward, ever_ready) = {
-            let mut s = self.server.borrow_mut();
-            match s.ward.take_if(|w| w.generation == generation) {
-                Some(w) => (w, s.ever_ready),
-                None => return,
-            }
-        };
-        let status = ward.reap();
-        // one that died before it had taken over had nothing of its own
-        self.hand_over_again();
-        self.upstream.forget_fds(&channel_name(ward.pid));
-        self.forget_page(ward.pid);
-        self.watch_gap();
-        if !self.server.borrow().settled {
-            self.estates.borrow_mut().drop_of(ward.pid, &self.upstream);
-        }
-        let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
-        log::warn!("event=exit of=server pid={}: {how}", ward.pid);
-        if self.server.borrow().machine.is_wanted() && !self.is_stopping() {
-            self.incident(ward.pid, &how);
-        }
-        let permanent = status.and_then(|s| s.code()).filter(|c| Exit::is_permanent(*c));
-        {
-            let mut s = self.server.borrow_mut();
-            s.last_exit = Some(how.clone());
-            s.since = clock::now();
-        }
-        if let (Some(code), false) = (permanent, ever_ready) {
-            let said = self.server.borrow().said.clone();
-            let exit = Exit::of_code(code).unwrap_or(Exit::Failure);
-            let why = if said.is_empty() { how } else { said };
-            return self.fail(crate::logging::Fatal::new(exit, format!("the server: {why}")).into());
-        }
-        self.feed(Event::Exited(generation, permanent.is_some()));
-        self.tell_server();
-        self.maybe_end();
     }
 }
 

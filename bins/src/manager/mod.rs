@@ -3,14 +3,15 @@
 //! One thread, since it forks: an engine of one loop ([`engine::block_on`]) on which each fd has a small task of its own.
 //! The decisions are `policy::child`'s; this program only tells it what happened and does what it asks.
 //!
-//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the manager's state), `launch` and
-//! `adopt` (the server's life), [`standby`], [`replace`]
+//! Read in this order: this file (command line, start-up, the loop), [`keep`] (the manager's state), `launch`,
+//! `adopt` and `death` (the server's life), [`standby`], [`replace`]
 //! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
 //! be asked over the control socket).
 
 mod adopt;
 mod ask;
 pub mod control;
+mod death;
 pub mod estate;
 mod hear;
 mod hook;
@@ -282,7 +283,7 @@ fn live(
     let table = Arc::new(Table::create(Size { slots: 0, buffers: 0 })?);
     let kept: Vec<_> = listeners.iter().map(|l| l.fd.as_fd()).collect();
     let first: Vec<_> = admin.iter().map(AsFd::as_fd).collect();
-    let legacy = Legacy::new(table, &kept, &first);
+    let legacy = Legacy::new(table, &kept, &first, None);
     if let Some(fd) = lock.fd() {
         legacy.note_lock(fd.as_raw_fd());
     }

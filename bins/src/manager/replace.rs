@@ -167,13 +167,11 @@ impl Keep {
     }
 
     /// A retiring server is gone. What it couldn't pass on goes to the one that serves.
-    pub(super) fn retired_exited(self: &Rc<Self>, ward: &Ward) {
-        let how = ward.reap().map_or("gone".to_owned(), |s| s.to_string());
-        log::info!("event=exit of=retiring pid={}: {how}", ward.pid);
-        self.upstream.forget_fds(&channel_name(ward.pid));
-        self.forget_page(ward.pid);
+    pub(super) fn retired_died(self: &Rc<Self>, pid: i32) {
+        self.upstream.forget_fds(&channel_name(pid));
+        self.forget_page(pid);
         self.offer_rest();
-        let (keep, pid) = (self.clone(), ward.pid);
+        let keep = self.clone();
         drop(engine::spawn(async move {
             engine::time::sleep(INBOUND).await;
             keep.inbound.borrow_mut().retain(|(from, _)| *from != pid);
@@ -202,6 +200,7 @@ impl Keep {
         self.retiring_pids()
             .into_iter()
             .chain(self.server_pid())
+            .chain(self.dying.borrow().iter().map(|d| d.ward.pid).collect::<Vec<_>>())
             .chain(standby)
             .chain(hooks)
             .chain(self.job_pids())

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use supervisor::fd_pass;
 use supervisor::keeper::{self, Keeper, Shared};
 use supervisor::notify::Notifier;
+use supervisor::roll::{Roll, Signature};
 
 /// Connections with a larger fd number aren't noted.
 const MAX_SLOTS: u64 = 1 << 18;
@@ -29,22 +30,37 @@ pub struct Legacy {
     table: Arc<Table>,
     /// With the end by which it is asked. That stays open here, and the keeper closes it first thing.
     keeper: Option<(Keeper, OwnedFd)>,
+    /// Whose deaths the keeper waits for.
+    roll: Option<Roll>,
 }
 
-struct InTable(Arc<Table>);
+/// What the keeper sees of us.
+struct InMemory {
+    table: Arc<Table>,
+    roll: Option<Roll>,
+}
 
-impl Shared for InTable {
+impl Shared for InMemory {
     fn lock_fd(&self) -> Option<RawFd> {
-        self.0.lock_fd()
+        self.table.lock_fd()
+    }
+
+    fn roll(&self) -> Option<Roll> {
+        self.roll
     }
 }
 
 impl Legacy {
     /// Makes the keeper; to be called with one thread. `listeners`: whose connections are kept; `first`: what else is closed
-    /// first thing, see [`keeper::make`].
-    pub fn new(table: Arc<Table>, listeners: &[BorrowedFd<'_>], first: &[BorrowedFd<'_>]) -> Legacy {
+    /// first thing, see [`keeper::make`]; `roll`: whose deaths the keeper waits for, if not for the whole process.
+    pub fn new(
+        table: Arc<Table>,
+        listeners: &[BorrowedFd<'_>],
+        first: &[BorrowedFd<'_>],
+        roll: Option<Roll>,
+    ) -> Legacy {
         let made = fd_pass::pair().and_then(|(ours, theirs)| {
-            let shared = InTable(table.clone());
+            let shared = InMemory { table: table.clone(), roll };
             let first: Vec<_> = first.iter().copied().chain([theirs.as_fd()]).collect();
             Ok((keeper::make(ours, listeners, &first, &shared)?, theirs))
         });
@@ -54,7 +70,12 @@ impl Legacy {
                 log::warn!("event=continuity-off: no keeper: {e}; a kill will cost the open connections");
             })
             .ok();
-        Legacy { table, keeper }
+        Legacy { table, keeper, roll }
+    }
+
+    /// To be signed by each thread that has to do with connections.
+    pub fn roll(&self) -> Option<Roll> {
+        self.roll
     }
 
     /// The keeper is to let go of this lock when we are dead.
@@ -78,4 +99,20 @@ impl Legacy {
             keeper.end();
         }
     }
+}
+
+/// A roll that the main thread, which this is, has signed for as long as the process lives.
+pub fn begin_roll() -> Option<Roll> {
+    let roll = Roll::new().inspect_err(no_roll).ok()?;
+    std::mem::forget(sign(roll)?);
+    Some(roll)
+}
+
+/// Has the calling thread sign.
+pub fn sign(roll: Roll) -> Option<Signature> {
+    roll.sign().inspect_err(no_roll).ok()
+}
+
+fn no_roll(e: &io::Error) {
+    log::warn!("event=roll-failed: {e}; a death is noticed when the memory has been freed");
 }

@@ -97,14 +97,17 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         true => {
             let table = Continuity::new(legacy::table_size()).context("making the connection table")?;
             let kept: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-            let legacy = Legacy::new(table.table().clone(), &kept, &[]);
+            let legacy = Legacy::new(table.table().clone(), &kept, &[], legacy::begin_roll());
             Some((Arc::new(table), legacy))
         }
         false => None,
     };
+    let roll = legacy.as_ref().and_then(|(_, legacy)| legacy.roll());
     let engine = Engine::builder()
         .group("net", GroupConfig { threads: threads(config.server.threads), ..GroupConfig::default() })
         .group("task", GroupConfig { threads: 2, ..GroupConfig::default() })
+        // those of `task` do nothing but blocking work: one that a slow disk doesn't let die keeps nobody waiting
+        .on_thread_start(move |group| roll.filter(|_| group != "task").and_then(legacy::sign))
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxying::proxy_config(&config, token)?);
