@@ -185,11 +185,19 @@ pub fn fields(bytes: &[u8]) {
 fn key_of(uri: &Uri) {
     let once = target::normal(uri, &target::Query::All).into_owned();
     assert_eq!(target::normal(&once, &target::Query::All).as_ref(), &once);
+    // what can be understood doesn't share its key with what can't
+    assert_eq!(encodes_nothing(&once), encodes_nothing(uri));
     // a target that is an authority alone has no path
     if let Some(path) = router::normal_path(uri.path()).filter(|_| !uri.path().is_empty()) {
         assert!(path.starts_with('/') || path == "*", "{path:?}");
         assert_eq!(router::normal_path(&path).as_deref(), Some(&*path), "normal isn't normal");
     }
+}
+
+/// Has it a percent sign without two hexadecimal digits behind it?
+fn encodes_nothing(uri: &Uri) -> bool {
+    let text = uri.path_and_query().map_or("", |t| t.as_str());
+    text.split('%').skip(1).any(|t| t.len() < 2 || !t.bytes().take(2).all(|b| b.is_ascii_hexdigit()))
 }
 
 /// A request's head, as hyper's parser takes it, and its length.

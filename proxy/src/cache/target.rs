@@ -1,7 +1,9 @@
 //! Targets that mean the same, as one; pure.
 //!
-//! Percent-encoding that isn't needed is undone, and what is needed is written in capitals (RFC 3986, 6.2.2). Which parts
-//! of a query tell answers apart is for the operator to say. This is for keys alone: origins see what clients have sent.
+//! Percent-encoding that isn't needed is undone, and what is needed is written in capitals (RFC 3986, 6.2.2). A path or a query
+//! with a percent sign that encodes nothing is left as it is: who reads it how is anybody's guess, and undoing what follows the
+//! sign would make it the key of another target (`/%%32F` that of `/%2F`). Which parts of a query tell answers apart is for the
+//! operator to say. This is for keys alone: origins see what clients have sent.
 
 use http::Uri;
 use std::borrow::Cow;
@@ -36,7 +38,7 @@ pub fn normal<'a>(uri: &'a Uri, query: &Query) -> Cow<'a, Uri> {
     if (*query == Query::All || target.query().is_none()) && !text.contains('%') {
         return Cow::Borrowed(uri);
     }
-    let mut new = decoded(target.path());
+    let mut new = decoded(target.path()).into_owned();
     if let Some(all) = target.query() {
         let mut parts: Vec<&str> = all.split('&').filter(|p| query.takes(p)).collect();
         if let Query::Only(_) = query {
@@ -51,7 +53,7 @@ pub fn normal<'a>(uri: &'a Uri, query: &Query) -> Cow<'a, Uri> {
     new.parse().map_or(Cow::Borrowed(uri), Cow::Owned)
 }
 
-fn decoded(text: &str) -> String {
+fn decoded(text: &str) -> Cow<'_, str> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('%') {
@@ -60,15 +62,11 @@ fn decoded(text: &str) -> String {
         match code.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             Some(b) if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => out.push(char::from(b)),
             Some(b) => out += &format!("%{b:02X}"),
-            None => {
-                out.push('%');
-                rest = &rest[at + 1..];
-                continue;
-            }
+            None => return Cow::Borrowed(text),
         }
         rest = &rest[at + 3..];
     }
-    out + rest
+    Cow::Owned(out + rest)
 }
 
 #[cfg(test)]
@@ -87,6 +85,10 @@ mod tests {
             ("/a?", &Query::All, "/a?"),
             ("/a%", &Query::All, "/a%"),
             ("/a%zz%4", &Query::All, "/a%zz%4"),
+            // not that of /%2F or /%25
+            ("/%%32F", &Query::All, "/%%32F"),
+            ("/%%32%35?%61", &Query::All, "/%%32%35?a"),
+            ("/%61?%%32F", &Query::All, "/a?%%32F"),
             ("/x?b=2&c=3&a=1&a=0", &some, "/x?a=1&a=0&b=2"),
             ("/x?c=3", &some, "/x"),
             ("/x?b=2", &none, "/x"),
