@@ -10,6 +10,9 @@ use crate::suite::Runtime;
 use serde_json::Value;
 use std::time::Duration;
 
+/// How long a manager may say nothing before it is asked whether it lives.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Sends one request over the control socket and prints the answer.
 ///
 /// # Errors
@@ -28,8 +31,7 @@ pub fn apply(common: &Common, target: &str) -> anyhow::Result<Exit> {
 
 fn send(config: &Config, method: &str, target: &str) -> anyhow::Result<Exit> {
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    let patience = config.cop.start_grace + config.server.drain_timeout + config.cop.kill_timeout;
-    println!("{}", request(&runtime, method, target, patience)?.trim_end());
+    println!("{}", request(&runtime, method, target)?.trim_end());
     Ok(Exit::Done)
 }
 
@@ -62,7 +64,7 @@ pub fn follow(common: &Common, path: &str, follow: bool) -> anyhow::Result<Exit>
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut target = path.to_owned();
     loop {
-        let text = request(&runtime, "GET", &target, Duration::from_secs(30))?;
+        let text = request(&runtime, "GET", &target)?;
         let (next, lines) = text.split_once('\n').unwrap_or((&text, ""));
         if !lines.trim_end().is_empty() {
             println!("{}", lines.trim_end());
@@ -95,7 +97,7 @@ pub fn names(common: &Common) -> Exit {
 pub fn list(common: &Common) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
-    let jobs: Value = serde_json::from_str(&request(&runtime, "GET", "/jobs", Duration::from_secs(5))?)?;
+    let jobs: Value = serde_json::from_str(&request(&runtime, "GET", "/jobs")?)?;
     println!("{:<20}{:<10}{:>8}{:>8}{:>10}  last exit", "job", "state", "pid", "since", "restarts");
     for job in jobs.as_array().into_iter().flatten() {
         let name = job["name"].as_str().unwrap_or("?");
@@ -144,8 +146,11 @@ fn schedule_line(schedule: &Value) -> Option<String> {
     schedule.is_object().then(|| format!("next run {}; {}", local("next").unwrap_or("-".into()), last()))
 }
 
-fn request(runtime: &Runtime, method: &str, target: &str, patience: Duration) -> anyhow::Result<String> {
-    match control::request(&runtime.control(), method, target, patience) {
+/// The manager knows how long what it is asked may take, and says when that is over: its answer is waited for while it lives.
+fn request(runtime: &Runtime, method: &str, target: &str) -> anyhow::Result<String> {
+    let socket = runtime.control();
+    let lives = || control::request(&socket, "GET", "/heartbeat", PATIENCE).is_ok();
+    match control::request_while(&socket, method, target, PATIENCE, lives) {
         Ok((200, text)) => Ok(text),
         Ok((code, text)) => {
             Err(Fatal::new(Exit::Failure, format!("the manager refused ({code}): {}", text.trim_end()))
