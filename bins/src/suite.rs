@@ -130,14 +130,16 @@ pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dir.join(name))
 }
 
+/// Where programs are looked for by those who have no environment, or one of their own.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Where a command's program is: as it stands if it has a slash, else the first of that name in PATH that can be run. One
 /// that isn't found stays as it is, and the attempt to run it says so.
 pub fn find_program(name: &str) -> PathBuf {
     if name.contains('/') {
         return name.into();
     }
-    let path = std::env::var_os("PATH")
-        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let path = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     let can_run = |p: &PathBuf| rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file();
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(can_run).unwrap_or_else(|| name.into())
 }

@@ -391,9 +391,15 @@ fn stop_signal(v: &Raw) -> Result<i32, Wrong> {
     value::signal(v)?.ok_or_else(|| "needs a signal".into())
 }
 
+/// Names of variables that aren't the operator's.
+pub const MARK: [&str; 3] = ["TRAFFIC_JOB", "TRAFFIC_JOB_OF", "TRAFFIC_WORKER"];
+
 fn variable(v: &Raw) -> Result<(String, String), Wrong> {
     let text = value::text(v)?;
     match text.split_once('=') {
+        Some((k, _)) if MARK.contains(&k) => {
+            Err(format!("{k} is what the manager knows the job's processes by"))
+        }
         Some((k, v)) if !k.is_empty() => Ok((k.into(), v.into())),
         _ => Err(format!("{text:?} is not NAME=value")),
     }
@@ -471,6 +477,7 @@ mod tests {
         assert!(wrong("probe_timeout", "\"0s\"").contains("zero"));
         assert!(wrong("restart", "\"sometimes\"").contains("on-failure"));
         assert!(wrong("env", "[\"A\"]").contains("NAME=value"));
+        assert!(wrong("env", "[\"TRAFFIC_JOB=x\"]").contains("TRAFFIC_JOB is what"));
         assert!(wrong("umask", "\"9\"").contains("octal"));
         assert!(wrong("oom_score_adj", "2000").contains("1000"));
         assert!(wrong("stdout", "\"relative\"").contains("log"));

@@ -2,6 +2,7 @@
 
 use super::ini::{Entry, Section};
 use super::{Context, Draft, MAX_JOBS, Translated};
+use crate::config::job::MARK;
 use crate::config::value::Raw;
 use std::path::{Path, PathBuf};
 
@@ -238,6 +239,9 @@ fn variables(text: &str) -> Result<Vec<String>, String> {
         let (name, after) = (name.trim(), after.trim_start());
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == ',') {
             return Err(format!("{name:?} is no name"));
+        }
+        if MARK.contains(&name) {
+            return Err(format!("{name} isn't for others to set"));
         }
         let (value, next) = match after.chars().next() {
             Some(quote @ ('"' | '\'')) => {

@@ -18,9 +18,6 @@ use supervisor::pidfd::PidFd;
 use supervisor::privileges::Credentials;
 use supervisor::spawn::{Spec, spawn};
 
-/// Where programs are looked for by those who are started with an environment of their own.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// What a new process has of pipes: our ends.
 pub(super) struct Pipes {
     /// Its output, and where that goes.
@@ -144,7 +141,7 @@ fn numbered(text: &str, listeners: usize, notify: usize, ping: usize) -> OsStrin
 pub(super) fn environment(c: &config::Job, worker: usize) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = match c.inherit_env {
         true => suite::child_env(&[]),
-        false => vec![("PATH".into(), PATH.into()), ("LANG".into(), "C.UTF-8".into())],
+        false => vec![("PATH".into(), suite::PATH.into()), ("LANG".into(), "C.UTF-8".into())],
     };
     let own = [("TRAFFIC_JOB", c.name.clone()), ("TRAFFIC_WORKER", worker.to_string())];
     let own = own.into_iter().map(|(k, v)| (k.to_owned(), v)).chain(c.env.iter().cloned());
