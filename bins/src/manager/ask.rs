@@ -4,6 +4,7 @@ use super::keep::Keep;
 use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
+use crate::config::Config;
 use crate::privileges;
 use policy::Time;
 use policy::child::State;
@@ -13,6 +14,24 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 use supervisor::clock;
+
+/// What has changed that this manager, or cop, goes on with as it was.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let log = |c: &Config| {
+        let s = c.suite.clone();
+        (s.log, s.log_file, s.log_max_size, s.log_rotate_at, s.log_keep_days, s.log_keep_files)
+    };
+    let all = [
+        ("suite.runtime_dir", old.suite.runtime_dir != new.suite.runtime_dir),
+        ("suite.state_dir", old.suite.state_dir != new.suite.state_dir),
+        ("suite.log*", log(old) != log(new)),
+        ("cop.*", old.cop != new.cop),
+        ("manager.admin", old.manager.admin != new.manager.admin),
+        ("manager.oom_score_adj", old.manager.oom_score_adj != new.manager.oom_score_adj),
+        ("manager.cgroup", old.manager.cgroup != new.manager.cgroup),
+    ];
+    all.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+}
 
 impl Keep {
     /// Takes the configuration anew; what it says is refused as a whole if anything in it is wrong.
@@ -24,14 +43,7 @@ impl Keep {
         let new = self.common.load()?.config;
         let credentials = privileges::prepare(&new)?;
         privileges::share_notify(&self.runtime, credentials.as_ref())?;
-        let fixed = ["suite.runtime_dir", "suite.state_dir", "manager.admin"];
-        let old = self.config.borrow().clone();
-        let changed = [
-            old.suite.runtime_dir != new.suite.runtime_dir,
-            old.suite.state_dir != new.suite.state_dir,
-            old.manager.admin != new.manager.admin,
-        ];
-        let kept: Vec<_> = fixed.iter().zip(changed).filter_map(|(k, c)| c.then_some(*k)).collect();
+        let kept = needs_restart(&self.config.borrow(), &new);
         // those that stay are handed over to the new list; only what is really new is bound
         let duplicates = {
             let list = self.listeners.borrow();
