@@ -100,12 +100,12 @@ impl<T: AsFd> Async<T> {
         self.poll_ready(Interest::Writable, cx)
     }
 
-    /// Says that reading would block. [`Async::try_io`] does it by itself.
+    /// Says that reading would block. [`Async::poll_io`] does it by itself.
     pub fn clear_read(&self) {
         self.clear(Interest::Readable);
     }
 
-    /// Says that writing would block. [`Async::try_io`] does it by itself.
+    /// Says that writing would block. [`Async::poll_io`] does it by itself.
     pub fn clear_write(&self) {
         self.clear(Interest::Writable);
     }
@@ -124,23 +124,6 @@ impl<T: AsFd> Async<T> {
     /// Waits until writing may succeed.
     pub async fn writable(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_write_ready(cx)).await
-    }
-
-    /// Tries an operation if its direction is ready, and notes when it says `WouldBlock`.
-    ///
-    /// # Errors
-    /// Those of `op`; `WouldBlock` without calling it if the direction is not ready.
-    pub fn try_io<R>(&self, interest: Interest, op: impl FnOnce(&T) -> io::Result<R>) -> io::Result<R> {
-        let ready =
-            self.home.is_here() && with_core(|core| core.sources.borrow_mut().is_ready(self.token, interest));
-        if !ready {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let result = op(self.get_ref());
-        if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
-            self.clear(interest);
-        }
-        result
     }
 
     /// Does an operation as soon as it does not block; signals that interrupt it are passed over.

@@ -143,10 +143,6 @@ impl Sources {
         (Poll::Pending, slot.replace(cx.waker().clone()))
     }
 
-    pub(crate) fn is_ready(&mut self, token: Token, interest: Interest) -> bool {
-        self.get(token).is_none_or(|s| s.ready & interest.mask() != 0)
-    }
-
     pub(crate) fn clear(&mut self, token: Token, interest: Interest) {
         if let Some(source) = self.get(token) {
             source.ready &= !interest.clearable();

@@ -81,13 +81,17 @@ fn a_failed_connect_says_why() {
 fn a_deregistered_fd_is_out_of_epoll_although_a_duplicate_lives() {
     engine::block_on(async {
         let (a, mut b) = UnixStream::pair().unwrap();
-        let duplicate = a.try_clone().unwrap();
-        drop(Stream::try_from(a).unwrap());
+        // a number that no other test of this process gets
+        let high = |fd: &UnixStream| rustix::io::fcntl_dupfd_cloexec(fd, 900).unwrap();
+        let first = high(&a);
+        let number = first.as_raw_fd();
+        drop(Stream::try_from(UnixStream::from(first)).unwrap());
+        // what epoll knows it by is the socket and the number that it had: with both again, the old registration would be met
+        // if it lived, and this one fail with EEXIST
+        let again = high(&a);
+        assert_eq!(again.as_raw_fd(), number);
+        let again = Async::new(again).unwrap();
         b.write_all(b"x").unwrap();
-        engine::yield_now().await;
-        engine::yield_now().await;
-        // Registering it anew would fail with EEXIST if the old registration lived.
-        let again = Async::new(duplicate).unwrap();
         again.readable().await.unwrap();
     });
 }
