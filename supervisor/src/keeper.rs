@@ -3,8 +3,8 @@
 //!
 //! It is made by clone(2) with CLONE_FILES and without CLONE_VM, by a ward that has one thread and is past its exec (which
 //! would unshare the table). While the ward lives it touches nothing, since a close here is a close there. When the ward
-//! is dead, its first act is to close the fd of the ward's lock, which would else stay locked in the name of a dead
-//! process. Then it says so, and gives the connections to whoever asks over its control socket, as often as somebody asks.
+//! is dead, it closes what others wait for: the ward's end of its own socket, ports that the next one wants to bind, and last
+//! the fd of the ward's lock, which would else stay locked in the name of a dead process. Then it says so, and gives the connections to whoever asks over its control socket, as often as somebody asks.
 //! When it is told to end, or nobody can ask any more, it closes them all.
 //!
 //! Dead means that no thread of the ward that has signed the [`Roll`] does anything any more. The kernel may have the ward's

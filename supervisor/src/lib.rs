@@ -1,7 +1,7 @@
 //! Acting on what `policy` decides: processes, locks, sockets handed over, heartbeats.
 //!
 //! This crate knows processes and file descriptors of Linux. It must not know HTTP servers, the engine, the configuration
-//! or which program it is part of. Everything in it works in a process with one thread: it forks.
+//! or which program it is part of. Everything in it works in a process with one thread, since it forks; only [`roll`] is for those with several.
 //!
 //! Read in this order:
 //!
@@ -11,7 +11,8 @@
 //! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`daemonize`]: the double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
 //! 6. [`fd_pass`], [`keeper`], [`roll`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any;
-//! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else;
+//! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else; [`port`]: which one it goes to; [`pulse`]: what a
+//!    server's threads do;
 //! 8. [`signals`], [`reaper`]: what wakes a supervisor;
 //! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound;
 //! 10. [`tree`], [`cgroup`]: what a process leaves behind.

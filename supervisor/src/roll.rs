@@ -18,7 +18,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How many threads may sign. Each has 64 bytes of memory that is touched only if it does.
-const THREADS: usize = 1023;
+const THREADS: usize = 2047;
 /// Nobody has signed there, or is just about to.
 const NOBODY: u32 = 0;
 /// The thread is no longer one of those who count. No thread has this number.
@@ -75,7 +75,7 @@ impl Roll {
     /// Has the calling thread sign. The first one to do so must be one that ends with the process, and not before.
     ///
     /// # Errors
-    /// More than 1,023 have, or the kernel takes no list of robust futexes. Nobody can be told of this thread's death then, nor
+    /// More than 2,047 have, or the kernel takes no list of robust futexes. Nobody can be told of this thread's death then, nor
     /// of the others'.
     pub fn sign(&self) -> io::Result<Signature> {
         let number = 1 + self.signed().fetch_add(1, Ordering::AcqRel) as usize;
@@ -284,7 +284,7 @@ mod tests {
     fn a_thread_has_its_own_list_again_when_it_has_left() {
         let list = || {
             let (mut head, mut len) = (std::ptr::null::<Head>(), 0_usize);
-            // SAFETY: as in `register`.
+            // SAFETY: as in `put_on_list`.
             unsafe { syscall(SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
             head as usize
         };

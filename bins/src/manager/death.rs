@@ -2,7 +2,8 @@
 //!
 //! It is noticed twice. The keeper says it as soon as the server's threads are dead: that is enough for the next one to begin.
 //! The pidfd says it when the kernel has also freed the server's memory, which for a large cache takes its time; where there
-//! is no keeper, that is the first we hear. Whichever comes first is acted on, and the process is reaped after the second.
+//! is no keeper, that is the first we hear. Whichever comes first is acted on, and the process is reaped after the second. Of a
+//! server that hasn't taken over yet only the second counts.
 
 use super::keep::Keep;
 use crate::exit::Exit;

@@ -257,7 +257,11 @@ impl Duty<'_> {
                 }
             });
         }
-        let passing = std::thread::spawn(move || pass_on(&from));
+        let roll = legacy.roll();
+        let passing = std::thread::spawn(move || {
+            let _signed = roll.and_then(super::legacy::sign);
+            pass_on(&from)
+        });
         let connections = to.clone();
         continuity
             .retirement()

@@ -1,7 +1,7 @@
 //! `traffic_server`: the proxy on the threaded event engine.
 //!
-//! The main thread takes the listeners, starts the engine, waits for the word to serve, takes the lock and what dead servers
-//! have left, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
+//! The main thread takes the listeners, starts the engine, waits for the word to serve, asks for what dead servers have left,
+//! takes the lock, takes over, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
 //!
 //! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`proxying`] (the
 //! configuration as the proxy takes it), [`duty`] (serving, and the end).
