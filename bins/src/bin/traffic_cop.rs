@@ -1,4 +1,4 @@
-//! The watcher, and the command that operators use: `traffic_cop start | stop | restart | reload | status | drill`.
+//! The watcher, and the command that operators use: `traffic_cop start | stop | restart | upgrade | reload | status | drill`.
 
 use std::process::ExitCode;
 

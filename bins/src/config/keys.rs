@@ -94,7 +94,7 @@ pub static KEYS: &[Key] = &[
         |c, v| c.cop.on_manager_death => on_manager_death(v)),
     key!("cop.oom_score_adj", "integer", "-900", "From -1000 (never) to 1000: who is killed first when memory is out. Below 0 only with CAP_SYS_RESOURCE; else it stays as it is.",
         |c, v| c.cop.oom_score_adj => value::signed(v, -1000, 1000)),
-    key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: /status, /metrics, /healthz, /proxy.pac.",
+    key!("manager.admin", "address or \"none\"", "\"none\"", "Read-only HTTP: / (a page), /status, /metrics, /healthz, /proxy.pac.",
         |c, v| c.manager.admin => value::address_or_none(v)),
     key!("manager.interval", "duration", "\"1500ms\"", "Between looks at the server: at its event threads, and, while no cop watches it, by a ping.",
         |c, v| c.manager.interval => value::positive(v)),

@@ -235,7 +235,7 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
         "Which of several origins gets a request: round-robin or least-connections.",
     ),
     ("max_failures", "3", "Failures in a row after which an origin is left out while there are others."),
-    ("eject_time", "\"5s\"", "For how long; doubled up to 16 times while it keeps failing."),
+    ("eject_time", "\"5s\"", "For how long; twice as long each time it fails again, up to 16 times as long."),
     (
         "health_check",
         "no",

@@ -3,7 +3,8 @@
 //! It must not know the engine or HTTP servers; it has one thread, a few fds in one `poll`, and spends its life waiting.
 //!
 //! Read in this order: this file (the commands), [`start`], [`watch`] (the loop),
-//! [`beats`] (its heartbeats), [`stop`], [`status`].
+//! [`beats`] (its heartbeats), [`record`] (what it leaves for `status`), [`stop`], [`status`], [`upgrade`], [`init`] (as the first
+//! process of a container).
 
 pub mod beats;
 pub mod init;

@@ -225,7 +225,7 @@ fn render(v: &Value, colour: bool) -> String {
     out
 }
 
-/// `59s`, `12m`, `5h12m`, `3d4h`
+/// `59s`, `12m0s`, `5h12m`, `3d4h`
 pub fn span(s: u64) -> String {
     match s {
         0..60 => format!("{s}s"),

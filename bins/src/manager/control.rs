@@ -6,9 +6,9 @@
 //! | `GET /status` | the state as JSON |
 //! | `GET /metrics` | the numbers as Prometheus reads them |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
+//! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //! | `POST /pause`, `POST /pause?max_wait=60s` | new connections wait in the manager |
 //! | `POST /resume` | how many had waited: the server has them now |
-//! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
 //!
 //! Those of jobs are in [`command`](super::jobs::command).
 //!

@@ -82,8 +82,7 @@ impl Cop {
         if !gone && !stuck {
             return None;
         }
-        // a keeper ends when nobody can ask it any more
-        // nor when systemd, which has duplicates, would keep the way to it
+        // a keeper ends when nobody can ask it any more, and systemd, which has duplicates, could
         let mut names: Vec<&str> = self.store.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
