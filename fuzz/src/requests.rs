@@ -69,13 +69,14 @@ fn is_chunked(fields: &HeaderMap) -> bool {
 fn unchunked(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
-        let httparse::Status::Complete((begin, len)) = httparse::parse_chunk_size(rest).ok()? else {
-            return None;
-        };
+        // any number of zeros may be before it
+        let digits = rest.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+        let len = usize::from_str_radix(std::str::from_utf8(&rest[..digits]).ok()?, 16).ok()?;
+        let begin = rest.windows(2).position(|two| two == b"\r\n")? + 2;
         if len == 0 {
             return Some(body);
         }
-        let end = begin.checked_add(usize::try_from(len).ok()?)?;
+        let end = begin.checked_add(len)?;
         body.extend_from_slice(rest.get(begin..end)?);
         rest = rest.get(end + 2..)?;
     }

@@ -230,14 +230,17 @@ impl Scanner {
             // whatever ends the name: hyper refuses all but the colon
             named && line.get(name.len()).is_none_or(|&b| b == b':' || b <= b' ')
         };
-        let value = |name: &str| line.get(name.len() + 1..).unwrap_or(b"").trim_ascii();
+        // of a line that came in several reads no more than this is kept: what it ends in isn't known
+        let value = |name: &str| {
+            let value = line.get(name.len() + 1..).filter(|_| line.len() <= MAX_FRAMING_LINE)?;
+            Some(trimmed(value))
+        };
         if name_is("content-length") {
-            let n = if line.len() > MAX_FRAMING_LINE { None } else { number(value("content-length")) };
-            let n = n.ok_or(Finding::BadLength)?;
+            let n = value("content-length").and_then(number).ok_or(Finding::BadLength)?;
             return self.set(Framing::Length(n));
         }
         if name_is("transfer-encoding") {
-            if !value("transfer-encoding").eq_ignore_ascii_case(b"chunked") {
+            if !value("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case(b"chunked")) {
                 return Err(Finding::BadCoding);
             }
             return self.set(Framing::Chunked);
@@ -293,6 +296,14 @@ impl Scanner {
         self.state = State::ChunkSize { size, digits, ext };
         (rest.len(), None)
     }
+}
+
+/// Without the white space of a field's value (RFC 9110, 5.6.3), which is less than ASCII's.
+fn trimmed(value: &[u8]) -> &[u8] {
+    let is_text = |b: &u8| !matches!(b, b' ' | b'\t');
+    let begin = value.iter().position(is_text).unwrap_or(value.len());
+    let end = value.iter().rposition(is_text).map_or(begin, |last| last + 1);
+    &value[begin..end]
 }
 
 /// Digits alone, as a number that hyper takes too.

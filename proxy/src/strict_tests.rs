@@ -65,6 +65,12 @@ fn what_can_be_read_in_two_ways_is_poisoned() {
         ("Transfer-Encoding: gzip, chunked\r\n", BadCoding),
         ("Transfer-Encoding: xchunked\r\n", BadCoding),
         ("Transfer-Encoding: \"chunked\"\r\n", BadCoding),
+        ("Transfer-Encoding: chunked\x0c\r\n", BadCoding),
+        ("Content-Length: 5\x0c\r\n", BadLength),
+        // what lies beyond what is kept of a line
+        (&format!("Transfer-Encoding: chunked{:300}x\r\n", ""), BadCoding),
+        (&format!("Transfer-Encoding: chunked{:300}\r\n", ""), BadCoding),
+        (&format!("Content-Length: 5{:300}x\r\n", ""), BadLength),
         ("Host: a\nX: y\r\n", BareLf),
         ("Host: a\rX: y\r\n", BareCr),
         ("Host: a\r\r\n", BareCr),
