@@ -67,7 +67,9 @@ impl Estates {
         if self.0.len() > MAX {
             let oldest = self.0.remove(0);
             log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
-            oldest.end(cop);
+            // nobody is told to close it in time: there may be no engine yet
+            let _ = oldest.keeper.signal(nix::libc::SIGKILL);
+            cop.forget_fds(&oldest.name);
         }
     }
 
@@ -207,6 +209,25 @@ mod tests {
             let kinds: Vec<bool> =
                 offered.iter().map(|fd| is_socket(&fd.try_clone_to_owned().unwrap())).collect();
             assert_eq!(kinds, [true, false], "together {together}, reversed {reversed}");
+        }
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_is_given_up_before_there_is_an_engine_too() {
+        let nobody = Notifier::from_env().unwrap();
+        let mut keepers: Vec<_> =
+            (0..=MAX).map(|_| std::process::Command::new("sleep").arg("60").spawn().unwrap()).collect();
+        let mut list = Estates::default();
+        for (server, keeper) in keepers.iter().enumerate() {
+            list.add(&suite::estate_name(server as i32 + 1, keeper.id() as i32), Vec::new(), &nobody);
+        }
+        assert_eq!(list.0.len(), MAX);
+        let ended = keepers[0].wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGKILL));
+        for keeper in &mut keepers[1..] {
+            assert!(keeper.try_wait().unwrap().is_none());
+            keeper.kill().unwrap();
+            keeper.wait().unwrap();
         }
     }
 }
