@@ -48,14 +48,23 @@ impl Estates {
 
     /// Keeps what a server has sent: the way to its keeper, and its table. Cop keeps them too. systemd, which keeps cop's, gives
     /// those of one name back in any order.
-    pub fn add(&mut self, name: &str, mut fds: Vec<OwnedFd>, cop: &Notifier) {
+    pub fn add(&mut self, name: &str, fds: Vec<OwnedFd>, cop: &Notifier) {
+        self.add_if(name, fds, cop, is_keeper);
+    }
+
+    fn add_if(&mut self, name: &str, mut fds: Vec<OwnedFd>, cop: &Notifier, is_keeper: impl Fn(i32) -> bool) {
         if let Some(known) = self.0.iter_mut().find(|e| e.name == name) {
             // one that is announced again is the same
             known.fds.extend(fds.into_iter().take(2_usize.saturating_sub(known.fds.len())));
             return known.fds.sort_by_key(|fd| !is_socket(fd));
         }
         let Some((server, pid)) = suite::estate_of(name) else { return };
-        let keeper = match PidFd::open(pid) {
+        // looked at once we hold it: a number that was kept for long may be another's by now
+        let keeper = PidFd::open(pid).and_then(|keeper| match is_keeper(pid) {
+            true => Ok(keeper),
+            false => Err(std::io::Error::other("that is no keeper (any more)")),
+        });
+        let keeper = match keeper {
             Ok(keeper) => keeper,
             Err(e) => {
                 log::info!("event=estate-lost server={server} keeper={pid}: {e}");
@@ -118,6 +127,16 @@ impl Estates {
         fds
     }
 
+    /// Is there something that the server `heir` was offered and hasn't said to have taken over?
+    pub fn is_offered(&self, heir: i32) -> bool {
+        self.0.iter().any(|e| e.offered == heir)
+    }
+
+    /// The server `gone` has ended. In order, if its keeper is gone too: there is nothing to take over.
+    pub fn ended(&mut self, gone: i32, cop: &Notifier) {
+        self.end_where(cop, |e| e.server == gone && !e.keeper.is_alive());
+    }
+
     /// The server `heir` has taken over everything that it was offered.
     pub fn settled(&mut self, heir: i32, cop: &Notifier) {
         self.end_where(cop, |e| e.offered == heir);
@@ -149,6 +168,12 @@ impl Estates {
     }
 }
 
+/// Is that one of ours? A keeper that hasn't had a processor yet still has the name of its ward.
+fn is_keeper(pid: i32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|n| n.starts_with("traffic_"))
+}
+
 /// The way to a keeper is a socket, a table is none.
 fn is_socket(fd: &OwnedFd) -> bool {
     let mode = rustix::fs::fstat(fd).map(|s| s.st_mode);
@@ -170,7 +195,8 @@ impl Estate {
     }
 
     fn close(&self, cop: &Notifier) {
-        if self.fds.first().is_none_or(|way| keeper::end(way).is_err()) {
+        // one that is there and can't be told
+        if self.fds.first().is_none_or(|way| keeper::end(way).is_err()) && self.keeper.is_alive() {
             let _ = self.keeper.signal(nix::libc::SIGKILL);
         }
         cop.forget_fds(&self.name);
@@ -202,8 +228,8 @@ mod tests {
                 fds.reverse();
             }
             match together {
-                true => list.add(&name, fds, &nobody),
-                false => fds.into_iter().for_each(|fd| list.add(&name, vec![fd], &nobody)),
+                true => list.add_if(&name, fds, &nobody, |_| true),
+                false => fds.into_iter().for_each(|fd| list.add_if(&name, vec![fd], &nobody, |_| true)),
             }
             let offered = list.offer(99, &[]);
             let kinds: Vec<bool> =
@@ -219,7 +245,10 @@ mod tests {
             (0..=MAX).map(|_| std::process::Command::new("sleep").arg("60").spawn().unwrap()).collect();
         let mut list = Estates::default();
         for (server, keeper) in keepers.iter().enumerate() {
-            list.add(&suite::estate_name(server as i32 + 1, keeper.id() as i32), Vec::new(), &nobody);
+            let name = suite::estate_name(server as i32 + 1, keeper.id() as i32);
+            list.add(&name, Vec::new(), &nobody);
+            assert!(!list.0.iter().any(|e| e.name == name), "a sleep is no keeper");
+            list.add_if(&name, Vec::new(), &nobody, |_| true);
         }
         assert_eq!(list.0.len(), MAX);
         let ended = keepers[0].wait().unwrap();

@@ -67,6 +67,11 @@ impl Queue {
         })
     }
 
+    /// Has a server been handed something that it hasn't said to have?
+    pub fn is_handing_over(&self) -> bool {
+        !self.handed.is_empty()
+    }
+
     /// What an incident wants to know: how many were handed over since the last time, and the longest wait among them.
     pub(super) fn take_marks(&mut self) -> (u64, Duration) {
         (std::mem::take(&mut self.since_mark), std::mem::take(&mut self.wait_since_mark))

@@ -170,6 +170,7 @@ impl Keep {
     pub(super) fn retired_died(self: &Rc<Self>, pid: i32) {
         self.upstream.forget_fds(&channel_name(pid));
         self.forget_page(pid);
+        self.estates.borrow_mut().ended(pid, &self.upstream);
         self.offer_rest();
         let keep = self.clone();
         drop(engine::spawn(async move {
@@ -185,6 +186,10 @@ impl Keep {
             return;
         };
         let mut estates = self.estates.borrow_mut();
+        // that it has settled doesn't say what: one thing after the other
+        if estates.is_offered(heir.pid) || self.queue.borrow().is_handing_over() {
+            return;
+        }
         let fds = estates.offer(heir.pid, &self.retiring_pids());
         if !fds.is_empty()
             && let Err(e) = Order::Adopt.send(channel, &fds)
