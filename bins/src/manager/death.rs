@@ -6,6 +6,7 @@
 //! server that hasn't taken over yet only the second counts.
 
 use super::keep::Keep;
+use super::replace::Replace;
 use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::ward::Ward;
@@ -131,6 +132,11 @@ impl Keep {
         self.upstream.forget_fds(&channel_name(pid));
         self.forget_page(pid);
         self.watch_gap();
+        // the one that was to follow it follows now
+        if matches!(*self.replace.borrow(), Replace::Told(_)) {
+            *self.replace.borrow_mut() = Replace::No;
+            self.wake_changes();
+        }
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(pid, &self.upstream);
         }
