@@ -149,7 +149,11 @@ fn schedule_line(schedule: &Value) -> Option<String> {
 /// The manager knows how long what it is asked may take, and says when that is over: its answer is waited for while it lives.
 fn request(runtime: &Runtime, method: &str, target: &str) -> anyhow::Result<String> {
     let socket = runtime.control();
-    let lives = || control::request(&socket, "GET", "/heartbeat", PATIENCE).is_ok();
+    // the same one: what a dead manager was asked, the next one doesn't know of
+    let lives = |pid: i32| {
+        let beat = control::request(&socket, "GET", "/heartbeat", PATIENCE);
+        beat.is_ok_and(|(_, text)| text.trim_end().ends_with(&format!("pid={pid}")))
+    };
     match control::request_while(&socket, method, target, PATIENCE, lives) {
         Ok((200, text)) => Ok(text),
         Ok((code, text)) => {

@@ -21,11 +21,11 @@ pub fn request(
     target: &str,
     timeout: Duration,
 ) -> std::io::Result<(u16, String)> {
-    request_while(socket, method, target, timeout, || false)
+    request_while(socket, method, target, timeout, |_| false)
 }
 
-/// The same, but who says nothing for `timeout` is waited for as long as `lives` says so. For what takes its time, and whose
-/// time only the other side knows.
+/// The same, but who says nothing for `timeout` is waited for as long as `lives` says so of its pid. For what takes its time, and
+/// whose time only the other side knows.
 ///
 /// # Errors
 /// As [`request`].
@@ -34,7 +34,7 @@ pub fn request_while(
     method: &str,
     target: &str,
     timeout: Duration,
-    lives: impl Fn() -> bool,
+    lives: impl Fn(i32) -> bool,
 ) -> std::io::Result<(u16, String)> {
     let bad = |what: &str| std::io::Error::other(format!("{}: {what}", socket.display()));
     let mut s = UnixStream::connect(socket)?;
@@ -43,10 +43,11 @@ pub fn request_while(
     s.write_all(
         format!("{method} {target} HTTP/1.1\r\nHost: manager\r\nConnection: close\r\n\r\n").as_bytes(),
     )?;
+    let peer = rustix::net::sockopt::socket_peercred(&s)?.pid.as_raw_nonzero().get();
     let (mut answer, mut rest) = (Vec::new(), s.take(MAX_ANSWER));
     while let Err(e) = rest.read_to_end(&mut answer) {
         // what has been read stays in `answer`
-        if e.kind() != ErrorKind::WouldBlock || !lives() {
+        if e.kind() != ErrorKind::WouldBlock || !lives(peer) {
             return Err(e);
         }
     }
@@ -87,7 +88,8 @@ mod tests {
         });
         let soon = Duration::from_millis(1);
         let asked = Cell::new(0);
-        let lives = || {
+        let lives = |pid| {
+            assert_eq!(pid, std::process::id() as i32);
             asked.set(asked.get() + 1);
             if asked.get() == 3 {
                 tell.send(()).unwrap();
