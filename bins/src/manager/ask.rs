@@ -43,7 +43,7 @@ impl Keep {
         let new = self.common.load()?.config;
         let credentials = privileges::prepare(&new)?;
         privileges::share_notify(&self.runtime, credentials.as_ref())?;
-        let kept = needs_restart(&self.config.borrow(), &new);
+        let kept = needs_restart(&self.first_config, &new);
         // those that stay are handed over to the new list; only what is really new is bound
         let duplicates = {
             let list = self.listeners.borrow();

@@ -32,6 +32,8 @@ use supervisor::notify::{Notifier, NotifySocket};
 /// The manager's state.
 pub struct Keep {
     pub(super) config: RefCell<Config>,
+    /// That of our begin.
+    pub(super) first_config: Config,
     pub(super) common: Common,
     pub(super) runtime: Runtime,
     pub(super) listeners: RefCell<Vec<Listener>>,
@@ -158,6 +160,7 @@ impl Keep {
             inbound: RefCell::default(),
             replace: RefCell::default(),
             replace_failed: RefCell::default(),
+            first_config: config.clone(),
             config: RefCell::new(config),
             common,
             runtime,
