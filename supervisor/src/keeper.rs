@@ -4,8 +4,9 @@
 //! It is made by clone(2) with CLONE_FILES and without CLONE_VM, by a ward that has one thread and is past its exec (which
 //! would unshare the table). While the ward lives it touches nothing, since a close here is a close there. When the ward
 //! is dead, it closes what others wait for: the ward's end of its own socket, ports that the next one wants to bind, and last
-//! the fd of the ward's lock, which would else stay locked in the name of a dead process. Then it says so, and gives the connections to whoever asks over its control socket, as often as somebody asks.
-//! When it is told to end, or nobody can ask any more, it closes them all.
+//! the fd of the ward's lock, which would else stay locked in the name of a dead process. Then it says that the ward is dead,
+//! and gives the connections to whoever asks over its control socket, as often as somebody asks. When it is told to end, or
+//! nobody can ask any more, it closes them all.
 //!
 //! Dead means that no thread of the ward that has signed the [`Roll`] does anything any more. The kernel may have the ward's
 //! memory to free still, and says that the process has ended when it has; until then the ward shares the table too, so that
@@ -142,7 +143,7 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared
             break;
         }
         let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok()) else { continue };
-        // who is asked what became of the ward may not have looked before an asker took that out of the socket
+        // an asker has taken DEAD out of the socket with the rest, and the next manager looks for it there
         if give(control, nonce, kept).and_then(|()| fd_pass::send(control, DEAD, &[])).is_err() {
             break;
         }

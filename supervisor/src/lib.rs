@@ -1,7 +1,8 @@
 //! Acting on what `policy` decides: processes, locks, sockets handed over, heartbeats.
 //!
 //! This crate knows processes and file descriptors of Linux. It must not know HTTP servers, the engine, the configuration
-//! or which program it is part of. Everything in it works in a process with one thread, since it forks; only [`roll`] is for those with several.
+//! or which program it is part of. Everything in it works in a process with one thread, since it forks; only [`roll`] is for
+//! those with several.
 //!
 //! Read in this order:
 //!

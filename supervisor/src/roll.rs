@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::channel;
 
-    /// Says what the roll says once it says it, while `live` is under way in threads of this process.
+    /// What the roll says, once it says it.
     fn told(roll: Roll) -> std::sync::mpsc::Receiver<Fate> {
         let (to, from) = channel();
         std::thread::spawn(move || to.send(roll.wait(|| true)));

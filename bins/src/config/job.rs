@@ -391,8 +391,8 @@ fn stop_signal(v: &Raw) -> Result<i32, Wrong> {
     value::signal(v)?.ok_or_else(|| "needs a signal".into())
 }
 
-/// Names of variables that aren't the operator's.
-pub const MARK: [&str; 3] = ["TRAFFIC_JOB", "TRAFFIC_JOB_OF", "TRAFFIC_WORKER"];
+/// The variables by which the processes of jobs are known: whose (the runtime directory), the job, and the number of the worker.
+pub const MARK: [&str; 3] = ["TRAFFIC_JOB_OF", "TRAFFIC_JOB", "TRAFFIC_WORKER"];
 
 fn variable(v: &Raw) -> Result<(String, String), Wrong> {
     let text = value::text(v)?;

@@ -6,7 +6,6 @@
 //! server that hasn't taken over yet only the second counts.
 
 use super::keep::Keep;
-use super::replace::Replace;
 use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::ward::Ward;
@@ -61,7 +60,7 @@ impl Keep {
     }
 
     fn keeper_says_dead(self: &Rc<Self>, generation: u64) {
-        // that it has taken over may be among what it said last
+        // what it said last is in the socket already; that it has taken over may be among it
         self.listen();
         let unsettled = {
             let s = self.server.borrow();
@@ -73,10 +72,8 @@ impl Keep {
         }
     }
 
-    /// All threads of this server are dead. `noticed_by`: for the record.
+    /// All threads of this server are dead, and what it said last was heard. `noticed_by`: for the record.
     fn died(self: &Rc<Self>, generation: u64, noticed_by: &str) {
-        // what it said last is in the socket already, whichever of the two woke us
-        self.listen();
         let retired = take(&mut self.retiring.borrow_mut(), |w| w.generation == generation);
         let was_retiring = retired.is_some();
         let current = || self.server.borrow_mut().ward.take_if(|w| w.generation == generation);
@@ -111,6 +108,8 @@ impl Keep {
 
     /// Nothing is left of this server process but what its parent is told.
     fn process_ended(self: &Rc<Self>, generation: u64) {
+        // what it said last is in the socket already
+        self.listen();
         self.died(generation, "pidfd");
         let seen_off = take(&mut self.dying.borrow_mut(), |d| d.ward.generation == generation);
         if let Some(Dying { ward, was_retiring, is_told }) = seen_off {
@@ -133,10 +132,7 @@ impl Keep {
         self.forget_page(pid);
         self.watch_gap();
         // the one that was to follow it follows now
-        if matches!(*self.replace.borrow(), Replace::Told(_)) {
-            *self.replace.borrow_mut() = Replace::No;
-            self.wake_changes();
-        }
+        self.replace.borrow_mut().old_is_dead();
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(pid, &self.upstream);
         }

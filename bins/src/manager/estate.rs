@@ -77,7 +77,7 @@ impl Estates {
             let oldest = self.0.remove(0);
             log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
             // nobody is told to close it in time: there may be no engine yet
-            let _ = oldest.keeper.signal(nix::libc::SIGKILL);
+            oldest.kill();
             cop.forget_fds(&oldest.name);
         }
     }
@@ -153,7 +153,7 @@ impl Estates {
         all.iter().for_each(|e| e.close(cop));
         for e in all {
             if !matches!(e.keeper.poll_exit(PATIENCE), Ok(Some(()))) {
-                let _ = e.keeper.signal(nix::libc::SIGKILL);
+                e.kill();
                 let _ = e.keeper.poll_exit(PATIENCE);
             }
             let _ = e.keeper.wait();
@@ -188,18 +188,21 @@ impl Estate {
         drop(engine::spawn(async move {
             // one that doesn't hear: it is stopped, or its server lives
             engine::time::sleep(PATIENCE).await;
-            if self.keeper.is_alive() {
-                let _ = self.keeper.signal(nix::libc::SIGKILL);
-            }
+            self.kill();
         }));
     }
 
     fn close(&self, cop: &Notifier) {
-        // one that is there and can't be told
-        if self.fds.first().is_none_or(|way| keeper::end(way).is_err()) && self.keeper.is_alive() {
-            let _ = self.keeper.signal(nix::libc::SIGKILL);
+        // one that can't be told
+        if self.fds.first().is_none_or(|way| keeper::end(way).is_err()) {
+            self.kill();
         }
         cop.forget_fds(&self.name);
+    }
+
+    /// Harmless if the keeper has ended: it is held by pidfd.
+    fn kill(&self) {
+        let _ = self.keeper.signal(nix::libc::SIGKILL);
     }
 }
 

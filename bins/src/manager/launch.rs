@@ -1,4 +1,4 @@
-//! The child machine of `policy`, with hands: a server is started, told to end, and seen off.
+//! The child machine of `policy`, with hands: a server is started and told to end; see `death` for what follows.
 //!
 //! After each event the one timer is set to the machine's next deadline.
 

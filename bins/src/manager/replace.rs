@@ -35,6 +35,16 @@ pub enum Replace {
     Told(OwnedFd),
 }
 
+impl Replace {
+    /// The server to be replaced has died before it let go. Whoever waits for its replacement looks again when the server's state
+    /// changes, which it does now.
+    pub(super) fn old_is_dead(&mut self) {
+        if matches!(self, Replace::Told(_)) {
+            *self = Replace::No;
+        }
+    }
+}
+
 impl Keep {
     /// Replaces the server. Whoever asked waits with [`Keep::wait_ready`].
     pub fn restart(self: &Rc<Self>) {

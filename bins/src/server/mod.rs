@@ -1,7 +1,8 @@
 //! `traffic_server`: the proxy on the threaded event engine.
 //!
 //! The main thread takes the listeners, starts the engine, waits for the word to serve, asks for what dead servers have left,
-//! takes the lock, takes over, says that it is ready, and then waits for signals and orders; everything else happens on event threads.
+//! takes the lock, takes over, says that it is ready, and then waits for signals and orders; everything else happens on event
+//! threads.
 //!
 //! Read in this order: this file (the start), [`succession`] (what comes from those before), [`legacy`] (what we leave), [`proxying`] (the
 //! configuration as the proxy takes it), [`duty`] (serving, and the end).

@@ -38,7 +38,7 @@ pub fn normal<'a>(uri: &'a Uri, query: &Query) -> Cow<'a, Uri> {
     if (*query == Query::All || target.query().is_none()) && !text.contains('%') {
         return Cow::Borrowed(uri);
     }
-    let mut new = decoded(target.path()).into_owned();
+    let mut new = decoded(target.path());
     if let Some(all) = target.query() {
         let mut parts: Vec<&str> = all.split('&').filter(|p| query.takes(p)).collect();
         if let Query::Only(_) = query {
@@ -53,7 +53,7 @@ pub fn normal<'a>(uri: &'a Uri, query: &Query) -> Cow<'a, Uri> {
     new.parse().map_or(Cow::Borrowed(uri), Cow::Owned)
 }
 
-fn decoded(text: &str) -> Cow<'_, str> {
+fn decoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('%') {
@@ -62,11 +62,11 @@ fn decoded(text: &str) -> Cow<'_, str> {
         match code.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             Some(b) if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => out.push(char::from(b)),
             Some(b) => out += &format!("%{b:02X}"),
-            None => return Cow::Borrowed(text),
+            None => return text.to_owned(),
         }
         rest = &rest[at + 3..];
     }
-    Cow::Owned(out + rest)
+    out + rest
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use super::worker::Worker;
 use super::{Job, Jobs};
+use crate::config::job::MARK;
 use crate::config::manager::Cgroup;
 use crate::manager::keep::Keep;
 use engine::io::Async;
@@ -24,9 +25,6 @@ use supervisor::cgroup::{Group, Groups, Limits};
 use supervisor::pidfd::PidFd;
 use supervisor::tree::{self, Found};
 use supervisor::{clock, reaper};
-
-/// The variables of the mark: whose, which job, which worker.
-const MARK: [&str; 3] = ["TRAFFIC_JOB_OF", "TRAFFIC_JOB", "TRAFFIC_WORKER"];
 
 /// After SIGKILL what is left has this time to vanish.
 const VANISH: Duration = Duration::from_secs(5);
