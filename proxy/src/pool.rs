@@ -25,6 +25,8 @@ const MAX_OUTWARD: usize = 512;
 /// An idle connection older than this isn't used again: origins close theirs after 5 s (Apache, Node) to 75 s (nginx),
 /// and a request on one that is just being closed has to be sent twice.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
+/// Those that are too old are closed together, and not more often than this.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// How long the connection of an answer that has ended may have to become free.
 const MAX_BUSY: Duration = Duration::from_millis(20);
@@ -140,7 +142,7 @@ pub async fn reuse(to: &To) -> Option<Lease> {
 }
 
 fn is_old(since: Instant) -> bool {
-    engine::time::now().saturating_duration_since(since) > MAX_IDLE_TIME
+    engine::time::now().saturating_duration_since(since) >= MAX_IDLE_TIME
 }
 
 /// An idle connection to the origin number `id` on which nobody reads, if there is one that is still good.
@@ -178,13 +180,13 @@ fn sweep() {
         return;
     }
     let work = async {
+        let mut wait = MAX_IDLE_TIME;
         loop {
-            engine::time::sleep(MAX_IDLE_TIME).await;
-            let (old, ended) = POOL.with_borrow_mut(Pool::swept);
+            engine::time::sleep(wait).await;
+            let (old, next) = POOL.with_borrow_mut(Pool::swept);
             drop(old);
-            if ended {
-                break;
-            }
+            let Some(next) = next else { break };
+            wait = next;
         }
     };
     drop(engine::spawn(async {
@@ -192,12 +194,17 @@ fn sweep() {
     }));
 }
 
+/// How long it is until the oldest one is too old.
+fn next_sweep(oldest: Instant, now: Instant) -> Duration {
+    MAX_IDLE_TIME.saturating_sub(now.saturating_duration_since(oldest)).max(SWEEP)
+}
+
 /// To be dropped where nothing is borrowed.
 type Old = (Vec<(Instant, SendRequest<Body>)>, Vec<(Instant, Stream)>);
 
 impl Pool {
-    /// Takes out what has been idle for long; and whether nothing is left.
-    fn swept(&mut self) -> (Old, bool) {
+    /// Takes out what has been idle for long; and how long it is until the next is. `None`: nothing is left.
+    fn swept(&mut self) -> (Old, Option<Duration>) {
         let mut old = Old::default();
         for (to, idle) in &mut self.idle {
             let fresh = idle.partition_point(|(since, _)| is_old(*since));
@@ -210,8 +217,10 @@ impl Pool {
         }
         self.idle.retain(|_, idle| !idle.is_empty());
         self.bare.retain(|_, idle| !idle.is_empty());
-        self.sweeps = !(self.idle.is_empty() && self.bare.is_empty());
-        (old, !self.sweeps)
+        let oldest = self.idle.values().filter_map(|idle| Some(idle.first()?.0));
+        let oldest = oldest.chain(self.bare.values().filter_map(|idle| Some(idle.first()?.0))).min();
+        self.sweeps = oldest.is_some();
+        (old, oldest.map(|since| next_sweep(since, engine::time::now())))
     }
 }
 
@@ -291,5 +300,21 @@ fn watch_drain() {
             });
             drop(all);
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_idle_is_closed_within_a_sweep_of_its_time() {
+        let (start, mut now) = (Instant::now(), Instant::now());
+        while now - start < MAX_IDLE_TIME {
+            now += next_sweep(start, now);
+        }
+        assert!(now - start < MAX_IDLE_TIME + SWEEP);
+        assert_eq!(next_sweep(start, start), MAX_IDLE_TIME);
+        assert_eq!(next_sweep(start, now), SWEEP, "and it isn't a busy loop");
     }
 }

@@ -8,11 +8,11 @@ use proxy::edit::Edits;
 use proxy::route::{Caching, HostHeader, Timeouts};
 use proxy::stats::Outcome;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Of an answer: mostly such as most origins give, now and then with something odd; the same for the same path.
 fn answer(path: &str) -> Vec<Vec<u8>> {
@@ -272,6 +272,27 @@ fn connections_to_origins_are_used_again_by_both_ways() {
     assert!(o.connections() <= 2, "{}", o.connections());
     assert!(s.proxy.stats().fast >= 3);
     assert!(s.drains(), "and don't keep a server from ending");
+}
+
+#[test]
+fn connections_to_origins_that_nobody_uses_are_closed() {
+    let (closed, times) = std::sync::mpsc::channel();
+    let closed = std::sync::Mutex::new(closed);
+    let o = Origin::new(move |_| {
+        let closed = closed.lock().unwrap().clone();
+        Do::Own(Box::new(move |stream| {
+            stream.write_all(&ok("Date: x\r\n", "a")).unwrap();
+            let answered = Instant::now();
+            let read = stream.read(&mut [0; 1]);
+            let _ = closed.send((answered.elapsed(), read.is_ok_and(|n| n == 0)));
+        }))
+    });
+    let mut route = to(&[&o]);
+    route.cache = Caching::Off;
+    let s = Suite::continuous(config(vec![route]));
+    assert_eq!(s.get("/").body, "a");
+    let (after, in_order) = times.recv_timeout(LONG).unwrap();
+    assert!(in_order && after > Duration::from_secs(3), "after {after:?}");
 }
 
 #[test]
