@@ -52,7 +52,13 @@ impl Estates {
         self.add_if(name, fds, cop, is_keeper);
     }
 
-    fn add_if(&mut self, name: &str, mut fds: Vec<OwnedFd>, cop: &Notifier, is_keeper: impl Fn(i32) -> bool) {
+    fn add_if(
+        &mut self,
+        name: &str,
+        mut fds: Vec<OwnedFd>,
+        cop: &Notifier,
+        is_keeper: impl Fn(i32, i32) -> bool,
+    ) {
         if let Some(known) = self.0.iter_mut().find(|e| e.name == name) {
             // one that is announced again is the same
             known.fds.extend(fds.into_iter().take(2_usize.saturating_sub(known.fds.len())));
@@ -60,7 +66,7 @@ impl Estates {
         }
         let Some((server, pid)) = suite::estate_of(name) else { return };
         // looked at once we hold it: a number that was kept for long may be another's by now
-        let keeper = PidFd::open(pid).and_then(|keeper| match is_keeper(pid) {
+        let keeper = PidFd::open(pid).and_then(|keeper| match is_keeper(pid, server) {
             true => Ok(keeper),
             false => Err(std::io::Error::other("that is no keeper (any more)")),
         });
@@ -168,10 +174,13 @@ impl Estates {
     }
 }
 
-/// Is that one of ours? A keeper that hasn't had a processor yet still has the name of its ward.
-fn is_keeper(pid: i32) -> bool {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    name.is_ok_and(|n| n.starts_with("traffic_"))
+/// Is that the keeper of this server? It is killed when it isn't needed any more, and it is the server that says its number:
+/// one that says any other process of ours isn't believed. A keeper that hasn't had a processor yet still has the name of its
+/// ward.
+fn is_keeper(pid: i32, server: i32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let is_child = || identity::look(pid).is_ok_and(|look| look.parent == server);
+    name.trim_end() == keeper::NAME || name.starts_with("traffic_") && is_child()
 }
 
 /// The way to a keeper is a socket, a table is none.
@@ -231,14 +240,34 @@ mod tests {
                 fds.reverse();
             }
             match together {
-                true => list.add_if(&name, fds, &nobody, |_| true),
-                false => fds.into_iter().for_each(|fd| list.add_if(&name, vec![fd], &nobody, |_| true)),
+                true => list.add_if(&name, fds, &nobody, |_, _| true),
+                false => fds.into_iter().for_each(|fd| list.add_if(&name, vec![fd], &nobody, |_, _| true)),
             }
             let offered = list.offer(99, &[]);
             let kinds: Vec<bool> =
                 offered.iter().map(|fd| is_socket(&fd.try_clone_to_owned().unwrap())).collect();
             assert_eq!(kinds, [true, false], "together {together}, reversed {reversed}");
         }
+    }
+
+    #[test]
+    fn a_server_cant_have_anybody_killed_but_keepers() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = std::process::id() as i32;
+        let is = |name: &str, server| {
+            let program = dir.path().join(name);
+            std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+            let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+            let is = is_keeper(child.id() as i32, server);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            is
+        };
+        assert!(is(keeper::NAME, 1), "its ward is dead, and it is somebody else's child");
+        assert!(is("traffic_new", me), "it hasn't got its name yet");
+        assert!(!is("traffic_server", 1), "another server");
+        assert!(!is("sleep", me));
+        assert!(!is_keeper(i32::MAX, me));
     }
 
     #[test]
@@ -251,7 +280,7 @@ mod tests {
             let name = suite::estate_name(server as i32 + 1, keeper.id() as i32);
             list.add(&name, Vec::new(), &nobody);
             assert!(!list.0.iter().any(|e| e.name == name), "a sleep is no keeper");
-            list.add_if(&name, Vec::new(), &nobody, |_| true);
+            list.add_if(&name, Vec::new(), &nobody, |_, _| true);
         }
         assert_eq!(list.0.len(), MAX);
         let ended = keepers[0].wait().unwrap();
