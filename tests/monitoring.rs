@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::jobs::{pid, told};
 use common::*;
 use common::{lint, origin};
 use std::collections::BTreeSet;
@@ -9,7 +10,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 fn with_admin() -> (Suite, SocketAddr) {
-    let s = Suite::serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    with_jobs("[[job]]\nname = \"one\"\ncommand = [\"sleep\", \"1000\"]\n")
+}
+
+fn with_jobs(jobs: &str) -> (Suite, SocketAddr) {
+    let s = Suite::serving(&format!("[manager]\nadmin = \"127.0.0.1:0\"\n{jobs}"));
     let line = s.wait(0, &["event=admin listen="]);
     let addr = line.rsplit("listen=").next().unwrap().parse().unwrap();
     (s, addr)
@@ -95,6 +100,51 @@ fn the_metrics_are_as_promtool_wants_them() {
         "traffic_client_connections ",
     ] {
         assert!(text.contains(name), "{name} in\n{text}");
+    }
+    s.stop();
+}
+
+#[test]
+fn jobs_are_counted_by_what_they_are_and_how_they_end() {
+    let (mut s, admin) = with_jobs(
+        "[[job]]\nname = \"two\"\nworkers = 2\ncommand = [\"sleep\", \"1000\"]\n\
+         [[job]]\nname = \"done\"\nrestart = \"on-failure\"\ncommand = [\"true\"]\n\
+         [[job]]\nname = \"fails\"\ngive_up_after = 2\ncommand = [\"false\"]\n\
+         [[job]]\nname = \"hangs\"\ngive_up_after = 1\nready = \"fd\"\nstart_grace = \"100ms\"\ncommand = [\"sleep\", \"1000\"]\n\
+         [[job]]\nname = \"later\"\nschedule = \"every 300d\"\ncommand = [\"true\"]\n\
+         [[job]]\nname = \"not.now\"\nautostart = false\ncommand = [\"true\"]\n",
+    );
+    told(&s, &["wait-ready", "two"]);
+    told(&s, &["wait-ready", "done"]);
+    let mark = s.mark();
+    supervisor::pidfd::PidFd::open(pid(&s, "two")).unwrap().signal(SIGKILL).unwrap();
+    s.wait(mark, &["event=ready of=job job=two "]);
+    for name in ["fails", "hangs"] {
+        s.wait(0, &["event=gave-up of=job", &format!("job={name} ")]);
+    }
+    // being replaced by command isn't an end that somebody should hear of
+    told(&s, &["restart", "two"]);
+    let text = ask(admin, "/metrics").text();
+    assert_eq!(lint::complaints(&text), [""; 0], "{text}");
+    let all = traffic::exposition::Exposition::parse(&text).unwrap();
+    let gauges = ["wanted", "ready", "asleep", "workers_wanted", "workers_ready", "workers_failed"];
+    let ends = ["success", "failure", "hang"];
+    for (name, is, ended) in [
+        ("two", [1, 1, 0, 2, 2, 0], [0, 1, 0]),
+        ("done", [1, 1, 0, 1, 0, 0], [1, 0, 0]),
+        ("fails", [1, 0, 0, 1, 0, 1], [0, 3, 0]),
+        ("hangs", [1, 0, 0, 1, 0, 1], [0, 0, 2]),
+        ("later", [1, 1, 1, 1, 0, 0], [0, 0, 0]),
+        ("not.now", [0, 0, 0, 1, 0, 0], [0, 0, 0]),
+    ] {
+        let of = |metric: &str, result: Option<&str>| {
+            let fits = |l: &std::collections::BTreeMap<String, String>| {
+                l["name"] == name && result.is_none_or(|r| l["result"] == r)
+            };
+            all.sum_where(&format!("traffic_job_{metric}"), fits).unwrap() as i32
+        };
+        assert_eq!(gauges.map(|g| of(g, None)), is, "{name}: {gauges:?}\n{text}");
+        assert_eq!(ends.map(|r| of("exits_total", Some(r))), ended, "{name}: {ends:?}\n{text}");
     }
     s.stop();
 }

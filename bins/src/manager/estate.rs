@@ -258,6 +258,10 @@ mod tests {
             let program = dir.path().join(name);
             std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
             let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+            // spawn returns before the name has changed
+            while !std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap().starts_with(name) {
+                std::thread::yield_now();
+            }
             let is = is_keeper(child.id() as i32, server);
             child.kill().unwrap();
             child.wait().unwrap();

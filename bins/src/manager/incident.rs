@@ -160,6 +160,6 @@ impl Keep {
             let labels = format!("{{outcome=\"{what}\"}}");
             put("traffic_inherited_connections_total", "counter", help, &labels, *n as f64);
         }
-        out
+        out + &self.jobs_metrics()
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Read in this order: this file, `worker` (a process's life), `start` (what it gets), `ready` (when it counts as ready), `alive` (does it still
 //! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `copies` (sockets for each worker), `called` and
-//! `calendar` (jobs that sleep), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
+//! `calendar` (jobs that sleep), `metrics` (what is counted), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
 //! [`command`] (what may be asked).
 
 mod alive;
@@ -19,6 +19,7 @@ mod copies;
 mod file;
 mod kept;
 mod memory;
+mod metrics;
 mod output;
 mod probe;
 mod ready;
@@ -106,6 +107,7 @@ pub(super) struct Job {
     /// Processes that ended of those that were wished for, and how many of them those that go with it have been told of.
     losses: Cell<u64>,
     losses_told: Cell<u64>,
+    ends: metrics::Ends,
     rolling: Rolling,
     /// Not in the configuration any more.
     removed: Cell<bool>,

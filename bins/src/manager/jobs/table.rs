@@ -195,6 +195,7 @@ impl Job {
             call: Call::new(!config.is_called()),
             losses: Cell::default(),
             losses_told: Cell::default(),
+            ends: Default::default(),
             rolling: Rolling::default(),
             removed: Cell::new(false),
             listeners: RefCell::new(sockets.shared),

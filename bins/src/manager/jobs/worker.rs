@@ -307,11 +307,17 @@ impl Keep {
     /// Nothing is left of a process.
     pub(super) fn job_gone(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, end: End) {
         let End { generation, success } = end;
-        let by_itself =
-            w.machine.borrow().is_wanted() && !matches!(w.machine.borrow().state(), State::Stopping { .. });
+        let (by_itself, hung) = {
+            let m = w.machine.borrow();
+            match m.state() {
+                State::Stopping { fault, .. } => (false, *fault),
+                _ => (m.is_wanted(), false),
+            }
+        };
         if w.index < job.want.get() {
             job.losses.set(job.losses.get() + 1);
         }
+        job.ends.count(by_itself, success, hung);
         if by_itself && !job.config.borrow().goes_on(success) {
             w.finished.set(Some(success));
             self.feed_job(job, w, Event::WantDown);
