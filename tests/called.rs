@@ -65,7 +65,7 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
     );
     // who comes after a job that sleeps needn't wait for it
     told(&s, &["wait-ready", "c"]);
-    assert!(workers(&s, "a").is_empty() && job(&s, "a")["asleep"] == true);
+    assert!(workers(&s, "a").is_empty() && job(&s, "a")["state"] == "asleep");
     assert!(told(&s, &["list"]).lines().any(|l| l.starts_with("a ") && l.contains("asleep")));
     let (a, b) = (addr(&s, "a"), addr(&s, "b"));
     let mark = s.mark();

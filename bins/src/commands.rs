@@ -102,14 +102,8 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
     for job in jobs.as_array().into_iter().flatten() {
         let name = job["name"].as_str().unwrap_or("?");
         let workers = job["workers"].as_array().cloned().unwrap_or_default();
-        let asleep = job["asleep"] == true && job["up"] == true;
         if workers.is_empty() {
-            let state = match (job["enabled"] == false, asleep) {
-                (true, _) => "disabled",
-                (_, true) => "asleep",
-                _ => "down",
-            };
-            println!("{name:<20}{state}");
+            println!("{name:<20}{}", job["state"].as_str().unwrap_or("?"));
         }
         for w in workers {
             println!(

@@ -281,7 +281,7 @@ fn rows(status: &Value, manager: &Value) -> Vec<Row> {
         let before = rows.len();
         rows.extend(workers.map(|w| row(format!("{name}.{}", w["index"]), w)));
         if rows.len() == before {
-            rows.push(Row { name, state: "down".into(), ..Row::default() });
+            rows.push(Row { name, state: text(&job["state"]), ..Row::default() });
         }
     }
     rows
@@ -337,7 +337,7 @@ mod tests {
             "listen": ["127.0.0.1:80", "unix:/x"],
             "jobs": [
                 { "name": "mail", "workers": [{ "index": 0, "pid": 9, "state": "ready" }] },
-                { "name": "idle", "workers": [] },
+                { "name": "nightly", "workers": [], "state": "asleep" },
             ],
             "queue": { "depth": 7, "oldest_ms": 30, "total": 99, "expired": 2 },
             "manager": { "uptime_s": 100 },
@@ -346,8 +346,9 @@ mod tests {
                 { "pid": 2, "how": "killed\u{1b}[2J", "uptime_s": 90, "takeover_ms": 1.5, "connections": { "resumed": 4 } },
             ] },
         });
-        let names: Vec<_> = rows(&status, &manager).into_iter().map(|r| r.name).collect();
-        assert_eq!(names, ["cop", "mail.0", "idle"]);
+        let said: Vec<_> =
+            rows(&status, &manager).into_iter().map(|r| format!("{} {}", r.name, r.state)).collect();
+        assert_eq!(said, ["cop running", "mail.0 ready", "nightly asleep"]);
         let mut s = Snapshot::default();
         s.take(&manager);
         assert_eq!((s.queue.depth, s.queue.expired, s.listen.as_str()), (7, 2, "127.0.0.1:80 unix:/x"));

@@ -214,7 +214,7 @@ fn tint(state: &str) -> Style {
     let colour = match state.split([':', ',', ' ']).next().unwrap_or("") {
         "serving" | "running" | "ready" | "finished" => Color::Green,
         "degraded" | "paused" | "starting" | "launching" | "stopping" | "backoff" => Color::Yellow,
-        "waiting" => Color::DarkGray,
+        "waiting" | "asleep" | "disabled" => Color::DarkGray,
         _ => Color::Red,
     };
     Style::new().fg(colour)

@@ -169,12 +169,24 @@ impl Job {
         workers.extend(more.map(|index| Rc::new(Worker::new(index, Child::new(limits)))));
     }
 
+    /// In a word.
+    fn state(&self) -> &'static str {
+        match self.is_down() {
+            _ if self.is_ready() && self.call.is_awake() => "ready",
+            false => "not ready",
+            true if !self.enabled.get() => "disabled",
+            true if self.up.get() && !self.call.is_awake() => "asleep",
+            true => "down",
+        }
+    }
+
     fn status(&self) -> Value {
         let config = self.config.borrow();
         let workers: Vec<Value> = self.workers.borrow().iter().map(|w| w.status()).collect();
         json!({
             "name": self.name,
             "command": config.command,
+            "state": self.state(),
             "up": self.up.get(),
             "enabled": self.enabled.get(),
             "asleep": !self.call.is_awake(),
