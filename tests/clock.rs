@@ -151,7 +151,10 @@ fn a_clock_that_is_set_forward_and_back_costs_nothing() {
             }
         }));
         load.end.store(true, Ordering::Relaxed);
-        done.unwrap_or_else(|e| std::panic::resume_unwind(e));
+        done.unwrap_or_else(|e| {
+            eprintln!("{}", s.log.text());
+            std::panic::resume_unwind(e)
+        });
     });
     // once for each time that the clock was set forward; perhaps it was half past six meanwhile
     assert_eq!(runs(&s, "hourly"), 2, "{}", s.log.text());

@@ -8,6 +8,7 @@ use super::incident::Incidents;
 use super::jobs::Jobs;
 use super::launch::limits;
 use super::listeners::Listener;
+use super::memo::Memo;
 use super::queue::Queue;
 use super::replace::Replace;
 use super::standby::Standby;
@@ -57,6 +58,7 @@ pub struct Keep {
     pub(super) standby: RefCell<Standby>,
     pub(super) watch: RefCell<Watch>,
     pub(super) jobs: RefCell<Jobs>,
+    pub(super) memo: RefCell<Memo>,
     /// Commands that run for us and aren't servers.
     pub(super) hooks: RefCell<Vec<i32>>,
     pub(super) estates: RefCell<Estates>,
@@ -102,6 +104,8 @@ pub struct Start {
     pub pages: Vec<(i32, OwnedFd)>,
     /// Jobs that an earlier manager had.
     pub jobs: Jobs,
+    /// What the last manager has left to be remembered.
+    pub memo: Memo,
     /// To cop.
     pub upstream: Notifier,
     /// From servers.
@@ -129,6 +133,7 @@ impl Keep {
             channels,
             pages,
             jobs,
+            memo,
             upstream,
             notify,
         } = start;
@@ -149,6 +154,7 @@ impl Keep {
             watch: RefCell::new(Watch::new(&config, pages, now)),
             hooks: RefCell::default(),
             jobs: RefCell::new(jobs),
+            memo: RefCell::new(memo),
             standby: RefCell::new(standby),
             estates: RefCell::new(estates),
             legacy: RefCell::new(Some(legacy)),
@@ -201,6 +207,7 @@ impl Keep {
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
+        self.memo.borrow().store(cop);
         self.estates.borrow().store(cop);
         self.store_pages(cop);
         if let Some(legacy) = &*self.legacy.borrow() {
@@ -238,6 +245,7 @@ impl Keep {
         drop(engine::spawn(self.clone().sweep_servers()));
         self.adopt_retiring();
         self.feed(Event::WantUp);
+        self.recall();
         // what a cop has kept of servers that are no more
         for (pid, _) in self.channels.take() {
             self.upstream.forget_fds(&channel_name(pid));

@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod keep;
 mod launch;
 pub mod listeners;
+mod memo;
 mod pac;
 pub mod queue;
 mod recover;
@@ -30,6 +31,7 @@ mod watch;
 
 use self::estate::Estates;
 use self::jobs::Jobs;
+use self::memo::Memo;
 use crate::cli::Common;
 use crate::commands;
 use crate::exit::Exit;
@@ -261,6 +263,7 @@ fn live(
     let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
     let jobs = Jobs::take(&mut inherited);
+    let memo = Memo::take(&mut inherited);
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
     let at = runtime.notify("manager");
     let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
@@ -298,6 +301,7 @@ fn live(
         channels,
         pages,
         jobs,
+        memo,
         upstream: Notifier::from_env()?,
         notify,
     });

@@ -77,6 +77,11 @@ impl Queue {
         (std::mem::take(&mut self.since_mark), std::mem::take(&mut self.wait_since_mark))
     }
 
+    /// Paused by command; for how long clients are to wait at most, if that was said.
+    pub fn paused_for(&self) -> Option<Option<Duration>> {
+        self.paused
+    }
+
     /// Is serving paused by command?
     pub fn is_paused(&self) -> bool {
         self.paused.is_some()
@@ -196,6 +201,7 @@ impl Keep {
         // the heartbeat goes through the port, and would wait with everybody else
         self.tell_server();
         self.begin_queueing();
+        self.remember();
     }
 
     /// The server has confirmed that it accepts nothing.
@@ -228,6 +234,7 @@ impl Keep {
             q.waiting.len()
         };
         log::info!("event=resume waiting={waited}");
+        self.remember();
         if self.is_ready() {
             self.end_queueing();
             if let Some(channel) = &self.server.borrow().channel {

@@ -15,6 +15,16 @@ pub(super) struct Ends {
 }
 
 impl Ends {
+    /// All of them: success, failure, hang.
+    pub(super) fn all(&self) -> [u64; 3] {
+        [&self.success, &self.failure, &self.hang].map(Cell::get)
+    }
+
+    /// Those of the last manager's time.
+    pub(super) fn recall(&self, all: [u64; 3]) {
+        [&self.success, &self.failure, &self.hang].into_iter().zip(all).for_each(|(n, was)| n.set(was));
+    }
+
     /// One more, if it ended `by_itself` or had `hung`.
     pub(super) fn count(&self, by_itself: bool, success: bool, hung: bool) {
         let n = match (hung, by_itself, success) {
@@ -67,7 +77,7 @@ impl Keep {
             }
         }
         let name = "traffic_job_exits_total";
-        let help = "Processes of the job that ended unasked, or hung (or weren't ready in time), since the manager began.";
+        let help = "Processes of the job that ended unasked, or hung (or weren't ready in time), since the suite began.";
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
         for job in list.iter() {
             let Ends { success, failure, hang } = &job.ends;

@@ -36,13 +36,15 @@ use self::memory::Memory;
 use self::roll::Rolling;
 use super::keep::Keep;
 use super::listeners::Listener;
+use super::memo;
 use crate::config;
 use policy::child::{Child, Event, Limits};
 use policy::jobs::Order;
 use policy::ladder::Rungs;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use supervisor::clock;
@@ -135,6 +137,14 @@ impl Jobs {
 }
 
 impl Job {
+    /// What it runs, as a number.
+    fn what(&self) -> u64 {
+        let c = self.config.borrow();
+        let mut h = DefaultHasher::new();
+        (&c.command, &c.cwd, &c.env, &c.user).hash(&mut h);
+        h.finish()
+    }
+
     /// Is every worker that is wished for ready? One that has done its work in order is; and a job that sleeps, unless its last
     /// run has failed: who comes to it is served.
     fn is_ready(&self) -> bool {
@@ -223,6 +233,19 @@ impl Keep {
         list.iter().map(with_schedule).collect()
     }
 
+    /// What the next manager is to know of jobs.
+    pub(super) fn jobs_to_remember(&self) -> BTreeMap<String, memo::Job> {
+        let list = self.jobs.borrow().list.clone();
+        let of = |j: &Rc<Job>| {
+            let workers = j.workers.borrow().iter().map(|w| (w.index, w.to_remember())).collect();
+            let configured = j.config.borrow().workers;
+            let (want, up) = (j.want.get(), j.up.get());
+            let job = memo::Job { configured, what: j.what(), want, up, ends: j.ends.all(), workers };
+            (j.name.clone(), job)
+        };
+        list.iter().filter(|j| !j.removed.get()).map(of).collect()
+    }
+
     /// All processes of jobs.
     pub(super) fn job_pids(&self) -> Vec<i32> {
         let jobs = self.jobs.borrow();
@@ -249,6 +272,7 @@ impl Keep {
                 // a start takes about a millisecond: whoever else waits comes first
                 keep.settle_jobs();
             }
+            keep.remember();
             keep.wake_changes();
             keep.maybe_end();
         }));

@@ -9,9 +9,11 @@ use super::{Job, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
 use crate::manager::listeners::{self, For};
+use crate::manager::memo;
 use policy::child::Event;
 use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use supervisor::listen_fds::{Inherited, name_for};
 
@@ -47,13 +49,43 @@ impl Keep {
         }
         let groups = tree::groups(&self.config.borrow().manager.cgroup);
         self.jobs.borrow_mut().groups = groups;
+        let last = self.memo.borrow_mut().take_jobs();
+        self.recall_wishes(&last);
         self.apply_memory();
         self.store_jobs();
         self.adopt_jobs();
+        self.recall_workers(&last);
+        self.memo.borrow_mut().begin();
         if !self.jobs.borrow().list.is_empty() {
             self.end_unknown();
         }
         self.settle_jobs();
+    }
+
+    /// What operators have asked the last manager for.
+    fn recall_wishes(&self, last: &BTreeMap<String, memo::Job>) {
+        for job in self.jobs.borrow().list.iter() {
+            let Some(was) = last.get(&job.name) else { continue };
+            job.up.set(was.up);
+            job.ends.recall(was.ends);
+            let c = job.config.borrow();
+            if was.configured == c.workers && c.may_have(was.want).is_ok() {
+                job.want.set(was.want);
+            }
+        }
+    }
+
+    /// What has become of their workers; those that live are adopted already.
+    fn recall_workers(&self, last: &BTreeMap<String, memo::Job>) {
+        for job in self.jobs.borrow().list.iter().filter(|j| !j.removed.get()) {
+            let Some(was) = last.get(&job.name) else { continue };
+            let done = was.what == job.what();
+            let mut workers = job.workers.borrow_mut();
+            for (index, w) in was.workers.range(..job.want.get()) {
+                job.make_workers(&mut workers, index + 1);
+                workers[*index].recall(w, done);
+            }
+        }
     }
 
     /// What is remembered of them, and what they plan.

@@ -4,6 +4,7 @@ use super::start::outputs;
 use super::{Job, alive, output, ready};
 use crate::config::job::{Output, Ready};
 use crate::manager::keep::Keep;
+use crate::manager::memo;
 use crate::ward::Ward;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
@@ -32,6 +33,8 @@ pub struct Worker {
     last_exit: RefCell<Option<String>>,
     /// It has ended by itself and isn't started again; true: with success.
     finished: Cell<Option<bool>>,
+    /// Replacements in the time of earlier managers.
+    restarts: Cell<u64>,
     watchdog: RefCell<Option<Watchdog>>,
     /// Our end of the socket by which it is asked.
     pub(super) ping: RefCell<Option<OwnedFd>>,
@@ -59,6 +62,7 @@ impl Worker {
             said: RefCell::default(),
             last_exit: RefCell::default(),
             finished: Cell::default(),
+            restarts: Cell::default(),
             watchdog: RefCell::default(),
             ping: RefCell::default(),
             asked: Cell::default(),
@@ -149,6 +153,30 @@ impl Worker {
         }
     }
 
+    /// What the next manager is to know.
+    pub(super) fn to_remember(&self) -> memo::Process {
+        memo::Process {
+            pid: self.pid(),
+            since_ms: self.since.get().as_millis() as u64,
+            restarts: self.restarts.get() + self.machine.borrow().restarts(),
+            last_exit: self.last_exit.borrow().clone(),
+            finished: self.finished.get().or(self.has_given_up().then_some(false)),
+        }
+    }
+
+    /// What the last one knew. `done`: what has finished has.
+    pub(super) fn recall(&self, was: &memo::Process, done: bool) {
+        self.restarts.set(was.restarts);
+        self.last_exit.borrow_mut().clone_from(&was.last_exit);
+        let same = self.pid().is_some() && self.pid() == was.pid;
+        if same || (done && !self.exists()) {
+            self.since.set(self.since.get().min(was.since()));
+        }
+        if done && !self.exists() {
+            self.finished.set(was.finished);
+        }
+    }
+
     pub(super) fn status(&self) -> Value {
         let m = self.machine.borrow();
         let state = match self.finished.get() {
@@ -161,7 +189,7 @@ impl Worker {
             "pid": self.pid(),
             "state": state,
             "since_s": clock::now().saturating_sub(self.since.get()).as_secs(),
-            "restarts": m.restarts(),
+            "restarts": self.restarts.get() + m.restarts(),
             "crashes_in_a_row": m.crashes(),
             "adopted": self.adopted.get(),
             "last_exit": *self.last_exit.borrow(),

@@ -1,0 +1,270 @@
+//! What one manager remembers for the next while the suite runs: what operators have asked for (a pause, jobs that were
+//! stopped, started or given another number of workers) and what has become of processes that are no more (work that is done,
+//! crash loops that were given up, the last exit).
+//!
+//! It is a page of memory that cop keeps, and ends with the suite: what is to outlast that is in `jobs.json`
+//! (`jobs::memory`). A manager may be killed at any time, also while it writes: there are two places, each with a number and a
+//! sum, and the next manager believes the newer one whose sum is right.
+
+use super::keep::Keep;
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::time::Duration;
+use supervisor::listen_fds::Inherited;
+use supervisor::notify::Notifier;
+
+/// The name under which cop keeps it.
+const NAME: &str = "memo";
+/// Room for one place in bytes, its head included: a thousand jobs with a thousand workers together are some 200 KiB.
+const PLACE: u64 = 8 << 20;
+/// Number, length, sum.
+const HEAD: usize = 24;
+
+/// What is remembered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Remembered {
+    /// Serving is paused; for how long clients are to wait at most, in milliseconds, if that was said.
+    pub(super) paused: Option<Option<u64>>,
+    pub(super) server: Process,
+    pub(super) jobs: BTreeMap<String, Job>,
+}
+
+/// A job.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Job {
+    /// Workers by its configuration; another number there means more than what was asked for before.
+    pub(super) configured: usize,
+    /// What it runs: what another program has done isn't done.
+    pub(super) what: u64,
+    pub(super) want: usize,
+    pub(super) up: bool,
+    /// Success, failure, hang.
+    pub(super) ends: [u64; 3],
+    pub(super) workers: BTreeMap<usize, Process>,
+}
+
+/// A process, or what has become of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Process {
+    pub(super) pid: Option<i32>,
+    /// What it is now it is since then, on the clock that counts from the boot on.
+    pub(super) since_ms: u64,
+    pub(super) restarts: u64,
+    pub(super) last_exit: Option<String>,
+    /// It has ended and isn't started again; true: with success.
+    pub(super) finished: Option<bool>,
+}
+
+impl Process {
+    /// Since when.
+    pub(super) fn since(&self) -> Duration {
+        Duration::from_millis(self.since_ms)
+    }
+}
+
+/// The page, and what it says.
+pub struct Memo {
+    page: Option<File>,
+    number: u64,
+    said: Vec<u8>,
+    /// What the last manager has said, until it is made true.
+    last: Remembered,
+    /// It has been: from here on what is said is ours.
+    begun: bool,
+    failed: bool,
+}
+
+impl Memo {
+    /// Takes the last manager's page out of what was inherited, or makes one.
+    pub fn take(inherited: &mut Vec<Inherited>) -> Memo {
+        let (mut ours, others): (Vec<_>, Vec<_>) =
+            std::mem::take(inherited).into_iter().partition(|i| i.name == NAME);
+        *inherited = others;
+        let page = ours.pop().map(|i| Ok(i.fd)).unwrap_or_else(|| memfd_create(NAME, MemfdFlags::CLOEXEC));
+        Memo::on(page.map_err(io::Error::from))
+    }
+
+    fn on(page: io::Result<OwnedFd>) -> Memo {
+        let page = page.inspect_err(|e| log::warn!("event=memo-failed: {e}")).ok().map(File::from);
+        let newest =
+            page.as_ref().and_then(|page| (0..2).filter_map(|at| read(page, at)).max_by_key(|p| p.0));
+        let (number, said) = newest.unwrap_or_default();
+        let last = match said.is_empty() {
+            true => Remembered::default(),
+            false => serde_json::from_slice(&said).unwrap_or_else(|e| {
+                log::warn!("event=memo-unreadable: {e}");
+                Remembered::default()
+            }),
+        };
+        Memo { page, number, said, last, begun: false, failed: false }
+    }
+
+    /// Has cop keep it.
+    pub(super) fn store(&self, cop: &Notifier) {
+        if let Some(page) = &self.page {
+            cop.store_fds(NAME, &[page.as_fd()]);
+        }
+    }
+
+    /// What the last manager has said of jobs.
+    pub(super) fn take_jobs(&mut self) -> BTreeMap<String, Job> {
+        std::mem::take(&mut self.last.jobs)
+    }
+
+    /// Everything is as the last manager has left it. One that is killed before must not have forgotten half of it.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+    }
+
+    /// Writes down what is to be remembered, if it isn't there.
+    fn write(&mut self, what: &Remembered) {
+        let Some(page) = &self.page else { return };
+        let Ok(text) = serde_json::to_vec(what) else { return };
+        if text == self.said {
+            return;
+        }
+        let number = self.number + 1;
+        match write(page, number, &text) {
+            Ok(()) => (self.number, self.said, self.failed) = (number, text, false),
+            Err(e) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    log::warn!("event=memo-failed: {e}");
+                }
+            }
+        }
+    }
+}
+
+fn sum(number: u64, text: &[u8]) -> u64 {
+    let mut h = DefaultHasher::new();
+    h.write_u64(number);
+    h.write(text);
+    h.finish()
+}
+
+/// What a place says, with its number; `None`: nothing, or half of something.
+fn read(page: &File, at: u64) -> Option<(u64, Vec<u8>)> {
+    let mut head = [0; HEAD];
+    page.read_exact_at(&mut head, at * PLACE).ok()?;
+    let word = |n: usize| u64::from_ne_bytes(head[n * 8..][..8].try_into().expect("eight bytes"));
+    let (number, length) = (word(0), word(1));
+    if length > PLACE - HEAD as u64 {
+        return None;
+    }
+    let mut text = vec![0; length as usize];
+    page.read_exact_at(&mut text, at * PLACE + HEAD as u64).ok()?;
+    (sum(number, &text) == word(2)).then_some((number, text))
+}
+
+fn write(page: &File, number: u64, text: &[u8]) -> io::Result<()> {
+    if text.len() as u64 > PLACE - HEAD as u64 {
+        return Err(io::Error::other(format!("{} bytes are more than there is room for", text.len())));
+    }
+    let at = number % 2 * PLACE;
+    let words = [number, text.len() as u64, sum(number, text)];
+    page.write_all_at(text, at + HEAD as u64)?;
+    page.write_all_at(words.map(u64::to_ne_bytes).as_flattened(), at)
+}
+
+impl Keep {
+    /// Writes down what the next manager is to know.
+    pub(super) fn remember(&self) {
+        if self.is_stopping() || !self.memo.borrow().begun {
+            return;
+        }
+        let server = {
+            let s = self.server.borrow();
+            Process {
+                pid: s.ward.as_ref().map(|w| w.pid),
+                since_ms: s.since.as_millis() as u64,
+                last_exit: s.last_exit.clone(),
+                ..Process::default()
+            }
+        };
+        let paused = self.queue.borrow().paused_for().map(|wait| wait.map(|d| d.as_millis() as u64));
+        let jobs = self.jobs_to_remember();
+        self.memo.borrow_mut().write(&Remembered { paused, server, jobs });
+    }
+
+    /// The server and the pause are made what the last manager has left.
+    pub(super) fn recall(self: &Rc<Self>) {
+        let (server, paused) = {
+            let memo = self.memo.borrow();
+            (memo.last.server.clone(), memo.last.paused)
+        };
+        {
+            let mut s = self.server.borrow_mut();
+            s.last_exit = s.last_exit.take().or(server.last_exit.clone());
+            if s.ward.as_ref().is_some_and(|w| Some(w.pid) == server.pid) {
+                s.since = s.since.min(server.since());
+            }
+        }
+        if let Some(wait) = paused {
+            self.pause(wait.map(Duration::from_millis));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some(n: usize) -> Remembered {
+        let job = Job { want: n, up: true, ..Job::default() };
+        Remembered { jobs: [("a".to_owned(), job)].into(), paused: Some(Some(5)), ..Remembered::default() }
+    }
+
+    fn again(m: &Memo) -> Memo {
+        Memo::on(Ok(m.page.as_ref().unwrap().try_clone().unwrap().into()))
+    }
+
+    #[test]
+    fn the_next_manager_knows_what_this_one_wrote_last() {
+        let mut m = Memo::take(&mut Vec::new());
+        assert_eq!(m.last, Remembered::default());
+        for n in 1..5 {
+            m.write(&some(n));
+            assert_eq!(again(&m).last, some(n));
+            let number = again(&m).number;
+            m.write(&some(n));
+            assert_eq!(again(&m).number, number, "nothing new, nothing written");
+        }
+    }
+
+    #[test]
+    fn what_is_written_in_part_leaves_what_was_before() {
+        let mut m = Memo::take(&mut Vec::new());
+        m.write(&some(1));
+        m.write(&some(2));
+        let page = m.page.as_ref().unwrap();
+        // the third one goes where the first one is
+        for part in [&b"{\"jobs\":"[..], b"", b"x"] {
+            page.write_all_at(part, PLACE + HEAD as u64).unwrap();
+            assert_eq!(again(&m).last, some(2));
+        }
+        page.write_all_at(&[0xff; HEAD], PLACE).unwrap();
+        assert_eq!(again(&m).last, some(2));
+        page.write_all_at(&[0xff; HEAD], 0).unwrap();
+        assert_eq!(again(&m).last, Remembered::default());
+    }
+
+    #[test]
+    fn too_much_is_not_remembered_and_costs_nothing() {
+        let mut m = Memo::take(&mut Vec::new());
+        m.write(&some(1));
+        let name = "x".repeat(PLACE as usize);
+        m.write(&Remembered { jobs: [(name, Job::default())].into(), ..Remembered::default() });
+        assert!(m.failed);
+        assert_eq!(again(&m).last, some(1));
+    }
+}
