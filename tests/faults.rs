@@ -194,6 +194,109 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
     assert!(record.contains("\"running\":false") || record.contains("\"running\": false"), "{record}");
 }
 
+/// A disk of its own over a directory, which can be made to stand still: whoever writes to it waits. (An ext4 of which the
+/// journal is written to a throttled device does the same for seconds.)
+struct Frozen(PathBuf);
+
+fn does(program: &str, args: &[&std::ffi::OsStr]) -> bool {
+    let mut c = clean(program);
+    c.args(args).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    output(c).status.success()
+}
+
+impl Frozen {
+    /// `None`: there are no loop devices here.
+    fn over(path: PathBuf, image: PathBuf) -> Option<Frozen> {
+        fs::create_dir_all(&path).unwrap();
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        assert!(does("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()]));
+        does("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), path.as_ref()])
+            .then_some(Frozen(path))
+    }
+
+    /// Until what is returned is dropped.
+    fn stand_still(&self) -> Standstill {
+        assert!(does("fsfreeze", &["--freeze".as_ref(), self.0.as_ref()]));
+        Standstill(self.0.clone())
+    }
+}
+
+struct Standstill(PathBuf);
+
+impl Drop for Standstill {
+    fn drop(&mut self) {
+        does("fsfreeze", &["--unfreeze".as_ref(), self.0.as_ref()]);
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_disk_that_stands_still_holds_nobody_up() {
+    if !is_root() {
+        return;
+    }
+    let s = Suite::new("");
+    let Some(disk) = Frozen::over(s.path("state"), s.path("disk")) else {
+        return eprintln!("needs loop devices: not tried");
+    };
+    // dropped before it: it finds by its locks whom it has to end
+    let mut s = s;
+    common::jobs::config(
+        &s,
+        &format!(
+            "{TIGHT}[[job]]\nname = \"often\"\nschedule = \"every 1s\"\ncommand = [\"true\"]\n\
+             [[job]]\nname = \"job\"\ncommand = [\"sleep\", \"1000\"]\n"
+        ),
+    );
+    s.start();
+    let mark = s.mark();
+    s.wait(mark, &["event=asleep of=job job=often"]);
+    common::jobs::until_kept(&s);
+    let still = disk.stand_still();
+    let manager = s.pid("manager");
+    // what runs by schedule is written down each time, and so is a picture of who hangs
+    for _ in 0..2 {
+        let mark = s.mark();
+        s.wait(mark, &["event=asleep of=job job=often"]);
+    }
+    for (program, signal) in
+        [("server", SIGKILL), ("server", SIGSTOP), ("manager", SIGKILL), ("manager", SIGSTOP)]
+    {
+        let mark = s.mark();
+        let old = s.kill(program, signal);
+        s.until("there's another one", || s.try_pid(program).is_some_and(|pid| pid != old));
+        s.wait(mark, &[&format!("event=state of={program}"), "to=ready"]);
+        assert_eq!(s.get("/").code, 200);
+        if program == "server" {
+            assert_eq!(s.pid("manager"), manager, "{}", s.log.text());
+        }
+    }
+    let cop = s.kill("cop", SIGKILL);
+    let mark = s.mark();
+    s.spawn_cop();
+    s.until("there's another cop", || s.try_pid("cop").is_some_and(|pid| pid != cop));
+    s.wait(mark, &["traffic_cop", "event=serving"]);
+    s.wait(mark, &["event=asleep of=job job=often"]);
+    let hung = s.kill("server", SIGSTOP);
+    s.until("there's another one", || s.try_pid("server").is_some_and(|pid| pid != hung));
+    // who wants something written is told, and it is written later
+    let refused = s.run(MANAGER, &["disable", "job"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the disk doesn't answer"), "{refused:?}");
+    drop(still);
+    expect_code(&s.run(MANAGER, &["disable", "job"]), 0);
+    let remembered = fs::read_to_string(s.path("state").join("jobs.json")).unwrap();
+    assert!(remembered.contains("\"job\""), "{remembered}");
+    s.wait(0, &["event=snapshot pid=", &hung.to_string()]);
+    s.stop();
+    let record = fs::read_to_string(s.path("state").join("status.json")).unwrap();
+    assert!(record.contains("\"running\": false"), "{record}");
+}
+
 /// How many processes the user of that one may have, as far as it is concerned; said by that user, who needs no capability.
 fn processes(s: &Suite, pid: i32, most: u32) {
     let mut c = clean(&s.wrap[0]);

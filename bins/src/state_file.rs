@@ -4,7 +4,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use supervisor::aside::Aside;
+use supervisor::clock;
 
 /// What is in the file, or nothing if there is none. What can't be read, or is larger than `most` bytes, is set aside with
 /// `.corrupt` after its name, and said in the log.
@@ -37,16 +40,93 @@ pub fn read<T: DeserializeOwned>(path: &Path, most: u64) -> io::Result<T> {
     serde_json::from_value(fields.into()).map_err(invalid)
 }
 
+/// A file that is written by who must not wait for a disk: what is written is the newest, one after the other.
+#[derive(Debug, Default)]
+pub struct Saver {
+    path: PathBuf,
+    /// The event that says in the log that it couldn't be written; once, until it can.
+    failure: &'static str,
+    failed: bool,
+    away: Option<Aside>,
+    next: Option<String>,
+}
+
+impl Saver {
+    /// Of that file.
+    pub fn new(path: PathBuf, failure: &'static str) -> Saver {
+        Saver { path, failure, failed: false, away: None, next: None }
+    }
+
+    /// Has it written soon. What is on its way is finished first, what waits is forgotten.
+    pub fn save(&mut self, value: &impl Serialize) {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.next = Some(text),
+            Err(e) => log::warn!("event={} path={}: {e}", self.failure, self.path.display()),
+        }
+        self.step();
+    }
+
+    /// Goes on with it; to be called when a child has ended. What has come of the last one, if it is over.
+    pub fn step(&mut self) -> Option<io::Result<()>> {
+        let result = self.away.as_mut().and_then(Aside::result);
+        if let Some(result) = &result {
+            self.away = None;
+            if let Err(e) = result
+                && !self.failed
+            {
+                log::warn!("event={} path={}: {e}", self.failure, self.path.display());
+            }
+            self.failed = result.is_err();
+        }
+        if self.away.is_none()
+            && let Some(text) = self.next.take()
+        {
+            let path = &self.path;
+            self.away = Some(Aside::run(|| write(path, text.as_bytes())));
+            return self.step().or(result);
+        }
+        result
+    }
+
+    /// Is nothing on its way?
+    pub fn is_idle(&self) -> bool {
+        self.away.is_none()
+    }
+
+    /// Was the last thing that is known a failure?
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Waits until everything is written, at most so long.
+    pub fn flush(&mut self, at_most: Duration) {
+        let until = clock::now() + at_most;
+        while let Some(away) = &mut self.away {
+            let left = until.saturating_sub(clock::now());
+            if left.is_zero() {
+                return log::warn!(
+                    "event={} path={}: the disk doesn't answer",
+                    self.failure,
+                    self.path.display()
+                );
+            }
+            if let Some(result) = away.wait(left) {
+                *away = Aside::over(result);
+            }
+            self.step();
+        }
+    }
+}
+
 /// Writes it beside and renames it: whoever reads finds one or the other, whole. It isn't synced: what a power failure
 /// costs is less than what a slow disk would.
 ///
 /// # Errors
 /// What the system says; nothing is left beside it.
-pub fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("json.new");
-    let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
     let mut file = File::create(&beside)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&beside, path));
+    let written = file.write_all(text).and_then(|()| std::fs::rename(&beside, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&beside);
     }

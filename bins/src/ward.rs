@@ -100,8 +100,8 @@ pub fn picture(suite: &crate::config::Suite, pid: i32, why: &str) {
     if place.keep == 0 {
         return;
     }
-    match Identity::of(pid).and_then(|who| place.take(&who, why)) {
-        Ok(path) => log::warn!("event=snapshot pid={pid} file={}", path.display()),
+    match Identity::of(pid) {
+        Ok(who) => place.take(&who, why),
         Err(e) => log::warn!("event=snapshot-failed pid={pid}: {e}"),
     }
 }

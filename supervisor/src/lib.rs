@@ -16,8 +16,9 @@
 //!    server's threads do;
 //! 8. [`signals`], [`reaper`]: what wakes a supervisor;
 //! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound;
-//! 10. [`tree`], [`cgroup`]: what a process leaves behind.
+//! 10. [`tree`], [`cgroup`]: what a process leaves behind; [`aside`]: what nobody is to wait for.
 
+pub mod aside;
 pub mod cgroup;
 pub mod clock;
 pub mod connections;

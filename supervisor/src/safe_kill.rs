@@ -165,8 +165,6 @@ impl std::fmt::Display for Outcome {
 pub struct Report {
     /// Each target, and with [`Scope::Group`] the members of its group that were seen, with what became of it.
     pub outcomes: Vec<(Identity, Outcome)>,
-    /// What went wrong besides: pictures that could not be kept.
-    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -181,7 +179,7 @@ impl std::fmt::Display for Report {
         for (n, (who, outcome)) in self.outcomes.iter().enumerate() {
             write!(f, "{}{who}: {outcome}", if n == 0 { "" } else { "; " })?;
         }
-        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
+        Ok(())
     }
 }
 

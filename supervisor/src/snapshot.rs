@@ -5,8 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crate::aside::Aside;
 use crate::identity::Identity;
 
 /// Where pictures are kept, and how many.
@@ -23,6 +25,14 @@ const THREADS: usize = 64;
 const BYTES: u64 = 16 * 1024;
 
 const SUFFIX: &str = "snapshot";
+
+/// Pictures on their way to the disk, and how many there may be.
+static AWAY: Mutex<Vec<Aside>> = Mutex::new(Vec::new());
+const MOST_AWAY: usize = 4;
+
+fn failed(who: &Identity, e: &io::Error) {
+    log::warn!("event=snapshot-failed pid={}: {e}", who.pid);
+}
 
 /// The picture of a process and its first threads: status, and where in the kernel each is. What may not be read says
 /// why. Nothing here waits for the process (so its memory, hence command line and environment, is not read).
@@ -52,11 +62,33 @@ fn read(path: &str) -> io::Result<String> {
 }
 
 impl Snapshots {
-    /// Keeps a picture of the process, with the reason, and removes the oldest ones beyond the limit.
+    /// Takes a picture of the process, now, and keeps it with the reason, soon: nobody's end waits for a disk. The log says
+    /// what came of it.
+    pub fn take(&self, who: &Identity, why: &str) {
+        let picture = picture(who.pid);
+        let mut away = AWAY.lock().unwrap_or_else(PoisonError::into_inner);
+        away.retain_mut(|a| !a.is_over());
+        let store = || {
+            if away.len() >= MOST_AWAY {
+                return Err(io::Error::other("the disk hasn't taken those before it"));
+            }
+            Ok(Aside::run(|| {
+                let path = self.store(who, why, &picture).inspect_err(|e| failed(who, e))?;
+                log::warn!("event=snapshot pid={} file={}", who.pid, path.display());
+                Ok(())
+            }))
+        };
+        match store() {
+            Ok(aside) => away.push(aside),
+            Err(e) => failed(who, &e),
+        }
+    }
+
+    /// Keeps a picture that was taken, with the reason, and removes the oldest ones beyond the limit. This may wait for the disk.
     ///
     /// # Errors
     /// The directory or file could not be written.
-    pub fn take(&self, who: &Identity, why: &str) -> io::Result<PathBuf> {
+    pub fn store(&self, who: &Identity, why: &str, picture: &str) -> io::Result<PathBuf> {
         use std::os::unix::fs::DirBuilderExt;
         if self.keep == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no snapshot may be kept"));
@@ -70,7 +102,7 @@ impl Snapshots {
         let path = self.dir.join(name);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let exe = who.exe.as_ref().map_or_else(|| "unknown".into(), |e| e.path.to_string_lossy());
-        write!(file, "{who}, program {exe}: {why}\n{}", picture(who.pid))?;
+        write!(file, "{who}, program {exe}: {why}\n{picture}")?;
         Ok(path)
     }
 
@@ -105,9 +137,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Snapshots { dir: dir.path().join("snapshots"), keep: 3 };
         let me = Identity::of(std::process::id() as i32).unwrap();
-        place.take(&me, "test 0").unwrap();
+        place.store(&me, "test 0", "").unwrap();
         fs::write(place.dir.join("notes.txt"), "").unwrap();
-        let paths: Vec<PathBuf> = (1..6).map(|n| place.take(&me, &format!("test {n}")).unwrap()).collect();
+        let paths: Vec<PathBuf> =
+            (1..6).map(|n| place.store(&me, &format!("test {n}"), &picture(me.pid)).unwrap()).collect();
         let mut left: Vec<_> = fs::read_dir(&place.dir).unwrap().map(|e| e.unwrap().path()).collect();
         left.retain(|p| p.extension().unwrap() == SUFFIX);
         assert_eq!(left.len(), 3);

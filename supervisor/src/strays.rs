@@ -77,7 +77,7 @@ fn examine(wanted: &Wanted, process: &Process) -> io::Result<Option<Target>> {
     if look.state == ProcessState::Zombie {
         return Ok(None);
     }
-    if comm == crate::keeper::NAME {
+    if [crate::keeper::NAME, crate::aside::NAME].contains(&&*comm) {
         // it shows its ward's command line
         return Ok(None);
     }

@@ -3,14 +3,16 @@
 //! file is a warning.
 
 use crate::config::Suite;
-use crate::state_file;
+use crate::state_file::{self, Saver};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::time::Duration;
 use std::time::SystemTime;
 use supervisor::clock::wall_seconds as now;
 
 /// A larger file isn't ours.
 const MAX: u64 = 64 << 10;
+/// How long a disk may take at the end.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What is in the file. Times are seconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,10 +61,9 @@ impl Life {
 /// The file, and what is in it.
 #[derive(Debug)]
 pub struct Record {
-    path: PathBuf,
+    file: Saver,
     /// What it says.
     pub status: Status,
-    failed: bool,
 }
 
 impl Record {
@@ -70,7 +71,7 @@ impl Record {
     pub fn open(suite: &Suite) -> Record {
         let path = suite.state_dir.join("status.json");
         let status = state_file::open(&path, MAX);
-        Record { path, status, failed: false }
+        Record { file: Saver::new(path, "status-failed"), status }
     }
 
     /// As it is, for who only looks.
@@ -126,12 +127,17 @@ impl Record {
     }
 
     fn save(&mut self) {
-        let result = state_file::write(&self.path, &self.status);
-        match &result {
-            Err(e) if !self.failed => log::warn!("event=status-failed path={}: {e}", self.path.display()),
-            _ => {}
-        }
-        self.failed = result.is_err();
+        self.file.save(&self.status);
+    }
+
+    /// Goes on with what couldn't be written at once; to be called when a child has ended.
+    pub fn step(&mut self) {
+        self.file.step();
+    }
+
+    /// Waits until it is written: for the end, and not for long.
+    pub fn flush(&mut self) {
+        self.file.flush(LAST);
     }
 }
 

@@ -331,6 +331,7 @@ async fn main_loop(
     keep.begin();
     keep.begin_jobs(sockets);
     let exit = keep.ended().await?;
+    keep.flush_memory();
     keep.runtime().clean_manager();
     Ok(exit)
 }

@@ -32,7 +32,6 @@ pub struct Killer {
     phase: Phase,
     deadline: Time,
     all: Vec<One>,
-    notes: Vec<String>,
 }
 
 /// What a [`Killer`] wants next.
@@ -71,7 +70,7 @@ impl Killer {
     pub fn new(targets: Vec<Target>, plan: Plan, now: Time) -> Killer {
         let one = |target| One { target, direct: true, last: None, outcome: None };
         let all = targets.into_iter().map(one).collect();
-        Killer { deadline: now + plan.timeout, plan, phase: Phase::Begin, all, notes: Vec::new() }
+        Killer { deadline: now + plan.timeout, plan, phase: Phase::Begin, all }
     }
 
     /// Does what is due, and says what it waits for.
@@ -111,9 +110,7 @@ impl Killer {
         }
         if let Some(snapshots) = &self.plan.snapshots {
             for one in self.all.iter().filter(|o| o.outcome.is_none()) {
-                if let Err(e) = snapshots.take(&one.target.identity, "about to be killed") {
-                    self.notes.push(format!("no snapshot of {}: {e}", one.target.identity));
-                }
+                snapshots.take(&one.target.identity, "about to be killed");
             }
         }
         match self.plan.core_signal {
@@ -161,7 +158,7 @@ impl Killer {
 
     fn report(&self) -> Report {
         let outcomes = self.all.iter().filter_map(|o| Some((o.target.identity.clone(), o.outcome.clone()?)));
-        Report { outcomes: outcomes.collect(), notes: self.notes.clone() }
+        Report { outcomes: outcomes.collect() }
     }
 }
 

@@ -91,6 +91,7 @@ impl Cop {
         names.retain(|name| !suite::is_listener(name));
         names.iter().for_each(|name| self.upstream.forget_fds(name));
         self.store.clear();
+        self.record.flush();
         if !supervisor::reaper::reap_all(Duration::from_millis(500)) {
             // a foreign server whose manager had to be killed; or what such a server has left
             let told = supervisor::reaper::end_children(Duration::from_secs(1));

@@ -27,6 +27,7 @@ impl Cop {
         for pid in supervisor::reaper::reap_strangers(|p| Some(p) == ward) {
             log::debug!("event=reaped pid={pid}");
         }
+        self.record.step();
     }
 
     pub(super) fn on_stdin(&mut self, now: Time) {

@@ -91,7 +91,7 @@ impl Keep {
                 runs.entry(job.name.clone()).or_default().dealt = plan.dealt();
             }
         }
-        let _ = jobs.memory.save();
+        jobs.memory.save();
     }
 
     pub(super) fn run_begins(&self, job: &Job) {
@@ -113,7 +113,7 @@ impl Keep {
     fn remember_run(&self, job: &Job, run: Run) {
         let mut jobs = self.jobs.borrow_mut();
         jobs.memory.is.runs.insert(job.name.clone(), run);
-        let _ = jobs.memory.save();
+        jobs.memory.save();
     }
 
     fn last_run(&self, job: &Job) -> Option<Run> {

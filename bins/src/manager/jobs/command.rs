@@ -118,7 +118,7 @@ fn stop(keep: &Rc<Keep>, job: &Rc<Job>) {
 }
 
 async fn enable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
-    if let Err(e) = keep.remember_disabled(job, false) {
+    if let Err(e) = keep.remember_disabled(job, false).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
     }
     if !job.enabled.replace(true) {
@@ -132,7 +132,7 @@ async fn enable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
 }
 
 async fn disable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
-    if let Err(e) = keep.remember_disabled(job, true) {
+    if let Err(e) = keep.remember_disabled(job, true).await {
         return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
     }
     job.enabled.set(false);

@@ -3,14 +3,21 @@
 
 use super::Job;
 use crate::manager::keep::Keep;
-use crate::state_file;
+use crate::state_file::{self, Saver};
 use policy::schedule::Wall;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::future::poll_fn;
+use std::path::Path;
+use std::task::Poll;
+use std::time::Duration;
 
 /// A larger file isn't ours.
 const MOST: u64 = 1 << 20;
+/// Who asks for something that is to be written waits for so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a disk may take at the end.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What is in the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -39,10 +46,10 @@ pub(super) struct Run {
 /// The file, and what is in it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    path: PathBuf,
+    file: Saver,
     pub(super) is: Remembered,
-    saved: Remembered,
-    failed: bool,
+    /// What was given to be written; `None`: nothing that is known to be there.
+    given: Option<Remembered>,
 }
 
 impl Memory {
@@ -50,25 +57,35 @@ impl Memory {
     pub(super) fn open(state_dir: &Path) -> Memory {
         let path = state_dir.join("jobs.json");
         let is: Remembered = state_file::open(&path, MOST);
-        Memory { path, saved: is.clone(), is, failed: false }
+        Memory { file: Saver::new(path, "state-failed"), given: Some(is.clone()), is }
     }
 
-    /// Writes it down if something has changed.
-    ///
-    /// # Errors
-    /// What the system says; it is in the log too, the first time.
-    pub(super) fn save(&mut self) -> std::io::Result<()> {
-        if self.is == self.saved {
-            return Ok(());
+    /// Has it written down if something has changed.
+    pub(super) fn save(&mut self) {
+        if self.given.as_ref() != Some(&self.is) {
+            self.given = Some(self.is.clone());
+            self.file.save(&self.is);
+            self.step();
         }
-        let result = state_file::write(&self.path, &self.is);
-        match &result {
-            Ok(()) => self.saved = self.is.clone(),
-            Err(e) if !self.failed => log::warn!("event=state-failed path={}: {e}", self.path.display()),
-            Err(_) => {}
+    }
+
+    /// Goes on with it; to be called when a child has ended.
+    pub(super) fn step(&mut self) {
+        let _ = self.file.step();
+        if self.file.is_idle() && self.file.has_failed() {
+            // the next occasion is another one to write it
+            self.given = None;
         }
-        self.failed = result.is_err();
-        result
+    }
+
+    /// Is everything written down? `None`: it is on its way.
+    fn is_written(&self) -> Option<bool> {
+        self.file.is_idle().then(|| !self.file.has_failed())
+    }
+
+    /// Waits for what is on its way: for the end, and not for long.
+    pub(super) fn flush(&mut self) {
+        self.file.flush(LAST);
     }
 }
 
@@ -76,15 +93,42 @@ impl Keep {
     /// Writes down that a job is disabled, or isn't any more.
     ///
     /// # Errors
-    /// What the system says; it is as it was then.
-    pub(super) fn remember_disabled(&self, job: &Job, disabled: bool) -> std::io::Result<()> {
-        let memory = &mut self.jobs.borrow_mut().memory;
-        let before = memory.is.disabled.clone();
-        match disabled {
-            true => memory.is.disabled.insert(job.name.clone()),
-            false => memory.is.disabled.remove(&job.name),
+    /// It can't be written, and is as it was then; or the disk doesn't say.
+    pub(super) async fn remember_disabled(&self, job: &Job, disabled: bool) -> Result<(), &'static str> {
+        let set = |memory: &mut Memory, disabled: bool| {
+            match disabled {
+                true => memory.is.disabled.insert(job.name.clone()),
+                false => memory.is.disabled.remove(&job.name),
+            };
         };
-        memory.save().inspect_err(|_| memory.is.disabled = before)
+        set(&mut self.jobs.borrow_mut().memory, disabled);
+        self.jobs.borrow_mut().memory.save();
+        let written = poll_fn(|cx| match self.jobs.borrow().memory.is_written() {
+            Some(is) => Poll::Ready(is),
+            None => {
+                self.changes.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        match engine::time::timeout(PATIENCE, written).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                set(&mut self.jobs.borrow_mut().memory, !disabled);
+                Err("see the log")
+            }
+            Err(_) => Err("the disk doesn't answer; it is written when it does"),
+        }
+    }
+
+    /// A child has ended: perhaps the one that wrote.
+    pub(in crate::manager) fn step_memory(&self) {
+        self.jobs.borrow_mut().memory.step();
+        self.wake_changes();
+    }
+
+    /// Nothing is left to be written.
+    pub(in crate::manager) fn flush_memory(&self) {
+        self.jobs.borrow_mut().memory.flush();
     }
 }
 
@@ -96,12 +140,12 @@ mod tests {
     fn the_next_manager_reads_what_this_one_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let mut m = Memory::open(dir.path());
-        m.save().unwrap();
+        m.save();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing to say, nothing written");
         m.is.disabled.insert("mail".into());
         m.is.runs
             .insert("backup".into(), Run { dealt: 7, result: Some("exit code 0".into()), ..Run::default() });
-        m.save().unwrap();
+        m.save();
         assert_eq!(Memory::open(dir.path()).is, m.is);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     }
@@ -121,9 +165,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut m = Memory::open(&dir.path().join("gone"));
         m.is.disabled.insert("mail".into());
-        assert!(m.save().is_err());
+        m.save();
+        assert_eq!(m.is_written(), Some(false));
         std::fs::create_dir(dir.path().join("gone")).unwrap();
-        m.save().unwrap();
+        m.save();
         assert_eq!(Memory::open(&dir.path().join("gone")).is, m.is);
     }
 }

@@ -251,6 +251,7 @@ impl Keep {
         for pid in reaper::reap_strangers(|p| ours.contains(&p)) {
             log::debug!("event=reaped pid={pid}");
         }
+        self.step_memory();
     }
 
     /// The control groups of a worker that isn't wanted any more.

@@ -1,0 +1,110 @@
+//! Work that may have to wait for a disk, in a process of its own: who supervises must not wait for one.
+//!
+//! Writing a few bytes takes as long as the file system likes: seconds, while it commits a journal to a device that is busy
+//! or throttled, for ever while it is frozen or its network is gone. A thread for it wouldn't do: a process of which one
+//! thread waits in the kernel can't be killed, and keeps its locks. This process holds nothing of its parent's but the three
+//! standard streams, and is killed when its parent dies, so that it can't undo what the next one writes.
+
+use crate::pidfd::PidFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// What such a process is called (`comm`).
+pub const NAME: &str = "traffic_aside";
+const NAME_C: &std::ffi::CStr = c"traffic_aside";
+
+/// What went wrong is said in so many bytes.
+const MOST: u64 = 1024;
+
+/// Work on its way.
+#[derive(Debug)]
+pub struct Aside(State);
+
+#[derive(Debug)]
+enum State {
+    /// A process that says in the pipe what came of it. It is reaped with the strangers ([`crate::reaper`]).
+    Away(PidFd, OwnedFd),
+    Done(Option<io::Result<()>>),
+}
+
+impl Aside {
+    /// Does `work` in a process of its own. In a process with several threads, which can't be doubled, and where there is no
+    /// other process to be had, it is done here and now.
+    ///
+    /// A panic of `work` is a failure.
+    pub fn run(work: impl FnOnce() -> io::Result<()>) -> Aside {
+        let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1);
+        match alone.then(rustix::pipe::pipe) {
+            Some(Ok((from, to))) => {
+                // SAFETY: this process has one thread (counted above), so the child may go on as an ordinary process.
+                match unsafe { nix::unistd::fork() } {
+                    Ok(nix::unistd::ForkResult::Child) => child(work, to),
+                    Ok(nix::unistd::ForkResult::Parent { child }) => match PidFd::open(child.as_raw()) {
+                        Ok(process) => Aside(State::Away(process, from)),
+                        Err(e) => Aside(State::Done(Some(Err(e)))),
+                    },
+                    Err(_) => Aside(State::Done(Some(work()))),
+                }
+            }
+            _ => Aside(State::Done(Some(work()))),
+        }
+    }
+
+    /// Work that is done, with its result.
+    pub fn over(result: io::Result<()>) -> Aside {
+        Aside(State::Done(Some(result)))
+    }
+
+    /// What came of it; `None` while it is on its way, and after it has been said.
+    pub fn result(&mut self) -> Option<io::Result<()>> {
+        match &mut self.0 {
+            State::Done(result) => result.take(),
+            State::Away(process, _) if process.is_alive() => None,
+            State::Away(_, from) => {
+                let mut said = String::new();
+                let read = std::fs::File::from(from.try_clone().ok()?).take(MOST).read_to_string(&mut said);
+                self.0 = State::Done(None);
+                Some(match (read, &*said) {
+                    (Ok(_), "ok") => Ok(()),
+                    (Ok(_), "") => Err(io::Error::other("the process that did it died")),
+                    (Ok(_), why) => Err(io::Error::other(why.to_owned())),
+                    (Err(e), _) => Err(e),
+                })
+            }
+        }
+    }
+
+    /// Is nothing on its way any more?
+    pub fn is_over(&mut self) -> bool {
+        let _ = self.result();
+        matches!(self.0, State::Done(_))
+    }
+
+    /// The same, after at most so long; `None`: it isn't done by then.
+    pub fn wait(&mut self, at_most: Duration) -> Option<io::Result<()>> {
+        if let State::Away(process, _) = &self.0 {
+            let _ = process.poll_exit(at_most);
+        }
+        self.result()
+    }
+}
+
+fn child(work: impl FnOnce() -> io::Result<()>, to: OwnedFd) -> ! {
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::prctl::set_name(NAME_C);
+    // SAFETY: nothing of what is closed is used any more: there is no way back from here.
+    unsafe {
+        let keep = nix::libc::dup2(to.as_raw_fd(), 3);
+        nix::libc::syscall(nix::libc::SYS_close_range, 4_u32, u32::MAX, 0_u32);
+        let said = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            Ok(Ok(())) => "ok".to_owned(),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => "a panic".to_owned(),
+        };
+        let mut to = std::fs::File::from(<OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(keep));
+        let _ = to.write_all(said.as_bytes());
+        // nothing of the parent's is flushed or dropped
+        nix::libc::_exit(0)
+    }
+}
