@@ -89,6 +89,23 @@ fn a_log_that_was_moved_away_is_made_anew_on_sighup() {
 }
 
 #[test]
+fn a_log_that_was_moved_away_is_made_anew_also_if_cop_has_nothing_to_say() {
+    let s = Suite::new(TIGHT);
+    let _end = Daemon(&s);
+    expect_code(&s.run(COP, &["start"]), 0);
+    let (log, old) = (s.path("state/traffic.log"), s.path("state/old.log"));
+    fs::rename(&log, &old).unwrap();
+    until("there's a new one", || log.exists());
+    // the manager looks at the name once a second, when it has something to say
+    until("it is written to", || {
+        expect_code(&s.run(MANAGER, &["restart"]), 0);
+        fs::read_to_string(&log).unwrap().contains("event=promote of=server")
+    });
+    fs::remove_file(&log).unwrap();
+    until("there's another one", || log.exists());
+}
+
+#[test]
 fn a_pipe_that_nobody_reads_stops_nothing_and_what_was_dropped_is_said() {
     let s = Suite::new(TIGHT);
     let fifo = s.path("fifo");

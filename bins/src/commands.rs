@@ -154,6 +154,10 @@ fn request(runtime: &Runtime, method: &str, target: &str) -> anyhow::Result<Stri
             Err(Fatal::new(Exit::Failure, format!("the manager refused ({code}): {}", text.trim_end()))
                 .into())
         }
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let why = format!("cannot ask the manager on {}: {e}", runtime.control().display());
+            Err(Fatal::new(Exit::Os, why).into())
+        }
         Err(e) => {
             let why = format!("no manager answers on {}: {e}", runtime.control().display());
             Err(Fatal::new(Exit::NotRunning, why).into())

@@ -12,14 +12,14 @@ pub const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// The system refused.
-    #[error("{path}: cannot {what}: {source}")]
+    #[error("{path}: cannot {what}: {why}")]
     Os {
         /// Which directory.
         path: PathBuf,
         /// What was tried.
         what: &'static str,
         /// What the system said.
-        source: io::Error,
+        why: io::Error,
     },
     /// It's not a directory, or a link to one.
     #[error("{0}: is not a directory (links are not followed)")]
@@ -50,7 +50,7 @@ pub enum DirError {
 /// # Errors
 /// See [`DirError`]; each names the directory.
 pub fn ensure(path: &Path) -> Result<(), DirError> {
-    let os = |what| move |source| DirError::Os { path: path.to_owned(), what, source };
+    let os = |what| move |why| DirError::Os { path: path.to_owned(), what, why };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(os("create it"))?;

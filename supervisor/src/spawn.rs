@@ -13,7 +13,7 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to run and how.
 #[derive(Debug)]
@@ -117,22 +117,30 @@ impl Stage {
 
 /// A spawn that failed; no process is left of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{program}: {}: {source}", stage.name())]
+#[error("{program}: {}: {why}", what(stage, cwd.as_deref()))]
 pub struct SpawnError {
     /// What was to be run.
     pub program: PathBuf,
     /// At which step.
     pub stage: Stage,
-    /// The errno.
-    #[source]
-    pub source: io::Error,
+    /// Where it was to work, if that was said.
+    pub cwd: Option<PathBuf>,
+    /// The errno; part of the text, so no source of its own.
+    pub why: io::Error,
+}
+
+fn what(stage: &Stage, cwd: Option<&Path>) -> String {
+    match (stage, cwd) {
+        (Stage::Chdir, Some(dir)) => format!("{} to {}", stage.name(), dir.display()),
+        _ => stage.name().to_owned(),
+    }
 }
 
 impl SpawnError {
     /// True when the same command would fail again at once, so that a retry in a storm helps nobody.
     pub fn is_permanent(&self) -> bool {
         use nix::libc::{E2BIG, EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR, EPERM};
-        let errno = self.source.raw_os_error();
+        let errno = self.why.raw_os_error();
         let lasting = [ENOENT, EACCES, ENOEXEC, E2BIG, ENOTDIR, ELOOP, ENAMETOOLONG, EPERM, EINVAL];
         matches!(self.stage, Stage::Exec | Stage::Chdir | Stage::Prepare | Stage::Credentials)
             && errno.is_none_or(|e| lasting.contains(&e))
@@ -153,7 +161,7 @@ pub struct Spawned {
 /// # Errors
 /// See [`SpawnError`]: the stage and the errno.
 pub fn spawn(spec: &Spec<'_>) -> Result<Spawned, SpawnError> {
-    let fail = |stage, source| SpawnError { program: spec.program.clone(), stage, source };
+    let fail = |stage, why| SpawnError { program: spec.program.clone(), stage, cwd: spec.cwd.clone(), why };
     let prepared = Prepared::new(spec).map_err(|e| fail(Stage::Prepare, e))?;
     let (pid, outcome) = child::fork_exec(&prepared).map_err(|e| fail(Stage::Fork, e))?;
     if let Some((stage, errno)) = outcome {

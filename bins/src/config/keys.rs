@@ -54,7 +54,7 @@ pub static KEYS: &[Key] = &[
         "Logs and status. Default: /var/lib/traffic for root, else $XDG_STATE_HOME/traffic, else ~/.local/state/traffic.",
         |c, v| c.suite.state_dir => value::path(v)),
     key!("suite.log", "filter", "\"info\"", "What is logged: error, warn, info, debug or trace; by module as env_logger has it.",
-        |c, v| c.suite.log => value::text(v)),
+        |c, v| c.suite.log => value::log_filter(v)),
     key!("suite.log_file", "path", "", "Where the daemon logs. Default: traffic.log in the state directory.",
         |c, v| c.suite.log_file => value::path(v).map(Some)),
     key!("suite.log_max_size", "size", "\"64MiB\"", "The daemon's log is rotated when it is larger; \"0\" is never.",

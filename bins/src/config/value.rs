@@ -63,6 +63,28 @@ fn expected<T>(what: &str, got: &Raw) -> Result<T, Wrong> {
     }
 }
 
+/// What is logged, as env_logger has it: a level, or levels of modules. A word that is no level would be a module, and switch
+/// everything else off: it has to be one of ours.
+pub fn log_filter(v: &Raw) -> Result<String, Wrong> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    const OURS: [&str; 6] = ["traffic", "engine", "lockfile", "policy", "proxy", "supervisor"];
+    let is_level = |word: &str| LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word));
+    let filter = text(v)?;
+    let modules = filter.split('/').next().unwrap_or("");
+    for part in modules.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let (module, level) = part.split_once('=').map_or((part, None), |(m, l)| (m, Some(l.trim())));
+        let ours = OURS.contains(&module.split("::").next().unwrap_or(""));
+        let wrong = match level {
+            Some(level) => !is_level(level),
+            None => !is_level(module) && !ours,
+        };
+        if wrong {
+            return Err(format!("{:?} is none of {}", level.unwrap_or(module), LEVELS.join(", ")));
+        }
+    }
+    Ok(filter)
+}
+
 /// Text.
 pub fn text(v: &Raw) -> Result<String, Wrong> {
     match v {
@@ -266,6 +288,18 @@ mod tests {
 
     fn t(s: &str) -> Raw {
         Raw::Text(s.into())
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_does_not_switch_the_log_off() {
+        for good in
+            ["info", "WARN", "off", "info,engine=debug", "policy::child=trace", "traffic", "debug/event"]
+        {
+            assert_eq!(log_filter(&t(good)), Ok(good.to_owned()));
+        }
+        for bad in ["warning", "verbose", "info=bogus", "info, bogus", "hyper=loud"] {
+            assert!(log_filter(&t(bad)).unwrap_err().contains("is none of off, error"), "{bad}");
+        }
     }
 
     #[test]

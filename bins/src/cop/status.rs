@@ -12,6 +12,7 @@ use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::probe::Target;
@@ -25,13 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The configuration can't be read: it names the runtime directory.
 pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
-    let dir = &config.suite.runtime_dir;
-    if let Err(e) = std::fs::read_dir(dir)
-        && e.kind() == std::io::ErrorKind::PermissionDenied
-    {
-        let why = format!("cannot look into {}: {e}: ask as root, or as the suite's user", dir.display());
-        return Err(Fatal::new(Exit::Os, why).into());
-    }
+    may_look(&config)?;
     let seen = look(&config);
     if json {
         println!("{}", seen.status)
@@ -39,6 +34,28 @@ pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
         print!("{}", render(&seen.status, is_colourful()))
     }
     Ok(seen.exit)
+}
+
+/// Who may not see whether there is a suite must not say that there is none.
+///
+/// # Errors
+/// We are somebody who may not.
+pub fn may_look(config: &Config) -> anyhow::Result<()> {
+    let dir = &config.suite.runtime_dir;
+    let runtime = Runtime::new(dir);
+    let locks = ["cop", "manager", "server"].map(|p| runtime.lock(p));
+    let refused = std::fs::read_dir(dir).err().or_else(|| {
+        let open = |lock: &PathBuf| std::fs::File::open(lock).err();
+        locks.iter().filter_map(open).find(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+    });
+    match refused {
+        Some(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            let why =
+                format!("cannot look into {}: {e}: ask as root, or as who started the suite", dir.display());
+            Err(Fatal::new(Exit::Os, why).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Colours are for terminals whose user hasn't said otherwise (`NO_COLOR`).
@@ -113,12 +130,17 @@ pub fn look(config: &Config) -> Seen {
         Some(t) => pids[2].is_some_and(|pid| heartbeat(&runtime, t, pid)),
         None => false,
     };
-    let (state, exit) = match (pids.iter().all(Option::is_some) && !said.is_null(), answers) {
-        _ if pids.iter().all(Option::is_none) => ("down", Exit::NotRunning),
-        (true, true) if paused => ("paused: new connections wait for traffic_manager resume", Exit::Degraded),
-        (true, true) => ("serving", Exit::Done),
-        (false, true) => ("degraded", Exit::Degraded),
-        (_, false) => ("degraded: the server doesn't answer", Exit::Degraded),
+    // of those that everything depends on
+    let lame = processes[..3].iter().find(|p| p["pid"].is_null() || p["state"] == "stopped");
+    let (state, exit) = match (lame, answers) {
+        _ if pids.iter().all(Option::is_none) => ("down".to_owned(), Exit::NotRunning),
+        (_, false) => ("degraded: the server doesn't answer".to_owned(), Exit::Degraded),
+        (Some(p), true) => (format!("degraded: {}", lameness(p)), Exit::Degraded),
+        (None, true) if said.is_null() => ("degraded: the manager doesn't answer".to_owned(), Exit::Degraded),
+        (None, true) if paused => {
+            ("paused: new connections wait for traffic_manager resume".to_owned(), Exit::Degraded)
+        }
+        (None, true) => ("serving".to_owned(), Exit::Done),
     };
     let mut suite = json!({
         "state": state,
@@ -170,6 +192,17 @@ fn rss_kib(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64 / 1024)
+}
+
+/// What is the matter with one of the three, and what helps.
+fn lameness(p: &Value) -> String {
+    let name = p["name"].as_str().unwrap_or("");
+    match (name, p["pid"].is_null()) {
+        ("cop", true) => "cop is down, and nobody watches (traffic_cop start: it adopts the others)".into(),
+        ("cop", false) => "cop is stopped, and nobody watches".into(),
+        (_, true) => format!("the {name} is down"),
+        (_, false) => format!("the {name} is stopped"),
+    }
 }
 
 /// A word of a state, padded to `width`, in the colour of what it means.

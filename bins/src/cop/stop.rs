@@ -19,6 +19,7 @@ use supervisor::clock;
 /// Something of it can't be ended.
 pub fn run(common: &Common) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
+    super::status::may_look(&config)?;
     match stop(&config)? {
         0 => {
             eprintln!("traffic_cop: not running (runtime directory {})", config.suite.runtime_dir.display());

@@ -5,6 +5,7 @@ use crate::config::Suite;
 use rustix::fs::fstat;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use supervisor::privileges::{self, Credentials};
@@ -56,6 +57,15 @@ impl Rotation {
     pub fn look(&mut self) {
         let now = SystemTime::now();
         let Ok(stat) = fstat(rustix::stdio::stderr()) else { return };
+        // somebody else has renamed or removed it, and may want it back: the others follow the name, but don't make the file
+        if fs::metadata(&self.path)
+            .map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |m| m.ino() != stat.st_ino)
+            && now >= self.not_before
+            && let Err(e) = self.open()
+        {
+            self.not_before = now + AGAIN;
+            log::warn!("event=log-reopen-failed path={}: {e}", self.path.display());
+        }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let (full, due) = (self.max_size > 0 && size >= self.max_size, now >= self.due);
         let next = next(self.at, now);
@@ -79,12 +89,18 @@ impl Rotation {
 
     fn rotate(&self, now: SystemTime) -> io::Result<PathBuf> {
         let to = rename_away(&self.path, now)?;
+        self.open()?;
+        Ok(to)
+    }
+
+    /// Has everybody write to the file that has the name now.
+    fn open(&self) -> io::Result<()> {
         let file = sink::open(&self.path, true)?;
         self.share()?;
         rustix::stdio::dup2_stderr(&file)?;
         rustix::stdio::dup2_stdout(&file)?;
         sink::reopen();
-        Ok(to)
+        Ok(())
     }
 }
 

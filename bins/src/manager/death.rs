@@ -83,7 +83,7 @@ impl Keep {
         let status = ward.reap().or_else(|| ExitStatus::of_dying(pid));
         self.see_off(Dying { ward, was_retiring, is_told: status.is_some() });
         match status {
-            Some(status) => say_exit(was_retiring, pid, &status.to_string()),
+            Some(status) => say_exit(was_retiring, self.is_stopping(), pid, &status.to_string()),
             None => log::info!("event=dead pid={pid}: how isn't known before the kernel has cleared it away"),
         }
         match was_retiring {
@@ -115,7 +115,7 @@ impl Keep {
         if let Some(Dying { ward, was_retiring, is_told }) = seen_off {
             let how = said(ward.reap());
             if !is_told {
-                say_exit(was_retiring, ward.pid, &how);
+                say_exit(was_retiring, self.is_stopping(), ward.pid, &how);
                 self.learned(ward.pid, &how);
                 if !was_retiring {
                     self.server.borrow_mut().last_exit = Some(how);
@@ -163,10 +163,11 @@ fn said(status: Option<ExitStatus>) -> String {
 }
 
 /// The one line about the end of a server process.
-fn say_exit(was_retiring: bool, pid: i32, how: &str) {
-    match was_retiring {
-        true => log::info!("event=exit of=retiring pid={pid}: {how}"),
-        false => log::warn!("event=exit of=server pid={pid}: {how}"),
+fn say_exit(was_retiring: bool, is_stopping: bool, pid: i32, how: &str) {
+    match (was_retiring, is_stopping) {
+        (true, _) => log::info!("event=exit of=retiring pid={pid}: {how}"),
+        (_, true) => log::info!("event=exit of=server pid={pid}: {how}"),
+        _ => log::warn!("event=exit of=server pid={pid}: {how}"),
     }
 }
 

@@ -148,7 +148,8 @@ impl Cop {
         let status = w.reap();
         self.manager_beat.stop();
         let how = status.as_ref().map_or("ended (not our child)".to_owned(), ToString::to_string);
-        log::warn!("event=exit of=manager pid={}: {how}", w.pid);
+        let level = if self.is_stopping() { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "event=exit of=manager pid={}: {how}", w.pid);
         if !self.is_stopping() {
             self.record.manager_ended(&how);
         }

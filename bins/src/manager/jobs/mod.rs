@@ -38,6 +38,7 @@ use super::keep::Keep;
 use super::listeners::Listener;
 use super::memo;
 use crate::config;
+use log::Level;
 use policy::child::{Child, Event, Limits};
 use policy::jobs::Order;
 use policy::ladder::Rungs;
@@ -328,16 +329,19 @@ impl Keep {
 
     /// One line for the log, and one for who follows the events.
     fn job_event(&self, job: &Job, worker: &Worker, event: &str, detail: &str) {
-        self.job_note(job, Some(worker), event, detail);
+        let level = if event == "hang" { Level::Warn } else { Level::Info };
+        self.job_note(level, job, Some(worker), event, detail);
     }
 
     /// The same; without a worker it is about the job as a whole.
-    fn job_note(&self, job: &Job, worker: Option<&Worker>, event: &str, detail: &str) {
+    fn job_note(&self, level: Level, job: &Job, worker: Option<&Worker>, event: &str, detail: &str) {
         let name = &job.name;
         let (index, pid) = worker.map_or((None, 0), |w| (Some(w.index), w.pid().unwrap_or(0)));
         match index {
-            Some(index) => log::info!("event={event} of=job job={name} worker={index} pid={pid} {detail}"),
-            None => log::info!("event={event} of=job job={name} {detail}"),
+            Some(index) => {
+                log::log!(level, "event={event} of=job job={name} worker={index} pid={pid} {detail}")
+            }
+            None => log::log!(level, "event={event} of=job job={name} {detail}"),
         }
         let mut jobs = self.jobs.borrow_mut();
         let seq = jobs.next_event;

@@ -8,6 +8,7 @@ use crate::manager::memo;
 use crate::ward::Ward;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
+use log::Level;
 use policy::Time;
 use policy::child::{Action, Child, Event, State};
 use policy::ladder::Rung;
@@ -327,8 +328,11 @@ impl Keep {
         *w.ping.borrow_mut() = None;
         w.pipes.borrow_mut().clear();
         *w.last_exit.borrow_mut() = Some(how.clone());
-        self.job_event(job, w, "exit", &format!("of_pid={} how={how:?}", ward.pid));
         let success = status.and_then(|s| s.code()) == Some(0);
+        let asked =
+            !w.machine.borrow().is_wanted() || matches!(w.machine.borrow().state(), State::Stopping { .. });
+        let level = if asked || success { Level::Info } else { Level::Warn };
+        self.job_note(level, job, Some(w), "exit", &format!("of_pid={} how={how:?}", ward.pid));
         self.leave_nothing(job, w, End { generation, success });
     }
 
