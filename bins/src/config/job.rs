@@ -327,7 +327,7 @@ impl Job {
             "cwd" => value::path(v).map(|p| self.cwd = Some(p)),
             "env" => value::list(v, variable).map(|l| self.env = l),
             "inherit_env" => value::boolean(v).map(|b| self.inherit_env = b),
-            "umask" => umask(v).map(|n| self.umask = n),
+            "umask" => value::mode(v).map(|n| self.umask = n),
             "user" => value::name_or_none(v).map(|u| self.user = u),
             "group" => value::name_or_none(v).map(|g| self.group = g),
             "nice" => nice(v).map(|n| self.nice = n),
@@ -403,14 +403,6 @@ fn variable(v: &Raw) -> Result<(String, String), Wrong> {
         Some((k, v)) if !k.is_empty() => Ok((k.into(), v.into())),
         _ => Err(format!("{text:?} is not NAME=value")),
     }
-}
-
-fn umask(v: &Raw) -> Result<u32, Wrong> {
-    let text = value::text(v)?;
-    u32::from_str_radix(&text, 8)
-        .ok()
-        .filter(|n| *n <= 0o777)
-        .ok_or_else(|| format!("{text:?} is no octal mask such as \"022\""))
 }
 
 fn nice(v: &Raw) -> Result<i32, Wrong> {

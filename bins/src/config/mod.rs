@@ -181,6 +181,10 @@ pub struct Server {
     pub nofile: u64,
     /// Addresses.
     pub listen: Vec<Listen>,
+    /// Mode of the Unix sockets among them.
+    pub unix_mode: u32,
+    /// Their group.
+    pub unix_group: Option<String>,
     /// Event threads; 0 is one a core.
     pub threads: usize,
     /// Keep one more server that waits to take over.

@@ -63,6 +63,13 @@ fn expected<T>(what: &str, got: &Raw) -> Result<T, Wrong> {
     }
 }
 
+/// Bits of a file's mode, octal.
+pub fn mode(v: &Raw) -> Result<u32, Wrong> {
+    let text = text(v)?;
+    let bits = u32::from_str_radix(&text, 8).ok().filter(|n| *n <= 0o777);
+    bits.ok_or_else(|| format!("{text:?} is no octal number up to 777, such as \"022\""))
+}
+
 /// What is logged, as env_logger has it: a level, or levels of modules. A word that is no level would be a module, and switch
 /// everything else off: it has to be one of ours.
 pub fn log_filter(v: &Raw) -> Result<String, Wrong> {

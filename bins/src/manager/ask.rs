@@ -53,7 +53,8 @@ impl Keep {
             list.iter().map(copy).collect::<std::io::Result<Vec<_>>>()?
         };
         let sockets = self.job_sockets(&new.jobs)?;
-        let listeners = listeners::take_or_bind(&new.server.listen, duplicates)?;
+        let listeners =
+            listeners::take_or_bind(&new.server.listen, listeners::Access::of_server(&new)?, duplicates)?;
         listeners::publish(&listeners, &self.runtime)?;
         for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
             self.upstream.forget_fds(&gone.fd_name());

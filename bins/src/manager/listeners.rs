@@ -1,18 +1,21 @@
 //! The listening sockets: taken over from whoever kept them, else bound; never closed while the manager lives.
 
-use crate::config::Listen;
+use crate::config::{self, Config, Listen};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::{self, Runtime};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
 };
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use supervisor::listen_fds::{Inherited, name_for};
 use supervisor::notify::Notifier;
+use supervisor::privileges::Credentials;
 use supervisor::{dirs, port};
 
 /// Connections the kernel holds for us while nobody accepts; cut to net.core.somaxconn by the kernel.
@@ -43,7 +46,7 @@ impl Listener {
     /// It can't be bound: the first one isn't of those that share.
     pub fn another(&self, name: String) -> io::Result<Listener> {
         let fd = match self.bound.parse() {
-            Ok(addr) => open(&Listen::Tcp(addr), For::Job { several: true })?,
+            Ok(addr) => open(&Listen::Tcp(addr), For::Job { several: true, access: OURS })?,
             Err(_) => self.fd.try_clone()?,
         };
         Ok(Listener::kept(self, name, fd))
@@ -60,16 +63,55 @@ impl Listener {
     }
 }
 
+/// Where it makes no difference.
+const OURS: Access = Access { mode: 0o660, group: None };
+
 /// For whom a socket is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum For {
     /// Our server, and us while there is none: non-blocking.
-    Server,
+    Server(Access),
     /// A job: blocking, as systemd hands them over, since who wants it otherwise says so, and then it stays so.
     Job {
         /// More of them may be bound to its address (SO_REUSEPORT).
         several: bool,
+        /// Who may connect.
+        access: Access,
     },
+}
+
+/// Who may connect to a Unix socket that we make; whatever our umask is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// As of a file.
+    pub mode: u32,
+    /// Its group; `None`: ours.
+    pub group: Option<u32>,
+}
+
+impl Access {
+    /// To the server's sockets: that group, else the server's own.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn of_server(config: &Config) -> Result<Access, Fatal> {
+        let group = match &config.server.unix_group {
+            Some(name) => {
+                let found = nix::unistd::Group::from_name(name).ok().flatten();
+                let none =
+                    || Fatal::new(Exit::Config, format!("server.unix_group: there is no group {name:?}"));
+                Some(found.ok_or_else(none)?.gid.as_raw())
+            }
+            None => crate::privileges::server(config).ok().flatten().map(|who| who.gid),
+        };
+        Ok(Access { mode: config.server.unix_mode, group })
+    }
+
+    /// To a job's sockets: the job's group.
+    pub fn of_job(job: &config::Job) -> Access {
+        let who = job.user.as_deref().and_then(|user| Credentials::of(user, job.group.as_deref()).ok());
+        Access { mode: 0o660, group: who.map(|w| w.gid) }
+    }
 }
 
 /// The name under which the listener of an address of the server is stored.
@@ -81,8 +123,12 @@ pub fn stored_name(wanted: &Listen) -> String {
 ///
 /// # Errors
 /// An address can't be bound: the reason, and who has it if that can be seen.
-pub fn take_or_bind(wanted: &[Listen], mut inherited: Vec<Inherited>) -> anyhow::Result<Vec<Listener>> {
-    take_or_bind_as(wanted, &mut inherited, For::Server, stored_name)
+pub fn take_or_bind(
+    wanted: &[Listen],
+    access: Access,
+    mut inherited: Vec<Inherited>,
+) -> anyhow::Result<Vec<Listener>> {
+    take_or_bind_as(wanted, &mut inherited, For::Server(access), stored_name)
 }
 
 /// What was kept for a configuration that is no more is kept no longer: a port on which nobody accepts would stay open.
@@ -113,7 +159,7 @@ pub fn take_or_bind_as(
         let fd = match at {
             Some(i) => {
                 let fd = inherited.swap_remove(i).fd;
-                if whose == For::Server {
+                if matches!(whose, For::Server(_)) {
                     rustix::io::ioctl_fionbio(&fd, true)?;
                 }
                 fd
@@ -140,16 +186,16 @@ fn refused(w: &Listen, e: &io::Error) -> Fatal {
 }
 
 fn open(w: &Listen, whose: For) -> io::Result<OwnedFd> {
-    let flags = match whose {
-        For::Server => SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        For::Job { .. } => SocketFlags::CLOEXEC,
+    let (flags, access) = match whose {
+        For::Server(access) => (SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, access),
+        For::Job { access, .. } => (SocketFlags::CLOEXEC, access),
     };
     let fd = match w {
         Listen::Tcp(a) => {
             let family = if a.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             let fd = socket_with(family, SocketType::STREAM, flags, None)?;
             sockopt::set_socket_reuseaddr(&fd, true)?;
-            if whose == (For::Job { several: true }) {
+            if matches!(whose, For::Job { several: true, .. }) {
                 sockopt::set_socket_reuseport(&fd, true)?;
             }
             if a.is_ipv6() {
@@ -163,6 +209,9 @@ fn open(w: &Listen, whose: For) -> io::Result<OwnedFd> {
             let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             remove_dead_socket(path)?;
             bind(&fd, &addr)?;
+            // nobody can connect before there is a backlog
+            std::os::unix::fs::chown(path, None, access.group)?;
+            std::fs::set_permissions(path, Permissions::from_mode(access.mode))?;
             fd
         }
     };
@@ -242,33 +291,49 @@ mod tests {
 
     #[test]
     fn what_was_kept_is_taken_and_not_bound_again() {
-        let first = take_or_bind(&[tcp()], Vec::new()).unwrap().remove(0);
+        let first = take_or_bind(&[tcp()], OURS, Vec::new()).unwrap().remove(0);
         let kept = Inherited { name: first.fd_name(), fd: first.fd.try_clone().unwrap() };
-        let second = take_or_bind(&[tcp()], vec![kept]).unwrap().remove(0);
+        let second = take_or_bind(&[tcp()], OURS, vec![kept]).unwrap().remove(0);
         assert_eq!(first.bound, second.bound);
         assert!(!first.bound.ends_with(":0"));
     }
 
     #[test]
     fn a_port_in_use_is_named() {
-        let first = take_or_bind(&[tcp()], Vec::new()).unwrap().remove(0);
+        let first = take_or_bind(&[tcp()], OURS, Vec::new()).unwrap().remove(0);
         let taken = Listen::Tcp(first.bound.parse().unwrap());
-        let e = take_or_bind(&[taken], Vec::new()).unwrap_err().to_string();
+        let e = take_or_bind(&[taken], OURS, Vec::new()).unwrap_err().to_string();
         let me = format!("pid {} (", std::process::id());
         assert!(e.contains(&first.bound) && e.contains("in use") && e.contains(&me), "{e}");
+    }
+
+    #[test]
+    fn who_may_connect_to_a_unix_socket_is_said_and_not_left_to_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for (n, wanted) in [0o600, 0o660, 0o666].into_iter().enumerate() {
+            let path = dir.path().join(n.to_string());
+            let access = Access { mode: wanted, group: None };
+            let _server = take_or_bind(&[Listen::Unix(path.clone())], access, Vec::new()).unwrap();
+            assert_eq!(mode(&path), wanted);
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+        }
+        let mut config = Config::default();
+        config.server.unix_group = Some("no-such-group-anywhere".into());
+        assert!(Access::of_server(&config).unwrap_err().text.contains("no-such-group-anywhere"));
     }
 
     #[test]
     fn a_dead_socket_file_is_replaced_and_a_living_one_is_not() {
         let d = tempfile::tempdir().unwrap();
         let w = Listen::Unix(d.path().join("s"));
-        let first = take_or_bind(std::slice::from_ref(&w), Vec::new()).unwrap();
-        assert!(take_or_bind(std::slice::from_ref(&w), Vec::new()).is_err());
+        let first = take_or_bind(std::slice::from_ref(&w), OURS, Vec::new()).unwrap();
+        assert!(take_or_bind(std::slice::from_ref(&w), OURS, Vec::new()).is_err());
         drop(first);
-        assert!(take_or_bind(std::slice::from_ref(&w), Vec::new()).is_ok());
+        assert!(take_or_bind(std::slice::from_ref(&w), OURS, Vec::new()).is_ok());
         let file = d.path().join("file");
         std::fs::write(&file, "precious").unwrap();
-        assert!(take_or_bind(&[Listen::Unix(file.clone())], Vec::new()).is_err());
+        assert!(take_or_bind(&[Listen::Unix(file.clone())], OURS, Vec::new()).is_err());
         assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
     }
 }

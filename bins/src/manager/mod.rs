@@ -31,6 +31,7 @@ mod watch;
 
 use self::estate::Estates;
 use self::jobs::Jobs;
+use self::listeners::Access;
 use self::memo::Memo;
 use crate::cli::Common;
 use crate::commands;
@@ -269,7 +270,7 @@ fn live(
     let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
     privileges::share_notify(&runtime, credentials.as_ref())?;
     recover::listeners(&config, &runtime, &notify, &mut inherited);
-    let listeners = listeners::take_or_bind(&config.server.listen, inherited)?;
+    let listeners = listeners::take_or_bind(&config.server.listen, Access::of_server(&config)?, inherited)?;
     let used: Vec<&str> = sockets
         .iter()
         .flat_map(jobs::Sockets::all)

@@ -86,7 +86,8 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     // a connection to an origin for each of a client, at the worst
     suite::reserve_fds(config.server.max_connections.saturating_mul(2).saturating_add(256).min(RESERVED_FDS));
     let alone = inherited.is_empty();
-    let list = listeners::take_or_bind(&config.server.listen, inherited)?;
+    let list =
+        listeners::take_or_bind(&config.server.listen, listeners::Access::of_server(&config)?, inherited)?;
     if alone {
         listeners::publish(&list, &runtime)?;
     }

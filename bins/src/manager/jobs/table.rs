@@ -8,7 +8,7 @@ use super::roll::Rolling;
 use super::{Job, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
-use crate::manager::listeners::{self, For};
+use crate::manager::listeners::{self, Access, For};
 use crate::manager::memo;
 use policy::child::Event;
 use policy::jobs::Order;
@@ -28,7 +28,7 @@ pub fn listen_name(job: &str, listen: &Listen) -> String {
 /// One can't be bound.
 pub fn take_or_bind(jobs: &[config::Job], inherited: &mut Vec<Inherited>) -> anyhow::Result<Vec<Sockets>> {
     let bind = |j: &config::Job| {
-        let whose = For::Job { several: j.reuseport };
+        let whose = For::Job { several: j.reuseport, access: Access::of_job(j) };
         let shared = listeners::take_or_bind_as(&j.listen, inherited, whose, |l| listen_name(&j.name, l))?;
         let copies = copies::take(j, &shared, inherited);
         Ok(Sockets { shared, copies })
