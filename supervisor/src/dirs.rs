@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Longest path a Unix socket address can hold, in bytes (`sun_path` less its NUL).
@@ -54,6 +54,8 @@ pub fn ensure(path: &Path) -> Result<(), DirError> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(os("create it"))?;
+            // a strict umask would keep out the server, which is of our group or gets it
+            fs::set_permissions(path, fs::Permissions::from_mode(0o750)).map_err(os("set its mode"))?;
         }
         Err(e) => return Err(os("look at it")(e)),
         Ok(_) => {}
