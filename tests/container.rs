@@ -83,6 +83,30 @@ fn the_first_process_starts_cop_again_keeps_the_sockets_and_reaps() {
 }
 
 #[test]
+fn a_pause_outlives_all_three_and_is_a_start() {
+    let Some(mut s) = contained("[cop]\nstart_grace = \"5s\"\n") else { return };
+    let init = init_of(&s);
+    // who asks from outside has no number inside
+    let inside = |s: &Suite, program: &str, word: &str| {
+        let mut c = clean("nsenter");
+        c.args(["-t", &init.to_string(), "-p", "-m", program, word, "-c"]).arg(s.path("traffic.toml"));
+        output(c)
+    };
+    expect_code(&inside(&s, MANAGER, "pause"), 0);
+    let (pids, mark) = (s.pids(), s.mark());
+    let held: Vec<PidFd> = pids.iter().map(|p| PidFd::open(*p).unwrap()).collect();
+    held.iter().for_each(|p| p.signal(SIGKILL).unwrap());
+    let mut client = Client::connect(s.addr()).unwrap();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    s.wait(mark, &["traffic_cop", "event=serving"]);
+    let status = inside(&s, COP, "status");
+    assert!(String::from_utf8_lossy(&status.stdout).contains("paused"), "{status:?}\n{}", s.log.text());
+    expect_code(&inside(&s, MANAGER, "resume"), 0);
+    assert_eq!(client.read().unwrap().code, 200);
+    s.terminate(init);
+}
+
+#[test]
 fn a_cop_that_hangs_is_replaced_by_the_first_process() {
     let Some(mut s) = contained("") else { return };
     let (init, cop) = (init_of(&s), s.pid("cop"));

@@ -284,13 +284,19 @@ fn a_disk_that_stands_still_holds_nobody_up() {
     s.wait(mark, &["event=asleep of=job job=often"]);
     let hung = s.kill("server", SIGSTOP);
     s.until("there's another one", || s.try_pid("server").is_some_and(|pid| pid != hung));
-    // who wants something written is told, and it is written later
-    let refused = s.run(MANAGER, &["disable", "job"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the disk doesn't answer"), "{refused:?}");
+    // who wants something written is told that it isn't, and it is when the disk answers, also by the next manager
+    let said = common::jobs::told(&s, &["disable", "job"]);
+    assert!(said.contains("the disk doesn't answer"), "{said}");
+    let manager = s.kill("manager", SIGKILL);
+    s.until("there's another one", || s.try_pid("manager").is_some_and(|pid| pid != manager));
+    s.until("it knows", || {
+        let o = s.run(MANAGER, &["list"]);
+        String::from_utf8_lossy(&o.stdout).lines().any(|l| l.starts_with("job ") && l.contains("disabled"))
+    });
     drop(still);
-    expect_code(&s.run(MANAGER, &["disable", "job"]), 0);
-    let remembered = fs::read_to_string(s.path("state").join("jobs.json")).unwrap();
-    assert!(remembered.contains("\"job\""), "{remembered}");
+    let written =
+        || fs::read_to_string(s.path("state").join("jobs.json")).is_ok_and(|t| t.contains("\"job\""));
+    s.until("it is written down", written);
     s.wait(0, &["event=snapshot pid=", &hung.to_string()]);
     s.stop();
     let record = fs::read_to_string(s.path("state").join("status.json")).unwrap();

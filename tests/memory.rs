@@ -109,7 +109,7 @@ fn a_pause_and_the_last_exit_of_the_server_outlive_the_manager() {
     let mark = s.mark();
     s.kill("server", SIGKILL);
     s.wait(mark, &["event=incident of=server"]);
-    told(&s, &["pause", "--max-wait", "60s"]);
+    told(&s, &["pause"]);
     let mut waits = Client::connect(s.addr()).unwrap();
     waits.send("GET /own HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mark = s.mark();
@@ -127,5 +127,21 @@ fn a_pause_and_the_last_exit_of_the_server_outlive_the_manager() {
     for client in [&mut waits, &mut comes] {
         assert!(client.read().unwrap().code > 0);
     }
+    s.stop();
+}
+
+#[test]
+fn work_that_was_done_by_another_configuration_is_not_done() {
+    let mut s = suite();
+    s.start();
+    told(&s, &["wait-ready", "once"]);
+    s.wait(0, &["event=gave-up of=job", "job=loop "]);
+    until_kept(&s);
+    let config = std::fs::read_to_string(s.path("traffic.toml")).unwrap();
+    let config = config.replace("restart = \"never\"", "restart = \"always\"");
+    std::fs::write(s.path("traffic.toml"), config.replace("[\"false\"]", "[\"sleep\", \"1000\"]")).unwrap();
+    s.kill("manager", SIGKILL);
+    s.until("it runs again", || runs(&s) >= 2);
+    told(&s, &["wait-ready", "loop"]);
     s.stop();
 }

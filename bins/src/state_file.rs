@@ -40,6 +40,16 @@ pub fn read<T: DeserializeOwned>(path: &Path, most: u64) -> io::Result<T> {
     serde_json::from_value(fields.into()).map_err(invalid)
 }
 
+/// What a disk that does what it should takes at most.
+const SOON: Duration = Duration::from_millis(20);
+
+/// Holds others off the directory until it is dropped, or its process really gone.
+fn turn(path: &Path) -> io::Result<File> {
+    let dir = File::open(path.parent().unwrap_or(Path::new(".")))?;
+    rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(dir)
+}
+
 /// A file that is written by who must not wait for a disk: what is written is the newest, one after the other.
 #[derive(Debug, Default)]
 pub struct Saver {
@@ -82,7 +92,12 @@ impl Saver {
             && let Some(text) = self.next.take()
         {
             let path = &self.path;
-            self.away = Some(Aside::run(|| write(path, text.as_bytes())));
+            let mut away = Aside::run(|| write(path, text.as_bytes()));
+            // mostly it is done at once, and then it should be: who is killed in a moment has written it
+            if let Some(result) = away.wait(SOON) {
+                away = Aside::over(result);
+            }
+            self.away = Some(away);
             return self.step().or(result);
         }
         result
@@ -125,6 +140,9 @@ impl Saver {
 /// What the system says; nothing is left beside it.
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("json.new");
+    // one that was killed while it waited for the disk may go on with what it was at when the disk comes back: its lock is held
+    // for as long as it can
+    let _turn = turn(path)?;
     let mut file = File::create(&beside)?;
     let written = file.write_all(text).and_then(|()| std::fs::rename(&beside, path));
     if written.is_err() {

@@ -158,6 +158,9 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     env
 }
 
+/// What a manager says in the place of its server's pid while serving is paused.
+pub const PAUSED: i32 = -2;
+
 /// The name under which a server's estate (the way to its keeper, its connection table) is stored.
 pub fn estate_name(server: i32, keeper: i32) -> String {
     format!("estate-{server}-{keeper}")

@@ -3,7 +3,7 @@
 //! Writing a few bytes takes as long as the file system likes: seconds, while it commits a journal to a device that is busy
 //! or throttled, for ever while it is frozen or its network is gone. A thread for it wouldn't do: a process of which one
 //! thread waits in the kernel can't be killed, and keeps its locks. This process holds nothing of its parent's but the three
-//! standard streams, and is killed when its parent dies, so that it can't undo what the next one writes.
+//! standard streams, and is killed when its parent dies: what it hasn't begun by then the next one does.
 
 use crate::pidfd::PidFd;
 use std::io::{self, Read, Write};
@@ -35,11 +35,12 @@ impl Aside {
     /// A panic of `work` is a failure.
     pub fn run(work: impl FnOnce() -> io::Result<()>) -> Aside {
         let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1);
-        match alone.then(rustix::pipe::pipe) {
+        let parent = nix::unistd::getpid();
+        match alone.then(|| rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)) {
             Some(Ok((from, to))) => {
                 // SAFETY: this process has one thread (counted above), so the child may go on as an ordinary process.
                 match unsafe { nix::unistd::fork() } {
-                    Ok(nix::unistd::ForkResult::Child) => child(work, to),
+                    Ok(nix::unistd::ForkResult::Child) => child(parent, work, to),
                     Ok(nix::unistd::ForkResult::Parent { child }) => match PidFd::open(child.as_raw()) {
                         Ok(process) => Aside(State::Away(process, from)),
                         Err(e) => Aside(State::Done(Some(Err(e)))),
@@ -90,9 +91,14 @@ impl Aside {
     }
 }
 
-fn child(work: impl FnOnce() -> io::Result<()>, to: OwnedFd) -> ! {
+fn child(parent: nix::unistd::Pid, work: impl FnOnce() -> io::Result<()>, to: OwnedFd) -> ! {
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     let _ = nix::sys::prctl::set_name(NAME_C);
+    if nix::unistd::getppid() != parent {
+        // it died before it could be noticed
+        // SAFETY: _exit runs nothing of the parent's.
+        unsafe { nix::libc::_exit(0) }
+    }
     // SAFETY: nothing of what is closed is used any more: there is no way back from here.
     unsafe {
         let keep = nix::libc::dup2(to.as_raw_fd(), 3);

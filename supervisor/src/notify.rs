@@ -68,7 +68,8 @@ pub enum Field {
     Pong(i32),
     /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
     Settled,
-    /// `X_TRAFFIC_SERVER=pid` (0: none is wanted): which server the manager holds.
+    /// `X_TRAFFIC_SERVER=pid`: which server the manager holds (0: none is wanted, -1: none serves, -2: one would, but serving is
+    /// paused).
     Server(i32),
 }
 

@@ -352,7 +352,12 @@ impl Job {
 
     /// Does another configuration need other processes?
     pub fn differs(&self, other: &Job) -> bool {
-        let same = |j: &Job| Job {
+        self.of_processes() != other.of_processes()
+    }
+
+    /// But for what its processes don't depend on.
+    pub fn of_processes(&self) -> Job {
+        Job {
             workers: 0,
             after: Vec::new(),
             restart_with: Vec::new(),
@@ -361,9 +366,8 @@ impl Job {
             idle_stop: Duration::ZERO,
             schedule: None,
             missed: Missed::Run,
-            ..j.clone()
-        };
-        same(self) != same(other)
+            ..self.clone()
+        }
     }
 }
 

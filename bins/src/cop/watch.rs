@@ -75,6 +75,8 @@ pub struct Cop {
     ward: Option<Ward>,
     server: Option<Ward>,
     server_wanted: bool,
+    /// Serving is paused: a server is there, and isn't to be asked through its port.
+    paused: bool,
     manager_beat: Beat,
     server_beat: Beat,
     check: Check,
@@ -150,6 +152,7 @@ impl Cop {
             ward: None,
             server: None,
             server_wanted: true,
+            paused: false,
             manager_beat: Beat::new("manager", limits),
             server_beat: Beat::new("server", limits),
             check: Check::default(),
@@ -448,7 +451,7 @@ impl Cop {
         let Phase::Starting { .. } = self.phase else { return };
         let foreign = !self.config.server.command.is_empty();
         let ready = matches!(self.manager.state(), State::Ready { .. });
-        if !ready || !(foreign || self.server_beat.has_answered()) {
+        if !ready || !(foreign || self.paused || self.server_beat.has_answered()) {
             return;
         }
         self.phase = Phase::Running;

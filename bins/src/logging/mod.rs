@@ -128,6 +128,10 @@ pub fn exit_of(e: &anyhow::Error) -> Exit {
     if e.is::<crate::config::Faults>() {
         return Exit::Config;
     }
-    let os = e.chain().any(|c| c.is::<std::io::Error>() || c.is::<supervisor::dirs::DirError>());
-    if os { Exit::Os } else { Exit::Failure }
+    let is_os = |c: &(dyn std::error::Error + 'static)| {
+        c.is::<std::io::Error>()
+            || c.is::<supervisor::dirs::DirError>()
+            || c.is::<supervisor::spawn::SpawnError>()
+    };
+    if e.chain().any(is_os) { Exit::Os } else { Exit::Failure }
 }

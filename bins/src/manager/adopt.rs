@@ -52,12 +52,16 @@ impl Keep {
         self.announce_ready();
         // whatever the last manager had told it
         if let Some(channel) = &self.server.borrow().channel {
-            let _ = Order::GoOn.send(channel, &[]);
+            let _ = self.whether_to_go_on().send(channel, &[]);
             self.name_inbound(channel);
         }
         self.offer_rest();
         self.ask_who_it_is();
         self.want_standby();
+    }
+
+    fn whether_to_go_on(&self) -> Order {
+        if self.queue.borrow().is_paused() { Order::Hold } else { Order::GoOn }
     }
 
     /// What it told the last manager may have died with that one, or with the cop that was to keep it.
@@ -77,7 +81,7 @@ impl Keep {
     pub(super) fn has_channel(&self, pid: i32, channel: OwnedFd) {
         self.upstream.forget_fds(&channel_name(pid));
         self.upstream.store_fds(&channel_name(pid), &[channel.as_fd()]);
-        let _ = Order::GoOn.send(&channel, &[]);
+        let _ = self.whether_to_go_on().send(&channel, &[]);
         self.name_inbound(&channel);
         self.server.borrow_mut().channel = Some(channel);
         self.offer_rest();

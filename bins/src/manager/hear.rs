@@ -3,6 +3,7 @@
 use super::keep::Keep;
 use crate::orders::channel_name;
 use crate::suite;
+use crate::suite::PAUSED;
 use policy::child::{Event, State};
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -121,6 +122,7 @@ impl Keep {
         let paused = self.queue.borrow().is_paused();
         let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
             (true, State::Ready { .. }, Some(w)) if !paused => w.pid,
+            (true, State::Ready { .. }, Some(_)) => PAUSED,
             (true, ..) => -1,
             (false, ..) => 0,
         };

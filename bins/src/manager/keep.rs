@@ -244,6 +244,9 @@ impl Keep {
         drop(engine::spawn(self.clone().watch()));
         drop(engine::spawn(self.clone().sweep_servers()));
         self.adopt_retiring();
+        // one that is found is held, if serving is paused, and never told to go on
+        let paused = self.memo.borrow().paused();
+        self.queue.borrow_mut().begin_paused(paused);
         self.feed(Event::WantUp);
         self.recall();
         // what a cop has kept of servers that are no more

@@ -6,6 +6,7 @@
 //! (`jobs::memory`). A manager may be killed at any time, also while it writes: there are two places, each with a number and a
 //! sum, and the next manager believes the newer one whose sum is right.
 
+use super::jobs;
 use super::keep::Keep;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -31,10 +32,26 @@ const HEAD: usize = 24;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Remembered {
-    /// Serving is paused; for how long clients are to wait at most, in milliseconds, if that was said.
-    pub(super) paused: Option<Option<u64>>,
+    /// Serving is paused.
+    pub(super) paused: Option<Pause>,
     pub(super) server: Process,
     pub(super) jobs: BTreeMap<String, Job>,
+    /// What is in `jobs.json`, or will be when the disk answers.
+    pub(super) memory: Option<jobs::Remembered>,
+}
+
+/// A pause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Pause {
+    /// For how long clients are to wait at most, if that was said.
+    pub(super) max_wait_ms: Option<u64>,
+}
+
+impl Pause {
+    fn max_wait(self) -> Option<Duration> {
+        self.max_wait_ms.map(Duration::from_millis)
+    }
 }
 
 /// A job.
@@ -43,10 +60,10 @@ pub(super) struct Remembered {
 pub(super) struct Job {
     /// Workers by its configuration; another number there means more than what was asked for before.
     pub(super) configured: usize,
-    /// What it runs: what another program has done isn't done.
-    pub(super) what: u64,
     pub(super) want: usize,
     pub(super) up: bool,
+    /// It doesn't sleep.
+    pub(super) awake: bool,
     /// Success, failure, hang.
     pub(super) ends: [u64; 3],
     pub(super) workers: BTreeMap<usize, Process>,
@@ -63,6 +80,12 @@ pub(super) struct Process {
     pub(super) last_exit: Option<String>,
     /// It has ended and isn't started again; true: with success.
     pub(super) finished: Option<bool>,
+    /// A crash loop has used it up.
+    pub(super) gave_up: bool,
+    /// What it ran or runs: what another program has done isn't done.
+    pub(super) program: u64,
+    /// The whole of its configuration: another one may do better than what was given up.
+    pub(super) config: u64,
 }
 
 impl Process {
@@ -116,9 +139,14 @@ impl Memo {
         }
     }
 
-    /// What the last manager has said of jobs.
-    pub(super) fn take_jobs(&mut self) -> BTreeMap<String, Job> {
-        std::mem::take(&mut self.last.jobs)
+    /// What the last manager has said of jobs, and what it had to write down.
+    pub(super) fn take_jobs(&mut self) -> (BTreeMap<String, Job>, Option<jobs::Remembered>) {
+        (std::mem::take(&mut self.last.jobs), self.last.memory.take())
+    }
+
+    /// Was serving paused by the last manager? For how long clients are to wait at most, if that was said.
+    pub(super) fn paused(&self) -> Option<Option<Duration>> {
+        self.last.paused.map(Pause::max_wait)
     }
 
     /// Everything is as the last manager has left it. One that is killed before must not have forgotten half of it.
@@ -163,7 +191,11 @@ fn read(page: &File, at: u64) -> Option<(u64, Vec<u8>)> {
     }
     let mut text = vec![0; length as usize];
     page.read_exact_at(&mut text, at * PLACE + HEAD as u64).ok()?;
-    (sum(number, &text) == word(2)).then_some((number, text))
+    if sum(number, &text) != word(2) {
+        log::info!("event=memo-torn place={at}");
+        return None;
+    }
+    Some((number, text))
 }
 
 fn write(page: &File, number: u64, text: &[u8]) -> io::Result<()> {
@@ -191,16 +223,17 @@ impl Keep {
                 ..Process::default()
             }
         };
-        let paused = self.queue.borrow().paused_for().map(|wait| wait.map(|d| d.as_millis() as u64));
-        let jobs = self.jobs_to_remember();
-        self.memo.borrow_mut().write(&Remembered { paused, server, jobs });
+        let paused = self.queue.borrow().paused_for();
+        let paused = paused.map(|wait| Pause { max_wait_ms: wait.map(|d| d.as_millis() as u64) });
+        let (jobs, memory) = (self.jobs_to_remember(), Some(self.memory_of_jobs()));
+        self.memo.borrow_mut().write(&Remembered { paused, server, jobs, memory });
     }
 
     /// The server and the pause are made what the last manager has left.
     pub(super) fn recall(self: &Rc<Self>) {
         let (server, paused) = {
             let memo = self.memo.borrow();
-            (memo.last.server.clone(), memo.last.paused)
+            (memo.last.server.clone(), memo.paused())
         };
         {
             let mut s = self.server.borrow_mut();
@@ -210,7 +243,7 @@ impl Keep {
             }
         }
         if let Some(wait) = paused {
-            self.pause(wait.map(Duration::from_millis));
+            self.pause(wait);
         }
     }
 }
@@ -221,7 +254,8 @@ mod tests {
 
     fn some(n: usize) -> Remembered {
         let job = Job { want: n, up: true, ..Job::default() };
-        Remembered { jobs: [("a".to_owned(), job)].into(), paused: Some(Some(5)), ..Remembered::default() }
+        let paused = Some(Pause { max_wait_ms: n.is_multiple_of(2).then_some(5) });
+        Remembered { jobs: [("a".to_owned(), job)].into(), paused, ..Remembered::default() }
     }
 
     fn again(m: &Memo) -> Memo {

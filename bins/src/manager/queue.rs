@@ -77,6 +77,11 @@ impl Queue {
         (std::mem::take(&mut self.since_mark), std::mem::take(&mut self.wait_since_mark))
     }
 
+    /// As the last manager has left it.
+    pub(super) fn begin_paused(&mut self, paused: Option<Option<Duration>>) {
+        self.paused = paused;
+    }
+
     /// Paused by command; for how long clients are to wait at most, if that was said.
     pub fn paused_for(&self) -> Option<Option<Duration>> {
         self.paused

@@ -112,10 +112,11 @@ impl Cop {
     /// The manager says which server it holds: a pid, 0 for none wanted, less for none at the moment.
     pub(super) fn server_is(&mut self, pid: i32, now: Time) {
         self.server_wanted = pid != 0;
+        self.paused = pid == crate::suite::PAUSED;
         self.server_beat.stop();
         self.server = None;
         if pid <= 0 {
-            return;
+            return self.maybe_serving();
         }
         if ![0, pid].contains(&std::mem::replace(&mut self.last_server, pid)) {
             self.record.server_restarted();

@@ -117,6 +117,9 @@ impl Keep {
         let mut jobs = self.jobs.borrow_mut();
         jobs.memory.is.runs.insert(job.name.clone(), run);
         jobs.memory.save();
+        drop(jobs);
+        // before anything is started: a run is not to be done twice, whatever the disk does
+        self.remember();
     }
 
     fn last_run(&self, job: &Job) -> Option<Run> {

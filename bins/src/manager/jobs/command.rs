@@ -118,26 +118,30 @@ fn stop(keep: &Rc<Keep>, job: &Rc<Job>) {
 }
 
 async fn enable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
-    if let Err(e) = keep.remember_disabled(job, false).await {
-        return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
-    }
+    let note = match keep.remember_disabled(job, false).await {
+        Ok(note) => note,
+        Err(why) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+    };
     if !job.enabled.replace(true) {
         job.up.set(job.config.borrow().autostart);
     }
     keep.settle_jobs();
-    match job.up.get() {
+    let (code, text) = match job.up.get() {
         true => wait_ready(keep, job).await,
         false => (OK, format!("{} may be started\n", job.name)),
-    }
+    };
+    (code, format!("{note}{text}"))
 }
 
 async fn disable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
-    if let Err(e) = keep.remember_disabled(job, true).await {
-        return (StatusCode::INTERNAL_SERVER_ERROR, format!("it can't be written down: {e}\n"));
-    }
+    let note = match keep.remember_disabled(job, true).await {
+        Ok(note) => note,
+        Err(why) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+    };
     job.enabled.set(false);
     stop(keep, job);
-    wait_down(keep, job).await
+    let (code, text) = wait_down(keep, job).await;
+    (code, format!("{note}{text}"))
 }
 
 fn want(keep: &Rc<Keep>, job: &Job, workers: usize) -> Answer {

@@ -22,7 +22,7 @@ const LAST: Duration = Duration::from_secs(1);
 /// What is in the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Remembered {
+pub(in crate::manager) struct Remembered {
     /// Jobs that aren't to be started.
     pub(super) disabled: BTreeSet<String>,
     /// Jobs with a schedule.
@@ -32,7 +32,7 @@ pub(super) struct Remembered {
 /// The runs of one job. Times are seconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Run {
+pub(in crate::manager) struct Run {
     /// Up to when its schedule is dealt with.
     pub(super) dealt: Wall,
     /// When the last one began.
@@ -90,18 +90,24 @@ impl Memory {
 }
 
 impl Keep {
-    /// Writes down that a job is disabled, or isn't any more.
+    /// Writes down that a job is disabled, or isn't any more. The next manager knows it in any case; a start of the suite only if
+    /// the disk has taken it. Returns what is to be said about that.
     ///
     /// # Errors
-    /// It can't be written, and is as it was then; or the disk doesn't say.
-    pub(super) async fn remember_disabled(&self, job: &Job, disabled: bool) -> Result<(), &'static str> {
-        let set = |memory: &mut Memory, disabled: bool| {
+    /// It can't be written, and is as it was then.
+    pub(super) async fn remember_disabled(
+        &self,
+        job: &Job,
+        disabled: bool,
+    ) -> Result<&'static str, &'static str> {
+        let set = |disabled: bool| {
+            let is = &mut self.jobs.borrow_mut().memory.is;
             match disabled {
-                true => memory.is.disabled.insert(job.name.clone()),
-                false => memory.is.disabled.remove(&job.name),
-            };
+                true => is.disabled.insert(job.name.clone()),
+                false => is.disabled.remove(&job.name),
+            }
         };
-        set(&mut self.jobs.borrow_mut().memory, disabled);
+        let changed = set(disabled);
         self.jobs.borrow_mut().memory.save();
         let written = poll_fn(|cx| match self.jobs.borrow().memory.is_written() {
             Some(is) => Poll::Ready(is),
@@ -111,12 +117,13 @@ impl Keep {
             }
         });
         match engine::time::timeout(PATIENCE, written).await {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                set(&mut self.jobs.borrow_mut().memory, !disabled);
-                Err("see the log")
+            Ok(true) => Ok(""),
+            Ok(false) if changed => {
+                set(!disabled);
+                Err("it can't be written down: see the log")
             }
-            Err(_) => Err("the disk doesn't answer; it is written when it does"),
+            Ok(false) => Ok("(it can't be written down now: see the log) "),
+            Err(_) => Ok("(the disk doesn't answer: it isn't written down yet) "),
         }
     }
 

@@ -33,6 +33,7 @@ use self::calendar::Alarm;
 use self::called::Call;
 use self::copies::Copies;
 use self::memory::Memory;
+pub(super) use self::memory::Remembered;
 use self::roll::Rolling;
 use super::keep::Keep;
 use super::listeners::Listener;
@@ -138,12 +139,13 @@ impl Jobs {
 }
 
 impl Job {
-    /// What it runs, as a number.
-    fn what(&self) -> u64 {
+    /// What it runs, and all that its processes depend on, as numbers.
+    fn marks(&self) -> (u64, u64) {
         let c = self.config.borrow();
-        let mut h = DefaultHasher::new();
-        (&c.command, &c.cwd, &c.env, &c.user).hash(&mut h);
-        h.finish()
+        let (mut program, mut all) = (DefaultHasher::new(), DefaultHasher::new());
+        (&c.command, &c.cwd, &c.env, &c.user).hash(&mut program);
+        format!("{:?}", c.of_processes()).hash(&mut all);
+        (program.finish(), all.finish())
     }
 
     /// Is every worker that is wished for ready? One that has done its work in order is; and a job that sleeps, unless its last
@@ -234,6 +236,11 @@ impl Keep {
         list.iter().map(with_schedule).collect()
     }
 
+    /// What is in `jobs.json`, or is to be.
+    pub(super) fn memory_of_jobs(&self) -> Remembered {
+        self.jobs.borrow().memory.is.clone()
+    }
+
     /// What the next manager is to know of jobs.
     pub(super) fn jobs_to_remember(&self) -> BTreeMap<String, memo::Job> {
         let list = self.jobs.borrow().list.clone();
@@ -241,7 +248,8 @@ impl Keep {
             let workers = j.workers.borrow().iter().map(|w| (w.index, w.to_remember())).collect();
             let configured = j.config.borrow().workers;
             let (want, up) = (j.want.get(), j.up.get());
-            let job = memo::Job { configured, what: j.what(), want, up, ends: j.ends.all(), workers };
+            let awake = j.call.is_awake();
+            let job = memo::Job { configured, want, up, awake, ends: j.ends.all(), workers };
             (j.name.clone(), job)
         };
         list.iter().filter(|j| !j.removed.get()).map(of).collect()

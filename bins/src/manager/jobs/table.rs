@@ -49,7 +49,13 @@ impl Keep {
         }
         let groups = tree::groups(&self.config.borrow().manager.cgroup);
         self.jobs.borrow_mut().groups = groups;
-        let last = self.memo.borrow_mut().take_jobs();
+        let (last, memory) = self.memo.borrow_mut().take_jobs();
+        if let Some(memory) = memory {
+            // newer than the file, if the disk didn't answer
+            let mut jobs = self.jobs.borrow_mut();
+            jobs.memory.is = memory;
+            jobs.memory.save();
+        }
         self.recall_wishes(&last);
         self.apply_memory();
         self.store_jobs();
@@ -67,6 +73,10 @@ impl Keep {
         for job in self.jobs.borrow().list.iter() {
             let Some(was) = last.get(&job.name) else { continue };
             job.up.set(was.up);
+            if was.awake {
+                // its run may be between two tries
+                job.call.set_awake(true);
+            }
             job.ends.recall(was.ends);
             let c = job.config.borrow();
             if was.configured == c.workers && c.may_have(was.want).is_ok() {
@@ -79,11 +89,10 @@ impl Keep {
     fn recall_workers(&self, last: &BTreeMap<String, memo::Job>) {
         for job in self.jobs.borrow().list.iter().filter(|j| !j.removed.get()) {
             let Some(was) = last.get(&job.name) else { continue };
-            let done = was.what == job.what();
             let mut workers = job.workers.borrow_mut();
             for (index, w) in was.workers.range(..job.want.get()) {
                 job.make_workers(&mut workers, index + 1);
-                workers[*index].recall(w, done);
+                workers[*index].recall(job, w);
             }
         }
     }

@@ -36,6 +36,10 @@ pub struct Worker {
     finished: Cell<Option<bool>>,
     /// Replacements in the time of earlier managers.
     restarts: Cell<u64>,
+    /// An earlier manager gave it up.
+    given_up: Cell<bool>,
+    /// What its process runs, and by which configuration.
+    marks: Cell<(u64, u64)>,
     watchdog: RefCell<Option<Watchdog>>,
     /// Our end of the socket by which it is asked.
     pub(super) ping: RefCell<Option<OwnedFd>>,
@@ -64,6 +68,8 @@ impl Worker {
             last_exit: RefCell::default(),
             finished: Cell::default(),
             restarts: Cell::default(),
+            given_up: Cell::default(),
+            marks: Cell::default(),
             watchdog: RefCell::default(),
             ping: RefCell::default(),
             asked: Cell::default(),
@@ -133,6 +139,7 @@ impl Worker {
     /// It may run again.
     pub(super) fn forget_finish(&self) {
         self.finished.set(None);
+        self.given_up.set(false);
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -161,20 +168,33 @@ impl Worker {
             since_ms: self.since.get().as_millis() as u64,
             restarts: self.restarts.get() + self.machine.borrow().restarts(),
             last_exit: self.last_exit.borrow().clone(),
-            finished: self.finished.get().or(self.has_given_up().then_some(false)),
+            finished: self.finished.get(),
+            gave_up: self.has_given_up() || self.given_up.get(),
+            program: self.marks.get().0,
+            config: self.marks.get().1,
         }
     }
 
-    /// What the last one knew. `done`: what has finished has.
-    pub(super) fn recall(&self, was: &memo::Process, done: bool) {
+    /// What the last manager knew. Work that is done is done, if the job has the same to run and wouldn't run it again; what was
+    /// given up is, if nothing at all has changed.
+    pub(super) fn recall(&self, job: &Job, was: &memo::Process) {
         self.restarts.set(was.restarts);
         self.last_exit.borrow_mut().clone_from(&was.last_exit);
-        let same = self.pid().is_some() && self.pid() == was.pid;
-        if same || (done && !self.exists()) {
-            self.since.set(self.since.get().min(was.since()));
+        let (program, config) = job.marks();
+        if self.exists() {
+            if self.pid() == was.pid {
+                self.since.set(self.since.get().min(was.since()));
+                self.marks.set((was.program, was.config));
+            }
+            return;
         }
-        if done && !self.exists() {
-            self.finished.set(was.finished);
+        let done = was.finished.filter(|ok| was.program == program && !job.config.borrow().goes_on(*ok));
+        let gave_up = (was.gave_up && was.config == config).then_some(false);
+        self.given_up.set(gave_up.is_some());
+        if let Some(how) = done.or(gave_up) {
+            self.finished.set(Some(how));
+            self.since.set(self.since.get().min(was.since()));
+            self.marks.set((was.program, was.config));
         }
     }
 
@@ -254,6 +274,7 @@ impl Keep {
 
     fn launch_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
         self.bind_copies(job, w);
+        w.marks.set(job.marks());
         match self.spawn_worker(job, w) {
             Ok((pid, pidfd, pipes)) => {
                 w.adopted.set(false);
