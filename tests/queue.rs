@@ -165,8 +165,15 @@ fn the_queue_survives_the_death_of_the_manager() {
         .collect();
     wait_depth(&s, 50);
     let server = s.pid("server");
-    // the pause dies with the manager that was told of it; the connections don't
-    s.kill("manager", SIGKILL);
+    // neither the pause nor the connections die with it
+    let manager = s.kill("manager", SIGKILL);
+    s.until("there's another one", || s.try_pid("manager").is_some_and(|pid| pid != manager));
+    s.until("it answers", || s.run(MANAGER, &["status"]).status.success());
+    let mut late = Client::connect(s.addr()).unwrap();
+    late.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    wait_depth(&s, 1);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    assert_eq!(late.read().unwrap().code, 200);
     for c in &mut waiting {
         match c.read() {
             Ok(a) => assert_eq!(a.code, 200),
