@@ -135,9 +135,12 @@ struct Small(PathBuf);
 
 impl Small {
     fn over(path: PathBuf) -> Small {
+        Small::of("size=256k,mode=755", path)
+    }
+
+    fn of(options: &str, path: PathBuf) -> Small {
         fs::create_dir_all(&path).unwrap();
-        let options = Some("size=256k,mode=755");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
         Small(path)
     }
 
@@ -196,7 +199,8 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
 
 /// A disk of its own over a directory, which can be made to stand still: whoever writes to it waits. (An ext4 of which the
 /// journal is written to a throttled device does the same for seconds.)
-struct Frozen(PathBuf);
+/// Its image is in memory: a disk below it may stand still by itself.
+struct Frozen(PathBuf, #[allow(dead_code, reason = "it goes after the disk")] Small);
 
 fn does(program: &str, args: &[&std::ffi::OsStr]) -> bool {
     let mut c = clean(program);
@@ -206,12 +210,14 @@ fn does(program: &str, args: &[&std::ffi::OsStr]) -> bool {
 
 impl Frozen {
     /// `None`: there are no loop devices here.
-    fn over(path: PathBuf, image: PathBuf) -> Option<Frozen> {
+    fn over(path: PathBuf, below: PathBuf) -> Option<Frozen> {
         fs::create_dir_all(&path).unwrap();
+        let below = Small::of("size=32m,mode=755", below);
+        let image = below.0.join("image");
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
         assert!(does("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()]));
         does("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), path.as_ref()])
-            .then_some(Frozen(path))
+            .then_some(Frozen(path, below))
     }
 
     /// Until what is returned is dropped.
@@ -225,7 +231,9 @@ struct Standstill(PathBuf);
 
 impl Drop for Standstill {
     fn drop(&mut self) {
-        does("fsfreeze", &["--unfreeze".as_ref(), self.0.as_ref()]);
+        if !does("fsfreeze", &["--unfreeze".as_ref(), self.0.as_ref()]) {
+            eprintln!("{} stands still", self.0.display());
+        }
     }
 }
 
@@ -282,8 +290,6 @@ fn a_disk_that_stands_still_holds_nobody_up() {
     s.until("there's another cop", || s.try_pid("cop").is_some_and(|pid| pid != cop));
     s.wait(mark, &["traffic_cop", "event=serving"]);
     s.wait(mark, &["event=asleep of=job job=often"]);
-    let hung = s.kill("server", SIGSTOP);
-    s.until("there's another one", || s.try_pid("server").is_some_and(|pid| pid != hung));
     // who wants something written is told that it isn't, and it is when the disk answers, also by the next manager
     let said = common::jobs::told(&s, &["disable", "job"]);
     assert!(said.contains("the disk doesn't answer"), "{said}");
@@ -293,6 +299,9 @@ fn a_disk_that_stands_still_holds_nobody_up() {
         let o = s.run(MANAGER, &["list"]);
         String::from_utf8_lossy(&o.stdout).lines().any(|l| l.starts_with("job ") && l.contains("disabled"))
     });
+    // and the picture of who hangs now is there when the disk is
+    let hung = s.kill("server", SIGSTOP);
+    s.until("there's another one", || s.try_pid("server").is_some_and(|pid| pid != hung));
     drop(still);
     let written =
         || fs::read_to_string(s.path("state").join("jobs.json")).is_ok_and(|t| t.contains("\"job\""));
