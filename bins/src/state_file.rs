@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,9 @@ fn turn(path: &Path) -> io::Result<File> {
     Ok(dir)
 }
 
+/// How long a disk may take at the end.
+const LAST: Duration = Duration::from_secs(1);
+
 /// A file that is written by who must not wait for a disk: what is written is the newest, one after the other.
 #[derive(Debug, Default)]
 pub struct Saver {
@@ -59,75 +63,79 @@ pub struct Saver {
     failed: bool,
     away: Option<Aside>,
     next: Option<String>,
+    /// What was given last; `None`: it couldn't be written.
+    given: Option<String>,
 }
 
 impl Saver {
-    /// Of that file.
-    pub fn new(path: PathBuf, failure: &'static str) -> Saver {
-        Saver { path, failure, failed: false, away: None, next: None }
+    /// Of that file, in which that value is already.
+    pub fn new(path: PathBuf, failure: &'static str, is: &impl Serialize) -> Saver {
+        Saver { path, failure, given: serde_json::to_string_pretty(is).ok(), ..Saver::default() }
     }
 
-    /// Has it written soon. What is on its way is finished first, what waits is forgotten.
+    /// Has it written soon, if it is something else than the last time, or that failed. What is on its way is finished first,
+    /// what waits is forgotten.
     pub fn save(&mut self, value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
-            Ok(text) => self.next = Some(text),
-            Err(e) => log::warn!("event={} path={}: {e}", self.failure, self.path.display()),
+            Ok(text) if self.given.as_ref() == Some(&text) => {}
+            Ok(text) => {
+                self.given = Some(text.clone());
+                self.next = Some(text);
+            }
+            Err(e) => self.warn(e),
         }
         self.step();
     }
 
-    /// Goes on with it; to be called when a child has ended. What has come of the last one, if it is over.
-    pub fn step(&mut self) -> Option<io::Result<()>> {
-        let result = self.away.as_mut().and_then(Aside::result);
-        if let Some(result) = &result {
-            self.away = None;
-            if let Err(e) = result
-                && !self.failed
-            {
-                log::warn!("event={} path={}: {e}", self.failure, self.path.display());
+    /// Goes on with it; to be called when a child has ended.
+    pub fn step(&mut self) {
+        loop {
+            if let Some(away) = &mut self.away {
+                let Some(result) = away.result() else { return };
+                self.away = None;
+                self.is_over(result);
             }
-            self.failed = result.is_err();
-        }
-        if self.away.is_none()
-            && let Some(text) = self.next.take()
-        {
+            let Some(text) = self.next.take() else { return };
             let path = &self.path;
-            let mut away = Aside::run(|| write(path, text.as_bytes()));
+            let away = Aside::run(|| write(path, text.as_bytes()));
             // mostly it is done at once, and then it should be: who is killed in a moment has written it
-            if let Some(result) = away.wait(SOON) {
-                away = Aside::over(result);
-            }
+            away.wait(SOON);
             self.away = Some(away);
-            return self.step().or(result);
         }
-        result
     }
 
-    /// Is nothing on its way?
-    pub fn is_idle(&self) -> bool {
-        self.away.is_none()
+    fn is_over(&mut self, result: io::Result<()>) {
+        let failed = result.is_err();
+        if let Err(e) = result
+            && !self.failed
+        {
+            self.warn(e);
+        }
+        self.failed = failed;
+        if failed && self.next.is_none() {
+            // the next occasion is another one to write it
+            self.given = None;
+        }
     }
 
-    /// Was the last thing that is known a failure?
-    pub fn has_failed(&self) -> bool {
-        self.failed
+    /// Is everything written, as far as it could be? `None`: it is on its way.
+    pub fn is_written(&self) -> Option<bool> {
+        self.away.is_none().then_some(!self.failed)
     }
 
-    /// Waits until everything is written, at most so long.
-    pub fn flush(&mut self, at_most: Duration) {
-        let until = clock::now() + at_most;
-        while let Some(away) = &mut self.away {
+    fn warn(&self, why: impl Display) {
+        log::warn!("event={} path={}: {why}", self.failure, self.path.display());
+    }
+
+    /// Waits until everything is written: for the end, and not for long.
+    pub fn flush(&mut self) {
+        let until = clock::now() + LAST;
+        while let Some(away) = &self.away {
             let left = until.saturating_sub(clock::now());
             if left.is_zero() {
-                return log::warn!(
-                    "event={} path={}: the disk doesn't answer",
-                    self.failure,
-                    self.path.display()
-                );
+                return self.warn("the disk doesn't answer");
             }
-            if let Some(result) = away.wait(left) {
-                *away = Aside::over(result);
-            }
+            away.wait(left);
             self.step();
         }
     }

@@ -6,8 +6,10 @@
 //! standard streams, and is killed when its parent dies: what it hasn't begun by then the next one does.
 
 use crate::pidfd::PidFd;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// What such a process is called (`comm`).
@@ -52,11 +54,6 @@ impl Aside {
         }
     }
 
-    /// Work that is done, with its result.
-    pub fn over(result: io::Result<()>) -> Aside {
-        Aside(State::Done(Some(result)))
-    }
-
     /// What came of it; `None` while it is on its way, and after it has been said.
     pub fn result(&mut self) -> Option<io::Result<()>> {
         match &mut self.0 {
@@ -64,7 +61,7 @@ impl Aside {
             State::Away(process, _) if process.is_alive() => None,
             State::Away(_, from) => {
                 let mut said = String::new();
-                let read = std::fs::File::from(from.try_clone().ok()?).take(MOST).read_to_string(&mut said);
+                let read = File::from(from.try_clone().ok()?).take(MOST).read_to_string(&mut said);
                 self.0 = State::Done(None);
                 Some(match (read, &*said) {
                     (Ok(_), "ok") => Ok(()),
@@ -82,12 +79,11 @@ impl Aside {
         matches!(self.0, State::Done(_))
     }
 
-    /// The same, after at most so long; `None`: it isn't done by then.
-    pub fn wait(&mut self, at_most: Duration) -> Option<io::Result<()>> {
+    /// Waits until it is over, at most so long.
+    pub fn wait(&self, at_most: Duration) {
         if let State::Away(process, _) = &self.0 {
             let _ = process.poll_exit(at_most);
         }
-        self.result()
     }
 }
 
@@ -99,18 +95,18 @@ fn child(parent: nix::unistd::Pid, work: impl FnOnce() -> io::Result<()>, to: Ow
         // SAFETY: _exit runs nothing of the parent's.
         unsafe { nix::libc::_exit(0) }
     }
-    // SAFETY: nothing of what is closed is used any more: there is no way back from here.
-    unsafe {
-        let keep = nix::libc::dup2(to.as_raw_fd(), 3);
+    // SAFETY: nothing of what is closed is used any more: there is no way back from here. What is at 3 then is this one's alone.
+    let mut to = unsafe {
+        let kept = nix::libc::dup2(to.as_raw_fd(), 3);
         nix::libc::syscall(nix::libc::SYS_close_range, 4_u32, u32::MAX, 0_u32);
-        let said = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-            Ok(Ok(())) => "ok".to_owned(),
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "a panic".to_owned(),
-        };
-        let mut to = std::fs::File::from(<OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(keep));
-        let _ = to.write_all(said.as_bytes());
-        // nothing of the parent's is flushed or dropped
-        nix::libc::_exit(0)
-    }
+        File::from_raw_fd(kept)
+    };
+    let said = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => "ok".to_owned(),
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => "a panic".to_owned(),
+    };
+    let _ = to.write_all(said.as_bytes());
+    // SAFETY: as above; nothing of the parent's is flushed or dropped.
+    unsafe { nix::libc::_exit(0) }
 }

@@ -5,14 +5,11 @@
 use crate::config::Suite;
 use crate::state_file::{self, Saver};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use supervisor::clock::wall_seconds as now;
 
 /// A larger file isn't ours.
 const MAX: u64 = 64 << 10;
-/// How long a disk may take at the end.
-const LAST: Duration = Duration::from_secs(1);
 
 /// What is in the file. Times are seconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -71,7 +68,7 @@ impl Record {
     pub fn open(suite: &Suite) -> Record {
         let path = suite.state_dir.join("status.json");
         let status = state_file::open(&path, MAX);
-        Record { file: Saver::new(path, "status-failed"), status }
+        Record { file: Saver::new(path, "status-failed", &status), status }
     }
 
     /// As it is, for who only looks.
@@ -137,13 +134,13 @@ impl Record {
 
     /// Waits until it is written: for the end, and not for long.
     pub fn flush(&mut self) {
-        self.file.flush(LAST);
+        self.file.flush();
     }
 }
 
 /// For people.
 pub fn rfc3339(at: Option<u64>) -> String {
-    let at = at.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(s)));
+    let at = at.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
     at.map_or("an unknown time".into(), |t| humantime::format_rfc3339_seconds(t).to_string())
 }
 

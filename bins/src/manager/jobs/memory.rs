@@ -16,8 +16,6 @@ use std::time::Duration;
 const MOST: u64 = 1 << 20;
 /// Who asks for something that is to be written waits for so long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a disk may take at the end.
-const LAST: Duration = Duration::from_secs(1);
 
 /// What is in the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -48,8 +46,6 @@ pub(in crate::manager) struct Run {
 pub(super) struct Memory {
     file: Saver,
     pub(super) is: Remembered,
-    /// What was given to be written; `None`: nothing that is known to be there.
-    given: Option<Remembered>,
 }
 
 impl Memory {
@@ -57,35 +53,22 @@ impl Memory {
     pub(super) fn open(state_dir: &Path) -> Memory {
         let path = state_dir.join("jobs.json");
         let is: Remembered = state_file::open(&path, MOST);
-        Memory { file: Saver::new(path, "state-failed"), given: Some(is.clone()), is }
+        Memory { file: Saver::new(path, "state-failed", &is), is }
     }
 
     /// Has it written down if something has changed.
     pub(super) fn save(&mut self) {
-        if self.given.as_ref() != Some(&self.is) {
-            self.given = Some(self.is.clone());
-            self.file.save(&self.is);
-            self.step();
-        }
+        self.file.save(&self.is);
     }
 
     /// Goes on with it; to be called when a child has ended.
     pub(super) fn step(&mut self) {
-        let _ = self.file.step();
-        if self.file.is_idle() && self.file.has_failed() {
-            // the next occasion is another one to write it
-            self.given = None;
-        }
-    }
-
-    /// Is everything written down? `None`: it is on its way.
-    fn is_written(&self) -> Option<bool> {
-        self.file.is_idle().then(|| !self.file.has_failed())
+        self.file.step();
     }
 
     /// Waits for what is on its way: for the end, and not for long.
     pub(super) fn flush(&mut self) {
-        self.file.flush(LAST);
+        self.file.flush();
     }
 }
 
@@ -109,7 +92,7 @@ impl Keep {
         };
         let changed = set(disabled);
         self.jobs.borrow_mut().memory.save();
-        let written = poll_fn(|cx| match self.jobs.borrow().memory.is_written() {
+        let written = poll_fn(|cx| match self.jobs.borrow().memory.file.is_written() {
             Some(is) => Poll::Ready(is),
             None => {
                 self.changes.borrow_mut().push(cx.waker().clone());
@@ -173,7 +156,7 @@ mod tests {
         let mut m = Memory::open(&dir.path().join("gone"));
         m.is.disabled.insert("mail".into());
         m.save();
-        assert_eq!(m.is_written(), Some(false));
+        assert_eq!(m.file.is_written(), Some(false));
         std::fs::create_dir(dir.path().join("gone")).unwrap();
         m.save();
         assert_eq!(Memory::open(&dir.path().join("gone")).is, m.is);
