@@ -82,8 +82,14 @@ fn each(stats: &Stats, mut f: impl FnMut(usize, Outcome, &Histogram)) {
     }
 }
 
-fn begin(out: &mut String, name: &str, kind: &str, help: &str) {
+/// The lines before the values of a metric; `kind` is `counter`, `gauge` or `histogram`.
+pub fn begin(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+}
+
+/// The value of a metric that says yes (1) or no (0).
+pub fn flag(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 fn escape(text: &str) -> String {

@@ -2,6 +2,7 @@
 
 use super::keep::Keep;
 use policy::Time;
+use proxy::metrics::{begin, flag};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use supervisor::clock;
@@ -118,11 +119,11 @@ impl Keep {
         let mut out = String::new();
         let mut put = |name: &str, kind: &str, help: &str, labels: &str, value: f64| {
             if !out.contains(&format!("# TYPE {name} ")) {
-                out += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+                begin(&mut out, name, kind, help);
             }
             out += &format!("{name}{labels} {value}\n");
         };
-        let up = f64::from(u8::from(self.is_ready()));
+        let up = flag(self.is_ready());
         put("traffic_server_up", "gauge", "1 while a server serves.", "", up);
         {
             let s = self.server.borrow();
@@ -131,9 +132,9 @@ impl Keep {
             let restarts = s.machine.restarts() as f64;
             put("traffic_server_restarts_total", "counter", "Servers that replaced one.", "", restarts);
         }
-        let gave_up = f64::from(u8::from(self.has_given_up()));
+        let gave_up = flag(self.has_given_up());
         put("traffic_server_gave_up", "gauge", "1 when a crash loop has used up give_up_after.", "", gave_up);
-        let standby = f64::from(u8::from(self.has_standby()));
+        let standby = flag(self.has_standby());
         put("traffic_standby_ready", "gauge", "1 while a standby waits to take over.", "", standby);
         let q = self.queue.borrow().status(clock::now());
         for (key, name, kind, help) in [
@@ -147,7 +148,7 @@ impl Keep {
         }
         let oldest = q["oldest_ms"].as_u64().unwrap_or(0) as f64 / 1000.0;
         put("traffic_queue_oldest_seconds", "gauge", "How long the oldest has waited.", "", oldest);
-        let paused = f64::from(u8::from(q["paused"] == true));
+        let paused = flag(q["paused"] == true);
         put("traffic_paused", "gauge", "1 while serving is paused by command.", "", paused);
         let i = self.incidents.borrow();
         put("traffic_incidents_total", "counter", "Interruptions by a server's death.", "", i.count() as f64);

@@ -3,6 +3,7 @@
 use super::keep::Keep;
 use crate::suite;
 use engine::net::Stream;
+use proxy::metrics::{begin, flag};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -35,11 +36,9 @@ pub async fn server(keep: &Rc<Keep>) -> String {
 }
 
 fn said(good: bool) -> String {
-    let n = u8::from(good);
-    format!(
-        "# HELP traffic_server_told 1 if the server has told its numbers.\n# TYPE traffic_server_told gauge\n\
-         traffic_server_told {n}\n"
-    )
+    let (mut out, name) = (String::new(), "traffic_server_told");
+    begin(&mut out, name, "gauge", "1 if the server has told its numbers.");
+    out + &format!("{name} {}\n", flag(good))
 }
 
 async fn ask(address: &str, token: &str) -> io::Result<String> {

@@ -2,6 +2,7 @@
 
 use super::{Job, Worker};
 use crate::manager::keep::Keep;
+use proxy::metrics::{begin, flag};
 use std::cell::Cell;
 use std::fmt::Write;
 use std::rc::Rc;
@@ -53,10 +54,6 @@ const GAUGES: [Gauge; 6] = [
     }),
 ];
 
-fn flag(is: bool) -> f64 {
-    f64::from(u8::from(is))
-}
-
 fn workers(job: &Job, which: impl Fn(&Rc<Worker>) -> bool) -> f64 {
     job.workers.borrow().iter().filter(|w| which(w)).count() as f64
 }
@@ -71,14 +68,14 @@ impl Keep {
         }
         for (name, help, value) in GAUGES {
             let name = format!("traffic_job_{name}");
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+            begin(&mut out, &name, "gauge", help);
             for job in list.iter() {
                 let _ = writeln!(out, "{name}{{name=\"{}\"}} {}", job.name, value(job));
             }
         }
         let name = "traffic_job_exits_total";
         let help = "Processes of the job that ended unasked, or hung (or weren't ready in time), since the suite began.";
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+        begin(&mut out, name, "counter", help);
         for job in list.iter() {
             let Ends { success, failure, hang } = &job.ends;
             for (result, n) in [("success", success), ("failure", failure), ("hang", hang)] {
