@@ -193,7 +193,7 @@ pub fn take_pages(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
 }
 
 /// Takes what has a name that `of` understands.
-pub fn take_named(inherited: &mut Vec<Inherited>, of: impl Fn(&str) -> Option<i32>) -> Vec<(i32, OwnedFd)> {
+pub fn take_named<T>(inherited: &mut Vec<Inherited>, of: impl Fn(&str) -> Option<T>) -> Vec<(T, OwnedFd)> {
     let (ours, others): (Vec<_>, Vec<_>) =
         std::mem::take(inherited).into_iter().partition(|i| of(&i.name).is_some());
     *inherited = others;

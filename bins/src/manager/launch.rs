@@ -49,7 +49,7 @@ impl Keep {
             Action::AnnounceGaveUp => self.gave_up(),
         }
         self.arm();
-        self.remember();
+        self.remember_soon();
     }
 
     /// One timer for the machine's deadline; a timer that was set for another one finds that out when it fires.

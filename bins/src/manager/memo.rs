@@ -8,11 +8,12 @@
 
 use super::jobs;
 use super::keep::Keep;
+use crate::suite::take_named;
+use proxy::cache::record::checksum;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -104,16 +105,16 @@ pub struct Memo {
     last: Remembered,
     /// It has been: from here on what is said is ours.
     begun: bool,
+    /// There is something that it is to say soon.
+    is_due: bool,
     failed: bool,
 }
 
 impl Memo {
     /// Takes the last manager's page out of what was inherited, or makes one.
     pub fn take(inherited: &mut Vec<Inherited>) -> Memo {
-        let (mut ours, others): (Vec<_>, Vec<_>) =
-            std::mem::take(inherited).into_iter().partition(|i| i.name == NAME);
-        *inherited = others;
-        let page = ours.pop().map(|i| Ok(i.fd)).unwrap_or_else(|| memfd_create(NAME, MemfdFlags::CLOEXEC));
+        let kept = take_named(inherited, |name| (name == NAME).then_some(())).pop();
+        let page = kept.map_or_else(|| memfd_create(NAME, MemfdFlags::CLOEXEC), |((), fd)| Ok(fd));
         Memo::on(page.map_err(io::Error::from))
     }
 
@@ -129,7 +130,7 @@ impl Memo {
                 Remembered::default()
             }),
         };
-        Memo { page, number, said, last, begun: false, failed: false }
+        Memo { page, number, said, last, begun: false, is_due: false, failed: false }
     }
 
     /// Has cop keep it.
@@ -174,10 +175,7 @@ impl Memo {
 }
 
 fn sum(number: u64, text: &[u8]) -> u64 {
-    let mut h = DefaultHasher::new();
-    h.write_u64(number);
-    h.write(text);
-    h.finish()
+    checksum(&[&number.to_ne_bytes(), text])
 }
 
 /// What a place says, with its number; `None`: nothing, or half of something.
@@ -209,8 +207,18 @@ fn write(page: &File, number: u64, text: &[u8]) -> io::Result<()> {
 }
 
 impl Keep {
+    /// Has that written down, once for all that happens until then: nobody who waits for a server waits for it.
+    pub(super) fn remember_soon(self: &Rc<Self>) {
+        if std::mem::replace(&mut self.memo.borrow_mut().is_due, true) {
+            return;
+        }
+        let keep = self.clone();
+        drop(engine::spawn(async move { keep.remember() }));
+    }
+
     /// Writes down what the next manager is to know.
     pub(super) fn remember(&self) {
+        self.memo.borrow_mut().is_due = false;
         if self.is_stopping() || !self.memo.borrow().begun {
             return;
         }
