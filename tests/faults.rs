@@ -200,7 +200,11 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
 /// A disk of its own over a directory, which can be made to stand still: whoever writes to it waits. (An ext4 of which the
 /// journal is written to a throttled device does the same for seconds.)
 /// Its image is in memory: a disk below it may stand still by itself.
-struct Frozen(PathBuf, #[allow(dead_code, reason = "it goes after the disk")] Small);
+struct Frozen {
+    path: PathBuf,
+    /// It goes after the disk.
+    _below: Small,
+}
 
 fn does(program: &str, args: &[&std::ffi::OsStr]) -> bool {
     let mut c = clean(program);
@@ -217,13 +221,13 @@ impl Frozen {
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
         assert!(does("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()]));
         does("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), path.as_ref()])
-            .then_some(Frozen(path, below))
+            .then_some(Frozen { path, _below: below })
     }
 
     /// Until what is returned is dropped.
     fn stand_still(&self) -> Standstill {
-        assert!(does("fsfreeze", &["--freeze".as_ref(), self.0.as_ref()]));
-        Standstill(self.0.clone())
+        assert!(does("fsfreeze", &["--freeze".as_ref(), self.path.as_ref()]));
+        Standstill(self.path.clone())
     }
 }
 
@@ -239,7 +243,7 @@ impl Drop for Standstill {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
     }
 }
 

@@ -11,8 +11,8 @@ use crate::suite::Runtime;
 use lockfile::Lockfile;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal};
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::probe::Target;
@@ -44,18 +44,11 @@ pub fn may_look(config: &Config) -> anyhow::Result<()> {
     let dir = &config.suite.runtime_dir;
     let runtime = Runtime::new(dir);
     let locks = ["cop", "manager", "server"].map(|p| runtime.lock(p));
-    let refused = std::fs::read_dir(dir).err().or_else(|| {
-        let open = |lock: &PathBuf| std::fs::File::open(lock).err();
-        locks.iter().filter_map(open).find(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
-    });
-    match refused {
-        Some(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            let why =
-                format!("cannot look into {}: {e}: ask as root, or as who started the suite", dir.display());
-            Err(Fatal::new(Exit::Os, why).into())
-        }
-        _ => Ok(()),
-    }
+    let errors = locks.iter().filter_map(|lock| File::open(lock).err());
+    let mut errors = std::fs::read_dir(dir).err().into_iter().chain(errors);
+    let Some(e) = errors.find(|e| e.kind() == ErrorKind::PermissionDenied) else { return Ok(()) };
+    let why = format!("cannot look into {}: {e}: ask as root, or as who started the suite", dir.display());
+    Err(Fatal::new(Exit::Os, why).into())
 }
 
 /// Colours are for terminals whose user hasn't said otherwise (`NO_COLOR`).

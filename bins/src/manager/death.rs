@@ -10,6 +10,7 @@ use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::ward::Ward;
 use engine::io::Async;
+use log::Level;
 use policy::child::Event;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -83,7 +84,7 @@ impl Keep {
         let status = ward.reap().or_else(|| ExitStatus::of_dying(pid));
         self.see_off(Dying { ward, was_retiring, is_told: status.is_some() });
         match status {
-            Some(status) => say_exit(was_retiring, self.is_stopping(), pid, &status.to_string()),
+            Some(status) => self.say_exit(was_retiring, pid, &status.to_string()),
             None => log::info!("event=dead pid={pid}: how isn't known before the kernel has cleared it away"),
         }
         match was_retiring {
@@ -115,7 +116,7 @@ impl Keep {
         if let Some(Dying { ward, was_retiring, is_told }) = seen_off {
             let how = said(ward.reap());
             if !is_told {
-                say_exit(was_retiring, self.is_stopping(), ward.pid, &how);
+                self.say_exit(was_retiring, ward.pid, &how);
                 self.learned(ward.pid, &how);
                 if !was_retiring {
                     self.server.borrow_mut().last_exit = Some(how);
@@ -123,6 +124,13 @@ impl Keep {
             }
         }
         self.maybe_end();
+    }
+
+    /// The one line about the end of a server process.
+    fn say_exit(&self, was_retiring: bool, pid: i32, how: &str) {
+        let of = if was_retiring { "retiring" } else { "server" };
+        let level = if was_retiring || self.is_stopping() { Level::Info } else { Level::Warn };
+        log::log!(level, "event=exit of={of} pid={pid}: {how}");
     }
 
     fn server_died(self: &Rc<Self>, pid: i32, generation: u64, status: Option<ExitStatus>, noticed_by: &str) {
@@ -160,15 +168,6 @@ impl Keep {
 
 fn said(status: Option<ExitStatus>) -> String {
     status.map_or("ended; it isn't known how".to_owned(), |s| s.to_string())
-}
-
-/// The one line about the end of a server process.
-fn say_exit(was_retiring: bool, is_stopping: bool, pid: i32, how: &str) {
-    match (was_retiring, is_stopping) {
-        (true, _) => log::info!("event=exit of=retiring pid={pid}: {how}"),
-        (_, true) => log::info!("event=exit of=server pid={pid}: {how}"),
-        _ => log::warn!("event=exit of=server pid={pid}: {how}"),
-    }
 }
 
 fn take<T>(from: &mut Vec<T>, which: impl Fn(&T) -> bool) -> Option<T> {

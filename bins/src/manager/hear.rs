@@ -3,7 +3,6 @@
 use super::keep::Keep;
 use crate::orders::channel_name;
 use crate::suite;
-use crate::suite::PAUSED;
 use policy::child::{Event, State};
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -122,7 +121,7 @@ impl Keep {
         let paused = self.queue.borrow().is_paused();
         let pid = match (s.machine.is_wanted(), s.machine.state(), &s.ward) {
             (true, State::Ready { .. }, Some(w)) if !paused => w.pid,
-            (true, State::Ready { .. }, Some(_)) => PAUSED,
+            (true, State::Ready { .. }, Some(_)) => suite::PAUSED,
             (true, ..) => -1,
             (false, ..) => 0,
         };

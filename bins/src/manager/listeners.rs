@@ -63,7 +63,7 @@ impl Listener {
     }
 }
 
-/// Where it makes no difference.
+/// For us and our group: what a job's socket is unless the job has another group, and where it makes no difference.
 const OURS: Access = Access { mode: 0o660, group: None };
 
 /// For whom a socket is.
@@ -110,7 +110,7 @@ impl Access {
     /// To a job's sockets: the job's group.
     pub fn of_job(job: &config::Job) -> Access {
         let who = job.user.as_deref().and_then(|user| Credentials::of(user, job.group.as_deref()).ok());
-        Access { mode: 0o660, group: who.map(|w| w.gid) }
+        Access { group: who.map(|w| w.gid), ..OURS }
     }
 }
 

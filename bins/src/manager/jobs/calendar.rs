@@ -7,7 +7,6 @@ use crate::manager::keep::Keep;
 use engine::io::Async;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use log::Level;
 use policy::schedule::{Due, Plan, Wall};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -56,10 +55,8 @@ impl Keep {
             let due = look();
             match due {
                 Some(Due::Run) => self.wake_job(job, "schedule"),
-                Some(Due::Overlaps) => {
-                    self.job_note(Level::Info, job, None, "skipped", "the last run goes on still")
-                }
-                Some(Due::Missed) => self.job_note(Level::Info, job, None, "skipped", "it was missed"),
+                Some(Due::Overlaps) => self.job_note(job, "skipped", "the last run goes on still"),
+                Some(Due::Missed) => self.job_note(job, "skipped", "it was missed"),
                 Some(Due::NotBefore(_)) | None => {}
             }
             if let Some(Due::NotBefore(at)) = due.filter(|d| matches!(d, Due::NotBefore(_))).or_else(look) {

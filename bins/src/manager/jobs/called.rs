@@ -17,7 +17,6 @@ use crate::manager::keep::Keep;
 use engine::JoinHandle;
 use engine::io::Async;
 use engine::time::{sleep, timeout};
-use log::Level;
 use policy::Time;
 use policy::child::Event;
 use policy::schedule::Plan;
@@ -90,7 +89,7 @@ impl Keep {
                 self.feed_job(job, &w, Event::WantDown);
             }
         }
-        self.job_note(Level::Info, job, None, "called", why);
+        self.job_note(job, "called", why);
         self.run_begins(job);
         self.settle_jobs();
     }
@@ -98,7 +97,7 @@ impl Keep {
     /// It has nothing to do any more.
     pub(super) fn sleep_job(self: &Rc<Self>, job: &Rc<Job>, why: &str) {
         if job.config.borrow().is_called() && job.call.awake.replace(false) {
-            self.job_note(Level::Info, job, None, "asleep", why);
+            self.job_note(job, "asleep", why);
             self.run_ends(job, why);
             self.settle_jobs();
         }

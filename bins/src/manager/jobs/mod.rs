@@ -43,10 +43,11 @@ use log::Level;
 use policy::child::{Child, Event, Limits};
 use policy::jobs::Order;
 use policy::ladder::Rungs;
+use proxy::cache::record::checksum;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use supervisor::clock;
@@ -142,10 +143,8 @@ impl Job {
     /// What it runs, and all that its processes depend on, as numbers.
     fn marks(&self) -> (u64, u64) {
         let c = self.config.borrow();
-        let (mut program, mut all) = (DefaultHasher::new(), DefaultHasher::new());
-        (&c.command, &c.cwd, &c.env, &c.user).hash(&mut program);
-        format!("{:?}", c.of_processes()).hash(&mut all);
-        (program.finish(), all.finish())
+        let mark = |of: &dyn Debug| checksum(&[format!("{of:?}").as_bytes()]);
+        (mark(&(&c.command, &c.cwd, &c.env, &c.user)), mark(&c.of_processes()))
     }
 
     /// Is every worker that is wished for ready? One that has done its work in order is; and a job that sleeps, unless its last
@@ -335,14 +334,22 @@ impl Keep {
         !more
     }
 
-    /// One line for the log, and one for who follows the events.
+    /// What happens to a worker: one line for the log, and one for who follows the events.
     fn job_event(&self, job: &Job, worker: &Worker, event: &str, detail: &str) {
-        let level = if event == "hang" { Level::Warn } else { Level::Info };
-        self.job_note(level, job, Some(worker), event, detail);
+        self.say_of_job(Level::Info, job, Some(worker), event, detail);
     }
 
-    /// The same; without a worker it is about the job as a whole.
-    fn job_note(&self, level: Level, job: &Job, worker: Option<&Worker>, event: &str, detail: &str) {
+    /// The same, of what should not have happened.
+    fn job_warning(&self, job: &Job, worker: &Worker, event: &str, detail: &str) {
+        self.say_of_job(Level::Warn, job, Some(worker), event, detail);
+    }
+
+    /// The same, of a job as a whole.
+    fn job_note(&self, job: &Job, event: &str, detail: &str) {
+        self.say_of_job(Level::Info, job, None, event, detail);
+    }
+
+    fn say_of_job(&self, level: Level, job: &Job, worker: Option<&Worker>, event: &str, detail: &str) {
         let name = &job.name;
         let (index, pid) = worker.map_or((None, 0), |w| (Some(w.index), w.pid().unwrap_or(0)));
         match index {

@@ -3,7 +3,6 @@
 use super::command::until;
 use super::{Event, Job};
 use crate::manager::keep::Keep;
-use log::Level;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -87,7 +86,7 @@ impl Keep {
             }
             let goes_with = |j: &&Rc<Job>| j.config.borrow().restart_with.contains(&job.name);
             for other in list.iter().filter(goes_with).filter(|j| j.up.get() && !j.is_down()) {
-                self.job_note(Level::Info, other, None, "restart", &format!("with {}", job.name));
+                self.job_note(other, "restart", &format!("with {}", job.name));
                 self.roll(other.clone());
             }
         }

@@ -89,10 +89,11 @@ impl Keep {
     fn recall_workers(&self, last: &BTreeMap<String, memo::Job>) {
         for job in self.jobs.borrow().list.iter().filter(|j| !j.removed.get()) {
             let Some(was) = last.get(&job.name) else { continue };
+            let marks = job.marks();
             let mut workers = job.workers.borrow_mut();
             for (index, w) in was.workers.range(..job.want.get()) {
                 job.make_workers(&mut workers, index + 1);
-                workers[*index].recall(job, w);
+                workers[*index].recall(job, marks, w);
             }
         }
     }

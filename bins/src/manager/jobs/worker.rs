@@ -8,7 +8,6 @@ use crate::manager::memo;
 use crate::ward::Ward;
 use engine::io::Async;
 use lockfile::{Signal, signal_group};
-use log::Level;
 use policy::Time;
 use policy::child::{Action, Child, Event, State};
 use policy::ladder::Rung;
@@ -161,6 +160,12 @@ impl Worker {
         }
     }
 
+    /// Has nobody asked it to end?
+    fn ends_by_itself(&self) -> bool {
+        let m = self.machine.borrow();
+        m.is_wanted() && !matches!(m.state(), State::Stopping { .. })
+    }
+
     /// What the next manager is to know.
     pub(super) fn to_remember(&self) -> memo::Process {
         memo::Process {
@@ -176,11 +181,11 @@ impl Worker {
     }
 
     /// What the last manager knew. Work that is done is done, if the job has the same to run and wouldn't run it again; what was
-    /// given up is, if nothing at all has changed.
-    pub(super) fn recall(&self, job: &Job, was: &memo::Process) {
+    /// given up is, if nothing at all has changed. Both by the job's `marks`.
+    pub(super) fn recall(&self, job: &Job, marks: (u64, u64), was: &memo::Process) {
         self.restarts.set(was.restarts);
         self.last_exit.borrow_mut().clone_from(&was.last_exit);
-        let (program, config) = job.marks();
+        let (program, config) = marks;
         if self.exists() {
             if self.pid() == was.pid {
                 self.since.set(self.since.get().min(was.since()));
@@ -350,23 +355,19 @@ impl Keep {
         w.pipes.borrow_mut().clear();
         *w.last_exit.borrow_mut() = Some(how.clone());
         let success = status.and_then(|s| s.code()) == Some(0);
-        let asked =
-            !w.machine.borrow().is_wanted() || matches!(w.machine.borrow().state(), State::Stopping { .. });
-        let level = if asked || success { Level::Info } else { Level::Warn };
-        self.job_note(level, job, Some(w), "exit", &format!("of_pid={} how={how:?}", ward.pid));
+        let detail = format!("of_pid={} how={how:?}", ward.pid);
+        match w.ends_by_itself() && !success {
+            true => self.job_warning(job, w, "exit", &detail),
+            false => self.job_event(job, w, "exit", &detail),
+        }
         self.leave_nothing(job, w, End { generation, success });
     }
 
     /// Nothing is left of a process.
     pub(super) fn job_gone(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, end: End) {
         let End { generation, success } = end;
-        let (by_itself, hung) = {
-            let m = w.machine.borrow();
-            match m.state() {
-                State::Stopping { fault, .. } => (false, *fault),
-                _ => (m.is_wanted(), false),
-            }
-        };
+        let by_itself = w.ends_by_itself();
+        let hung = matches!(w.machine.borrow().state(), State::Stopping { fault: true, .. });
         if w.index < job.want.get() {
             job.losses.set(job.losses.get() + 1);
         }
@@ -420,7 +421,7 @@ impl Keep {
 
     /// It hangs: it is ended, and replaced.
     pub(super) fn job_hangs(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, how: &str) {
-        self.job_event(job, w, "hang", how);
+        self.job_warning(job, w, "hang", how);
         crate::ward::picture(&self.config.borrow().suite, w.pid().unwrap_or(0), how);
         self.feed_job(job, w, Event::Unhealthy(w.generation()));
     }
