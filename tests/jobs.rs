@@ -47,9 +47,30 @@ fn a_killed_worker_is_replaced_at_once_and_one_that_is_done_is_not() {
          [[job]]\nname = \"once\"\nrestart = \"on-failure\"\ncommand = [\"sh\", \"-c\", \"echo done; exit 0\"]\n\
          [[job]]\nname = \"after\"\nafter = [\"once\"]\n{READY}\
          [[job]]\nname = \"loop\"\ngive_up_after = 2\ncommand = [\"false\"]\n\
-         [[job]]\nname = \"missing\"\ncommand = [\"no-such-program-anywhere\"]\n"
+         [[job]]\nname = \"missing\"\ncommand = [\"no-such-program-anywhere\"]\n\
+         [[job]]\nname = \"never\"\nafter = [\"missing\"]\nstart_grace = \"1s\"\n{READY}"
     ));
     told(&s, &["wait-ready", "long"]);
+    // one that can't be run at all: who starts it is told so, and not after its start grace; who only waits for it waits
+    let begun = std::time::Instant::now();
+    let said = expect_code(&s.run(MANAGER, &["start", "missing"]), 1);
+    assert!(
+        said.contains("missing isn't ready: worker 0 is backoff (") && said.contains("No such file"),
+        "{said}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let list = told(&s, &["list"]);
+    assert!(
+        list.lines()
+            .any(|l| l.starts_with("never.0") && l.contains("waiting") && l.ends_with("waits for missing")),
+        "{list}"
+    );
+    assert_eq!(
+        (&job(&s, "never")["state"], &job(&s, "never")["waits_for"][0]),
+        (&"waiting".into(), &"missing".into())
+    );
+    let said = expect_code(&s.run(MANAGER, &["wait-ready", "never"]), 1);
+    assert!(said.contains("never isn't ready: it waits for missing"), "{said}");
     // it came after one that has done its work
     told(&s, &["wait-ready", "after"]);
     let once = &workers(&s, "once")[0];
@@ -193,6 +214,7 @@ fn jobs_do_what_they_are_told() {
     for (args, code, what) in [
         (&["start", "nobody"][..], 1, "there is no job \"nobody\"; there are: crew"),
         (&["start", "../x"], 64, "no name of a job"),
+        (&["list", "--set", "suite.log"], 64, "expected KEY=VALUE"),
         (&["signal", "crew", "hello"], 1, "no signal"),
         (&["want", "crew", "100000"], 1, "0 to 1000"),
     ] {

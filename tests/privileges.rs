@@ -143,6 +143,16 @@ fn root_does_not_serve_unless_it_is_allowed_to() {
     assert!(said.contains("no-such-user"), "{said}");
     let said = expect_code(&s.run(MANAGER, &["check-config", "--set", "suite.user=no-such-user"]), 78);
     assert!(said.contains("no-such-user"), "{said}");
+    s.write_config(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\nunix_group = \"no-such-group\"\n\
+         [[job]]\nname = \"a\"\ncommand = [\"true\"]\nuser = \"no-such-worker\"\n",
+    );
+    let o = s.run(MANAGER, &["check-config", "--set", "suite.allow_root=false"]);
+    let said = format!("{}{}", expect_code(&o, 78), String::from_utf8_lossy(&o.stderr));
+    for all in ["no-such-group", "job \"a\"", "no-such-worker", "started by root, it is refused"] {
+        assert!(said.contains(all), "{all}: {said}");
+    }
+    s.write_config("[server]\nlisten = [\"127.0.0.1:0\"]\n");
     let said = expect_code(&s.run(COP, &["start", "--set", "suite.group=daemon"]), 78);
     assert!(said.contains("needs suite.user"), "{said}");
 }

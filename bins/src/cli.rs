@@ -16,7 +16,7 @@ pub struct Common {
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// Set a key of the configuration; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub set: Vec<String>,
     /// What to log: error, warn, info, debug, trace (suite.log)
     #[arg(long, value_name = "FILTER")]
@@ -101,6 +101,14 @@ impl Common {
             set.push(format!("suite.log={}", toml::Value::String(log.clone())));
         }
         load(&Sources { file: self.config.clone(), set: &set, env: std::env::vars_os().collect() })
+    }
+}
+
+/// One with a key.
+fn pair(text: &str) -> Result<String, &'static str> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("expected KEY=VALUE"),
     }
 }
 

@@ -113,7 +113,10 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
                 w["pid"].as_i64().map_or("-".into(), |p| p.to_string()),
                 format!("{}s", w["since_s"]),
                 w["restarts"].to_string(),
-                w["last_exit"].as_str().unwrap_or("-"),
+                match waits_for(&job) {
+                    Some(others) if w["state"] == "waiting" => format!("waits for {others}"),
+                    _ => w["last_exit"].as_str().unwrap_or("-").to_owned(),
+                },
             );
         }
         if let Some(line) = schedule_line(&job["schedule"]) {
@@ -121,6 +124,12 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// The jobs that a job waits for.
+fn waits_for(job: &Value) -> Option<String> {
+    let others: Vec<&str> = job["waits_for"].as_array()?.iter().filter_map(Value::as_str).collect();
+    Some(others.join(", "))
 }
 
 /// When a job runs next, and how it ran last, in local time.
@@ -176,6 +185,13 @@ pub fn check_config(common: &Common) -> anyhow::Result<Exit> {
         None => println!("# no file"),
     }
     print!("{}", loaded.describe());
-    privileges::check_names(&loaded.config)?;
-    Ok(Exit::Done)
+    if let Some(why) = privileges::refused_to_root(&loaded.config)
+        && rustix::process::geteuid().is_root()
+    {
+        eprintln!("warning: started by root, it is refused: {why}");
+    }
+    match privileges::missing_names(&loaded.config) {
+        missing if missing.is_empty() => Ok(Exit::Done),
+        missing => Err(Fatal::new(Exit::Config, missing.join("\n")).into()),
+    }
 }

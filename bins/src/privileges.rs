@@ -4,7 +4,7 @@
 //! directory just what it needs: to enter it, to write `server.lock`, to read the heartbeat's token, and to send to
 //! `manager.notify`. All of these stay root's and are shared by group, so the server can neither remove nor replace any.
 
-use crate::config::{AccessLog, Config};
+use crate::config::{AccessLog, Config, Job};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
@@ -48,12 +48,33 @@ fn named(config: &Config, user: &str) -> Result<Credentials, Fatal> {
     who.map_err(|e| Fatal::new(Exit::Config, format!("suite.user: {e}")))
 }
 
-/// Do the user and group of the configuration exist? Anybody may ask.
+/// The users and groups of the configuration that don't exist, one text each. Anybody may ask.
+pub fn missing_names(config: &Config) -> Vec<String> {
+    let suite = config.suite.user.as_deref().and_then(|user| named(config, user).err());
+    let sockets = server_sockets_group(config).err();
+    let of_job = |j: &Job| {
+        let e = Credentials::of(j.user.as_deref()?, j.group.as_deref()).err()?;
+        Some(format!("job {:?}: job.user: {e}", j.name))
+    };
+    let of_suite = suite.into_iter().chain(sockets).map(|e| e.text);
+    of_suite.chain(config.jobs.iter().filter_map(of_job)).collect()
+}
+
+/// What a root who started a suite with this configuration would be told.
+pub fn refused_to_root(config: &Config) -> Option<&'static str> {
+    let as_root = config.suite.user.is_none() && !config.suite.allow_root;
+    as_root.then_some(AS_ROOT)
+}
+
+/// The group of `server.unix_group`; `None`: nothing is said.
 ///
 /// # Errors
-/// The one that doesn't.
-pub fn check_names(config: &Config) -> Result<(), Fatal> {
-    config.suite.user.as_deref().map_or(Ok(()), |user| named(config, user).map(drop))
+/// There is no such group.
+pub fn server_sockets_group(config: &Config) -> Result<Option<u32>, Fatal> {
+    let Some(name) = &config.server.unix_group else { return Ok(None) };
+    let none = || Fatal::new(Exit::Config, format!("server.unix_group: there is no group {name:?}"));
+    let found = nix::unistd::Group::from_name(name).ok().flatten().ok_or_else(none)?;
+    Ok(Some(found.gid.as_raw()))
 }
 
 /// The server's own check, whoever started it.

@@ -170,6 +170,8 @@ struct Loader {
     config: Config,
     effective: BTreeMap<&'static str, (String, Source)>,
     job_keys: Vec<Vec<(String, String, Source)>>,
+    /// Where each job says on what it listens.
+    job_listens: Vec<String>,
     faults: Vec<Fault>,
 }
 
@@ -367,10 +369,14 @@ impl Loader {
             if !j.name.is_empty() && !names.insert(j.name.clone()) {
                 self.fault(place(item.span()), format!("job: {:?} is there twice", j.name));
             }
+            let at = |key: &str| {
+                let found = t.iter().find(|(k, _)| k.get_ref() == key);
+                place(found.map_or(item.span(), |(_, v)| v.span()))
+            };
             for (key, why) in j.contradictions() {
-                let at = t.iter().find(|(k, _)| k.get_ref() == key).map_or(item.span(), |(_, v)| v.span());
-                self.fault(place(at), format!("job.{key}: {why}"));
+                self.fault(at(key), format!("job.{key}: {why}"));
             }
+            self.job_listens.push(at("listen"));
             let told = |key: &str| ["name", "workers", "command"].contains(&key);
             let others = t.iter().filter(|(key, _)| !told(key.get_ref()));
             let said =
@@ -399,9 +405,18 @@ impl Loader {
         };
         let listen = self.config.server.listen.clone();
         for (i, l) in listen.iter().enumerate() {
-            let any_port = matches!(l, Listen::Tcp(a) if a.port() == 0);
-            if !any_port && listen[..i].contains(l) {
+            if !l.is_any_port() && listen[..i].contains(l) {
                 self.fault(place(self, "server.listen"), format!("server.listen: {l} is there twice"));
+            }
+        }
+        let mut taken: Vec<(Listen, String)> =
+            listen.iter().map(|l| (l.clone(), "server.listen".to_owned())).collect();
+        for (job, place) in self.config.jobs.clone().into_iter().zip(self.job_listens.clone()) {
+            for l in job.listen.into_iter().filter(|l| !l.is_any_port()) {
+                if let Some((_, by)) = taken.iter().find(|(t, _)| *t == l) {
+                    self.fault(place.clone(), format!("job.listen: {l} is there already, by {by}"));
+                }
+                taken.push((l, format!("job {:?}", job.name)));
             }
         }
         if listen.is_empty() {

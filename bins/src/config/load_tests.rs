@@ -191,6 +191,26 @@ proptest! {
 }
 
 #[test]
+fn an_address_belongs_to_one() {
+    let text = "[server]
+listen = [\"127.0.0.1:8080\"]
+[[job]]
+name = \"a\"
+command = [\"x\"]
+listen = [\"127.0.0.1:0\", \"unix:/run/a\", \"127.0.0.1:8080\"]
+[[job]]
+name = \"b\"
+command = [\"x\"]
+listen = [\"unix:/run/a\", \"127.0.0.1:0\", \"127.0.0.1:81\", \"127.0.0.1:81\"]
+";
+    let want = "\
+t.toml:6:10: job.listen: 127.0.0.1:8080 is there already, by server.listen
+t.toml:10:10: job.listen: unix:/run/a is there already, by job \"a\"
+t.toml:10:10: job.listen: 127.0.0.1:81 is there already, by job \"b\"";
+    assert_eq!(with_file(text).unwrap_err(), want);
+}
+
+#[test]
 fn who_only_asks_needs_no_more_than_to_know_which_suite() {
     let ask = |text: &str, set: &[&str]| {
         let (_dir, path) = file(text);

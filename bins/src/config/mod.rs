@@ -263,6 +263,13 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Listen {
+    /// Is it any free port?
+    pub fn is_any_port(&self) -> bool {
+        matches!(self, Listen::Tcp(a) if a.port() == 0)
+    }
+}
+
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

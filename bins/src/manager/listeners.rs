@@ -3,6 +3,7 @@
 use crate::config::{self, Config, Listen};
 use crate::exit::Exit;
 use crate::logging::Fatal;
+use crate::privileges;
 use crate::suite::{self, Runtime};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
@@ -95,15 +96,8 @@ impl Access {
     /// # Errors
     /// There is no such group.
     pub fn of_server(config: &Config) -> Result<Access, Fatal> {
-        let group = match &config.server.unix_group {
-            Some(name) => {
-                let found = nix::unistd::Group::from_name(name).ok().flatten();
-                let none =
-                    || Fatal::new(Exit::Config, format!("server.unix_group: there is no group {name:?}"));
-                Some(found.ok_or_else(none)?.gid.as_raw())
-            }
-            None => crate::privileges::server(config).ok().flatten().map(|who| who.gid),
-        };
+        let own = || privileges::server(config).ok().flatten().map(|who| who.gid);
+        let group = privileges::server_sockets_group(config)?.or_else(own);
         Ok(Access { mode: config.server.unix_mode, group })
     }
 

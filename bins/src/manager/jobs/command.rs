@@ -11,7 +11,7 @@
 //! | `GET /jobs/NAME/tail?from=N` | its last lines, from number N on, as soon as there is one; the first line is the next number |
 //! | `GET /events?from=N` | transitions, one JSON object a line, in the same way |
 
-use super::Job;
+use super::{Job, Worker};
 use crate::config::job::MAX_WORKERS;
 use crate::config::value::{self, Raw};
 use crate::manager::keep::Keep;
@@ -72,7 +72,7 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
         "start" if !job.call.is_awake() => {
             job.up.set(true);
             keep.wake_job(&job, "start");
-            wait_ready(keep, &job).await
+            wait_started(keep, &job).await
         }
         "start" => {
             job.up.set(true);
@@ -81,7 +81,7 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
             let waiting: Vec<_> = job.workers.borrow().iter().filter(|w| !w.exists()).cloned().collect();
             waiting.iter().for_each(|w| keep.feed_job(&job, w, Event::WantUp));
             keep.settle_jobs();
-            wait_ready(keep, &job).await
+            wait_started(keep, &job).await
         }
         "stop" => {
             stop(keep, &job);
@@ -91,11 +91,11 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
             job.up.set(true);
             job.workers.borrow().iter().for_each(|w| w.forget_finish());
             match keep.roll_now(&job).await {
-                Ok(()) => wait_ready(keep, &job).await,
+                Ok(()) => wait_started(keep, &job).await,
                 Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
             }
         }
-        "wait-ready" => wait_ready(keep, &job).await,
+        "wait-ready" => wait_ready(keep, &job, Worker::is_over).await,
         "want" => match parameter("n").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_WORKERS as usize) {
             Some(n) => want(keep, &job, n),
             None => (StatusCode::BAD_REQUEST, format!("n has to be 0 to {MAX_WORKERS}\n")),
@@ -127,7 +127,7 @@ async fn enable(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
     }
     keep.settle_jobs();
     let (code, text) = match job.up.get() {
-        true => wait_ready(keep, job).await,
+        true => wait_started(keep, job).await,
         false => (OK, format!("{} may be started\n", job.name)),
     };
     (code, format!("{note}{text}"))
@@ -181,20 +181,38 @@ pub(super) async fn until<T>(
     engine::time::timeout(patience, there).await.ok()
 }
 
-async fn wait_ready(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+/// Of a job that is started now.
+async fn wait_started(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
+    wait_ready(keep, job, |w| w.is_over() || w.can_not_start()).await
+}
+
+/// Gives up when a worker is `in_vain`.
+async fn wait_ready(keep: &Rc<Keep>, job: &Rc<Job>, in_vain: impl Fn(&Worker) -> bool) -> Answer {
     let patience = job.config.borrow().start_grace + Duration::from_secs(5);
     let done = until(keep, patience, || {
-        let given_up =
-            job.workers.borrow().iter().any(|w| w.has_given_up() || w.has_finished() == Some(false));
-        if given_up { Some(false) } else { (job.is_ready() || job.want.get() == 0).then_some(true) }
+        if job.workers.borrow().iter().any(|w| in_vain(w)) {
+            Some(false)
+        } else {
+            (job.is_ready() || job.want.get() == 0).then_some(true)
+        }
     });
     match done.await {
         Some(true) => (OK, format!("{} is ready\n", job.name)),
-        _ => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("{} isn't ready: {}\n", job.name, job.status()["workers"]),
-        ),
+        _ => {
+            let others = keep.waits_for(job);
+            let why = match others.is_empty() {
+                true => of_workers(job, |w| !w.is_ready()),
+                false => format!("it waits for {}", others.join(", ")),
+            };
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{} isn't ready: {why}\n", job.name))
+        }
     }
+}
+
+/// How those workers are.
+fn of_workers(job: &Job, which: impl Fn(&Worker) -> bool) -> String {
+    let of: Vec<String> = job.workers.borrow().iter().filter(|w| which(w)).map(|w| w.in_words()).collect();
+    of.join("; ")
 }
 
 async fn wait_down(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
@@ -202,8 +220,8 @@ async fn wait_down(keep: &Rc<Keep>, job: &Rc<Job>) -> Answer {
     match until(keep, patience, || job.is_down().then_some(())).await {
         Some(()) => (OK, format!("{} is stopped\n", job.name)),
         None => {
-            let why = format!("{} isn't down: {}\n", job.name, job.status()["workers"]);
-            (StatusCode::INTERNAL_SERVER_ERROR, why)
+            let why = of_workers(job, |w| w.exists());
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{} isn't down: {why}\n", job.name))
         }
     }
 }

@@ -50,7 +50,7 @@ const GAUGES: [Gauge; 6] = [
     ("workers_wanted", "Workers that the job is to have.", |j| j.want.get() as f64),
     ("workers_ready", "Workers of the job that are ready.", |j| workers(j, |w| w.is_ready())),
     ("workers_failed", "Workers of the job that aren't tried again, or whose last run failed.", |j| {
-        workers(j, |w| w.has_given_up() || w.has_finished() == Some(false))
+        workers(j, |w| w.is_over())
     }),
 ];
 

@@ -40,7 +40,7 @@ use super::listeners::Listener;
 use super::memo;
 use crate::config;
 use log::Level;
-use policy::child::{Child, Event, Limits};
+use policy::child::{Child, Event, Limits, State};
 use policy::jobs::Order;
 use policy::ladder::Rungs;
 use proxy::cache::record::checksum;
@@ -230,9 +230,26 @@ impl Keep {
         let with_schedule = |j: &Rc<Job>| {
             let mut status = j.status();
             status["schedule"] = self.schedule_status(j);
+            let others = self.waits_for(j);
+            if !others.is_empty() {
+                status["state"] = "waiting".into();
+                let at_rest = |w: &&mut Value| w["state"] == State::Down.name();
+                let workers = status["workers"].as_array_mut().into_iter().flatten();
+                workers.filter(at_rest).for_each(|w| w["state"] = "waiting".into());
+            }
+            status["waits_for"] = others.into();
             status
         };
         list.iter().map(with_schedule).collect()
+    }
+
+    /// The jobs without which this one isn't started, though it is to be.
+    fn waits_for(&self, job: &Job) -> Vec<String> {
+        if self.is_stopping() || !job.up.get() || !job.call.is_awake() || !job.is_down() {
+            return Vec::new();
+        }
+        let after = job.config.borrow().after.clone();
+        after.into_iter().filter(|name| self.job(name).is_some_and(|other| !other.is_ready())).collect()
     }
 
     /// What is in `jobs.json`, or is to be.

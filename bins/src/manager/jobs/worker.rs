@@ -33,6 +33,8 @@ pub struct Worker {
     last_exit: RefCell<Option<String>>,
     /// It has ended by itself and isn't started again; true: with success.
     finished: Cell<Option<bool>>,
+    /// Its program can't be run: the next try is as good.
+    can_not_start: Cell<bool>,
     /// Replacements in the time of earlier managers.
     restarts: Cell<u64>,
     /// An earlier manager gave it up.
@@ -66,6 +68,7 @@ impl Worker {
             said: RefCell::default(),
             last_exit: RefCell::default(),
             finished: Cell::default(),
+            can_not_start: Cell::default(),
             restarts: Cell::default(),
             given_up: Cell::default(),
             marks: Cell::default(),
@@ -111,6 +114,16 @@ impl Worker {
         matches!(self.machine.borrow().state(), State::GaveUp)
     }
 
+    /// Is no more tried, other than after success?
+    pub(super) fn is_over(&self) -> bool {
+        self.has_given_up() || self.has_finished() == Some(false)
+    }
+
+    /// Could its program not be run, by what will not change by itself?
+    pub(super) fn can_not_start(&self) -> bool {
+        self.can_not_start.get()
+    }
+
     /// What a cop is to keep of its process: false without one, else what `f` says.
     pub(super) fn with_fds(&self, f: impl FnOnce(i32, &[BorrowedFd<'_>]) -> bool) -> bool {
         let ward = self.ward.borrow();
@@ -139,6 +152,7 @@ impl Worker {
     pub(super) fn forget_finish(&self) {
         self.finished.set(None);
         self.given_up.set(false);
+        self.can_not_start.set(false);
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -203,17 +217,32 @@ impl Worker {
         }
     }
 
-    pub(super) fn status(&self) -> Value {
-        let m = self.machine.borrow();
-        let state = match self.finished.get() {
+    fn state_name(&self) -> &'static str {
+        match self.finished.get() {
             Some(true) => "finished",
             Some(false) => "failed",
-            None => m.state().name(),
+            None => self.machine.borrow().state().name(),
+        }
+    }
+
+    /// For people: how it is, and why as far as that is known.
+    pub(super) fn in_words(&self) -> String {
+        let said = self.said.borrow();
+        let why = match self.pid() {
+            Some(pid) if said.is_empty() => Some(format!("pid {pid}")),
+            Some(pid) => Some(format!("pid {pid}, {said}")),
+            None => self.last_exit.borrow().clone(),
         };
+        let why = why.map_or(String::new(), |why| format!(" ({why})"));
+        format!("worker {} is {}{why}", self.index, self.state_name())
+    }
+
+    pub(super) fn status(&self) -> Value {
+        let m = self.machine.borrow();
         json!({
             "index": self.index,
             "pid": self.pid(),
-            "state": state,
+            "state": self.state_name(),
             "since_s": clock::now().saturating_sub(self.since.get()).as_secs(),
             "restarts": self.restarts.get() + m.restarts(),
             "crashes_in_a_row": m.crashes(),
@@ -283,6 +312,7 @@ impl Keep {
         match self.spawn_worker(job, w) {
             Ok((pid, pidfd, pipes)) => {
                 w.adopted.set(false);
+                w.can_not_start.set(false);
                 w.said.borrow_mut().clear();
                 self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
                 *w.ping.borrow_mut() = pipes.ping;
@@ -294,6 +324,7 @@ impl Keep {
                 log::error!("event=spawn-failed of=job job={} worker={}: {e:#}", job.name, w.index);
                 *w.last_exit.borrow_mut() = Some(format!("{e:#}"));
                 let permanent = e.downcast_ref::<SpawnError>().is_some_and(SpawnError::is_permanent);
+                w.can_not_start.set(permanent);
                 self.feed_job(job, w, Event::SpawnFailed { permanent });
             }
         }
