@@ -452,3 +452,48 @@ fn a_crowd_of_slow_clients_costs_little_and_delays_nobody() {
     assert_eq!(s.pid("server"), server);
     s.stop();
 }
+
+/// Somebody cleans up where a suite runs: nobody would find it any more, and a second one could be started beside it.
+#[test]
+fn files_that_are_removed_are_made_anew() {
+    let mut s = Suite::new("");
+    common::jobs::config(&s, &format!("{TIGHT}[[job]]\nname = \"job\"\ncommand = [\"sleep\", \"1000\"]\n"));
+    s.start();
+    let (addr, cop) = (s.addr(), s.pid("cop"));
+    let serves = |s: &Suite| {
+        s.until("it serves", || {
+            s.run(COP, &["status"]).status.code() == Some(0) && s.try_pid("cop") == Some(cop)
+        });
+    };
+    serves(&s);
+    let job = common::jobs::pid(&s, "job");
+    let mut kept = Client::connect(addr).unwrap();
+    assert_eq!(kept.get("/").unwrap().code, 200);
+    // all of them: manager and server are followed by others that can be reached
+    let mark = s.mark();
+    fs::remove_dir_all(s.run_dir()).unwrap();
+    s.wait(mark, &["traffic_cop", "event=files-restored"]);
+    s.wait(mark, &["traffic_manager", "event=start"]);
+    assert_eq!(kept.get("/").unwrap().code, 200, "on the connection it had");
+    serves(&s);
+    assert_eq!((s.addr(), common::jobs::pid(&s, "job")), (addr, job));
+    // cop's own, one after the other: everybody else goes on, and what cop is to keep it keeps
+    let others = ["manager", "server"].map(|p| s.pid(p));
+    for name in ["cop.lock", "cop.notify", "heartbeat.token"] {
+        let mark = s.mark();
+        fs::remove_file(s.run_dir().join(name)).unwrap();
+        s.wait(mark, &["traffic_cop", "event=files-restored"]);
+        serves(&s);
+    }
+    assert_eq!(others, ["manager", "server"].map(|p| s.pid(p)));
+    // the next server has the same token, the next manager what cop has kept
+    common::jobs::until_kept(&s);
+    s.kill("server", SIGKILL);
+    s.kill("manager", SIGKILL);
+    serves(&s);
+    assert_eq!(common::jobs::pid(&s, "job"), job);
+    assert_eq!(kept.get("/").unwrap().code, 200, "on the connection it had");
+    // nobody can be started beside it
+    assert!(expect_code(&s.run(COP, &["start"]), 75).contains("already running"));
+    s.stop();
+}

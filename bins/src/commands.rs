@@ -113,7 +113,7 @@ pub fn list(common: &Common) -> anyhow::Result<Exit> {
                 w["pid"].as_i64().map_or("-".into(), |p| p.to_string()),
                 format!("{}s", w["since_s"]),
                 w["restarts"].to_string(),
-                match waits_for(&job) {
+                match waits_for(job) {
                     Some(others) if w["state"] == "waiting" => format!("waits for {others}"),
                     _ => w["last_exit"].as_str().unwrap_or("-").to_owned(),
                 },

@@ -70,16 +70,27 @@ impl Runtime {
         let mut random = [0u8; 16];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let fresh: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        // whoever comes first makes it, whole: a link can't be half there
+        match self.put_token(&fresh)? {
+            true => Ok(fresh),
+            false => std::fs::read_to_string(&path),
+        }
+    }
+
+    /// Makes the file of the token, whole, if there is none. False: there is one.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn put_token(&self, token: &str) -> io::Result<bool> {
+        // whoever comes first makes it: a link can't be half there
         let tmp = self.dir.join(format!("heartbeat.token.{}", std::process::id()));
         let mut f =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-        io::Write::write_all(&mut f, fresh.as_bytes())?;
-        let linked = std::fs::hard_link(&tmp, &path);
+        io::Write::write_all(&mut f, token.as_bytes())?;
+        let linked = std::fs::hard_link(&tmp, self.token_file());
         std::fs::remove_file(&tmp)?;
         match linked {
-            Ok(()) => Ok(fresh),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(&path),
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(e),
         }
     }

@@ -64,6 +64,12 @@ impl Lockfile {
         self.open.as_ref().is_some_and(|o| o.held && o.ours())
     }
 
+    /// Whether the lock is ours and its path still names the file that is locked. A lock on a file that was removed excludes
+    /// nobody, and nobody finds its holder.
+    pub fn is_in_place(&self) -> bool {
+        self.open.as_ref().is_some_and(|o| o.held && o.ours() && file::names(&self.path, o.id))
+    }
+
     /// Opens the file, creating it if necessary, and asks whether somebody else has the lock. Never takes it.
     ///
     /// Says [`State::Free`] too if the lock is ours already.

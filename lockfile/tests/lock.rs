@@ -151,6 +151,25 @@ fn a_file_that_is_open_here_may_be_probed_but_not_opened_twice() {
 }
 
 #[test]
+fn a_lock_whose_file_is_removed_is_not_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock");
+    let mut lock = Lockfile::new(&path);
+    assert!(!lock.is_in_place());
+    lock.open().unwrap();
+    assert!(!lock.is_in_place(), "open, not held");
+    assert_eq!(lock.get().unwrap(), Got::Acquired);
+    assert!(lock.is_in_place());
+    fs::rename(&path, dir.path().join("y")).unwrap();
+    assert!(!lock.is_in_place() && lock.is_held());
+    fs::write(&path, "1\n").unwrap();
+    assert!(!lock.is_in_place(), "another one's file");
+    lock.close().unwrap();
+    assert_eq!(lock.get().unwrap(), Got::Acquired);
+    assert!(lock.is_in_place());
+}
+
+#[test]
 fn a_file_replaced_between_open_and_get_is_not_what_gets_locked() {
     let (_dir, path) = place();
     let mut ours = Lockfile::new(&path);

@@ -107,13 +107,13 @@ fn watch(
         common,
         signals,
         store,
+        lock,
         Box::new(move |r| {
             *keep.borrow_mut() = r.err().map(|f| Fatal::new(f.exit, f.text.clone()));
             on_start(r);
         }),
     )?;
     let exit = cop.run();
-    lock.close()?;
     match failure.take() {
         Some(f) => Err(f.into()),
         None => Ok(exit),

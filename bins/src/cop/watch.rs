@@ -11,6 +11,7 @@
 
 mod end;
 mod events;
+mod files;
 mod verdict;
 
 use self::end::manager_limits;
@@ -24,6 +25,7 @@ use crate::suite::{self, Runtime};
 use crate::sweep::Sweep;
 use crate::ward::Ward;
 use anyhow::Context;
+use lockfile::Lockfile;
 use policy::Time;
 use policy::check::{Check, Lock, Observation, Pulse, Verdict};
 use policy::child::{Action, Child, Event, State};
@@ -63,7 +65,10 @@ pub struct Cop {
     config: Config,
     common: Common,
     runtime: Runtime,
+    lock: Lockfile,
     token: String,
+    /// It is said that our files are gone and can't be made anew.
+    is_lost: bool,
     signals: Signals,
     notify: NotifySocket,
     upstream: Notifier,
@@ -87,7 +92,7 @@ pub struct Cop {
     phase: Phase,
     on_start: Option<OnStart>,
     watch_stdin: bool,
-    /// When this cop began: with its pid, that is who it is.
+    /// When this cop began, or had to make its files anew: with its pid, that is who it is.
     since: Time,
     /// A suite ran before this cop did: nothing that goes wrong at its start is a reason to stop it.
     found_running: bool,
@@ -124,7 +129,7 @@ enum Source {
 }
 
 impl Cop {
-    /// A watcher that holds `cop.lock` already (its caller sees to that).
+    /// A watcher that holds that `cop.lock`.
     ///
     /// # Errors
     /// The notify socket or the token can't be made.
@@ -133,6 +138,7 @@ impl Cop {
         common: Common,
         signals: Signals,
         store: FdStore,
+        lock: Lockfile,
         on_start: OnStart,
     ) -> anyhow::Result<Cop> {
         let runtime = Runtime::new(&config.suite.runtime_dir);
@@ -173,6 +179,8 @@ impl Cop {
             config,
             common,
             runtime,
+            lock,
+            is_lost: false,
             signals,
         })
     }
@@ -309,6 +317,7 @@ impl Cop {
         if now >= self.next_check && !self.is_stopping() {
             self.next_check = now + self.config.cop.interval;
             crate::logging::tick();
+            self.keep_files(now);
             self.check(now);
         }
         if let Some((every, next)) = &mut self.watchdog

@@ -97,7 +97,10 @@ impl Cop {
             let told = supervisor::reaper::end_children(Duration::from_secs(1));
             log::warn!("event=left-behind processes={told}: ended by cop, since nobody else was left to");
         }
-        self.runtime.clean();
+        // where another suite has begun, what is there is its
+        if self.lock.is_in_place() {
+            self.runtime.clean();
+        }
         let fatal = because.take();
         log::info!("event=stopped");
         if let (Some(tell), Some(f)) = (self.on_start.take(), &fatal) {
