@@ -106,6 +106,27 @@ fn a_pause_outlives_all_three_and_is_a_start() {
     s.terminate(init);
 }
 
+/// Cop would end with 78, and the container with it.
+#[test]
+fn a_file_that_is_wrong_ends_no_container() {
+    let Some(mut s) = contained("") else { return };
+    let right = fs::read_to_string(s.path("traffic.toml")).unwrap();
+    fs::write(s.path("traffic.toml"), "[server").unwrap();
+    for programs in [&["cop"][..], &["cop", "manager", "server"]] {
+        let cop = s.pid("cop");
+        let mark = s.mark();
+        for p in programs {
+            s.kill(p, SIGKILL);
+        }
+        other(&s, "cop", cop);
+        assert_eq!(s.get("/").code, 200);
+        s.wait(mark, &["event=serving"]);
+    }
+    fs::write(s.path("traffic.toml"), right).unwrap();
+    let init = init_of(&s);
+    s.terminate(init);
+}
+
 #[test]
 fn a_cop_that_hangs_is_replaced_by_the_first_process() {
     let Some(mut s) = contained("") else { return };

@@ -1,6 +1,6 @@
 //! What the command lines of the three programs have in common.
 
-use crate::config::{self, Config, Faults, Loaded, Sources};
+use crate::config::{self, Accepted, Config, Faults, Loaded, Sources};
 use crate::exit::Exit;
 use std::ffi::OsString;
 use std::io;
@@ -76,7 +76,33 @@ impl Common {
     /// # Errors
     /// All its faults.
     pub fn load(&self) -> Result<Loaded, Faults> {
-        self.load_by(config::load)
+        self.load_by(None, config::load)
+    }
+
+    /// Loads what the suite has accepted of the file, whatever the file says now. Without that, and if this program accepts it no
+    /// more (it is another version), what the file says.
+    ///
+    /// # Errors
+    /// All its faults.
+    pub fn load_accepted(&self, accepted: Option<&Accepted>) -> Result<Loaded, Faults> {
+        let Some(accepted) = accepted else { return self.load() };
+        let old = accepted.text().map_err(|e| e.to_string());
+        match old.and_then(|text| self.load_text(text).map_err(|faults| faults.to_string())) {
+            Ok(loaded) => Ok(loaded),
+            Err(why) => {
+                // before there is a log
+                eprintln!("event=config-unusable: the configuration that was accepted: {why}");
+                self.load()
+            }
+        }
+    }
+
+    /// Loads that text as if it were the file's.
+    ///
+    /// # Errors
+    /// All its faults.
+    pub fn load_text(&self, text: String) -> Result<Loaded, Faults> {
+        self.load_by(Some(text), config::load)
     }
 
     /// Loads it for a command that only asks a suite that runs: faults are told on stderr, and don't keep it from asking.
@@ -84,14 +110,18 @@ impl Common {
     /// # Errors
     /// All faults, if they leave it in doubt which suite is meant.
     pub fn load_to_ask(&self) -> Result<Config, Faults> {
-        let (loaded, faults) = self.load_by(config::load_to_ask)?;
+        let (loaded, faults) = self.load_by(None, config::load_to_ask)?;
         if let Some(faults) = faults {
             eprintln!("warning: with this configuration a start or a reload would be refused:\n{faults}");
         }
         Ok(loaded.config)
     }
 
-    fn load_by<T>(&self, load: impl Fn(&Sources<'_>) -> Result<T, Faults>) -> Result<T, Faults> {
+    fn load_by<T>(
+        &self,
+        text: Option<String>,
+        load: impl Fn(&Sources<'_>) -> Result<T, Faults>,
+    ) -> Result<T, Faults> {
         let mut set = self.set.clone();
         if let Some(dir) = &self.runtime_dir {
             let dir = std::path::absolute(dir).unwrap_or(dir.clone());
@@ -100,7 +130,7 @@ impl Common {
         if let Some(log) = &self.log {
             set.push(format!("suite.log={}", toml::Value::String(log.clone())));
         }
-        load(&Sources { file: self.config.clone(), set: &set, env: std::env::vars_os().collect() })
+        load(&Sources { file: self.config.clone(), text, set: &set, env: std::env::vars_os().collect() })
     }
 }
 

@@ -21,12 +21,12 @@ pub fn ask(common: &Common, method: &str, target: &str) -> anyhow::Result<Exit> 
     send(&common.load_to_ask()?, method, target)
 }
 
-/// The same for what makes the suite take its configuration: a wrong one isn't sent.
+/// Has the suite take its configuration anew: a wrong one isn't sent.
 ///
 /// # Errors
 /// All faults of the configuration; as [`ask`].
-pub fn apply(common: &Common, target: &str) -> anyhow::Result<Exit> {
-    send(&common.load()?.config, "POST", target)
+pub fn reload(common: &Common) -> anyhow::Result<Exit> {
+    send(&common.load()?.config, "POST", "/reload")
 }
 
 fn send(config: &Config, method: &str, target: &str) -> anyhow::Result<Exit> {

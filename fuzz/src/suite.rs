@@ -16,7 +16,7 @@ use traffic::orders::Order;
 pub fn config(bytes: &[u8]) {
     let file = memory_file(bytes);
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    match load(&Sources { file: Some(path.clone()), set: &[], env: Vec::new() }) {
+    match load(&Sources { file: Some(path.clone()), ..Sources::default() }) {
         Ok(loaded) => {
             assert!(!loaded.describe().is_empty());
             schedules(&loaded);
@@ -98,7 +98,7 @@ pub fn import(bytes: &[u8]) {
         Ok(toml) => {
             let file = memory_file(toml.as_bytes());
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            let loaded = load(&Sources { file: Some(path), set: &[], env: Vec::new() });
+            let loaded = load(&Sources { file: Some(path), ..Sources::default() });
             assert!(loaded.is_ok(), "{}\n{toml}", loaded.unwrap_err());
         }
     }

@@ -104,7 +104,7 @@ mod tests {
         write_all(dir.path()).unwrap();
         let path = dir.path().join("traffic.toml");
         let take =
-            |path: &Path| load(&Sources { file: Some(path.to_owned()), set: &[], env: Vec::new() }).unwrap();
+            |path: &Path| load(&Sources { file: Some(path.to_owned()), ..Sources::default() }).unwrap();
         let shipped = take(&path);
         assert_eq!(shipped.config.suite.user.as_deref(), Some("traffic"));
         let text = fs::read_to_string(&path).unwrap();

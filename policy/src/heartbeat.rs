@@ -76,6 +76,11 @@ impl Heartbeat {
         Heartbeat { limits, state: State::Off, generation: 0, misses: 0, last_call: zero, last_good: None }
     }
 
+    /// Other numbers, from the next probe on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Begins: first probe as soon as `tick` is called.
     pub fn start(&mut self, now: Time) {
         *self = Heartbeat {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 /// Larger files are refused.
-const MAX_FILE: u64 = 1 << 20;
+pub(super) const MAX_FILE: u64 = 1 << 20;
 /// Read when no file is named, if it's there.
 pub const DEFAULT_FILE: &str = "/etc/traffic/traffic.toml";
 
@@ -24,6 +24,8 @@ pub const DEFAULT_FILE: &str = "/etc/traffic/traffic.toml";
 pub struct Sources<'a> {
     /// A file that must exist; else [`DEFAULT_FILE`] if it's there.
     pub file: Option<PathBuf>,
+    /// What the file has said, instead of what it says now.
+    pub text: Option<String>,
     /// `KEY=VALUE` of the command line, later ones win.
     pub set: &'a [String],
     /// The environment.
@@ -64,6 +66,8 @@ pub struct Loaded {
     pub config: Config,
     /// The file, if one was read.
     pub file: Option<PathBuf>,
+    /// What it says; empty without a file.
+    pub text: String,
     /// For each key as written (`server.listen`): its value as text, and where it came from.
     pub effective: BTreeMap<&'static str, (String, Source)>,
     /// For each job what the file says of it, besides name, workers and command: key, value and line.
@@ -153,16 +157,22 @@ fn gather(sources: &Sources<'_>) -> (Loaded, Option<Faults>) {
     let mut l = Loader::default();
     let found: BTreeMap<OsString, OsString> = sources.env.iter().cloned().collect();
     l.defaults(&found);
-    let file = sources.file.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|p| p.exists()));
+    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|p| sources.text.is_some() || p.exists());
+    let file = sources.file.clone().or_else(default);
+    let mut text = String::new();
     if let Some(path) = &file {
-        l.file(path);
+        match sources.text.clone().map_or_else(|| read(path), Ok) {
+            Ok(found) => text = found,
+            Err(why) => l.fault(path.display().to_string(), why),
+        }
+        l.file(path, &text);
     }
     l.env(&found);
     l.cli(sources.set);
     l.preset();
     l.whole(file.as_deref());
     let faults = (!l.faults.is_empty()).then_some(Faults(l.faults));
-    (Loaded { config: l.config, file, effective: l.effective, job_keys: l.job_keys }, faults)
+    (Loaded { config: l.config, file, text, effective: l.effective, job_keys: l.job_keys }, faults)
 }
 
 #[derive(Default)]
@@ -248,18 +258,14 @@ impl Loader {
 
     // ---- the file ----
 
-    fn file(&mut self, path: &Path) {
+    fn file(&mut self, path: &Path, text: &str) {
         let shown = path.display().to_string();
-        let text = match read(path) {
-            Ok(text) => text,
-            Err(why) => return self.fault(shown, why),
-        };
-        let lines = Lines::of(&text);
+        let lines = Lines::of(text);
         let place = |span: Range<usize>| {
             let (line, column) = lines.at(span.start);
             format!("{shown}:{line}:{column}")
         };
-        let (table, errors) = DeTable::parse_recoverable(&text);
+        let (table, errors) = DeTable::parse_recoverable(text);
         for e in errors {
             self.fault(place(e.span().unwrap_or(0..0)), e.message().to_owned());
         }

@@ -139,7 +139,7 @@ fn command_line_over_environment_over_file_over_default() {
     let set = ["server.threads=4".to_owned()];
     let env =
         vec![("TRAFFIC_SERVER_THREADS".into(), "3".into()), ("TRAFFIC_COP_FAILURES".into(), "8".into())];
-    let l = load(&Sources { file: Some(path), set: &set, env }).unwrap();
+    let l = load(&Sources { file: Some(path), text: None, set: &set, env }).unwrap();
     assert_eq!((l.config.server.threads, l.config.cop.failures, l.config.suite.log.as_str()), (4, 8, "warn"));
     assert_eq!(l.effective["server.threads"].1, Source::Cli);
     assert_eq!(l.effective["cop.failures"].1, Source::Env("TRAFFIC_COP_FAILURES".into()));

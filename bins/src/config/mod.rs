@@ -3,8 +3,9 @@
 //! Precedence: command line > environment > file > default. All faults are found at once, each with its place.
 //!
 //! Read in this order: this file (what comes out), [`keys`] (the table), [`value`] (texts into values), [`route`], [`job`], [`job_values`], [`route_values`],
-//! [`load`](mod@load) (the sources and their faults), [`mod@reference`] (the table as text).
+//! [`load`](mod@load) (the sources and their faults), [`accepted`] (what the suite goes on with), [`mod@reference`] (the table as text).
 
+pub mod accepted;
 pub mod job;
 pub mod job_values;
 pub mod keys;
@@ -17,6 +18,7 @@ pub mod route;
 pub mod route_values;
 pub mod value;
 
+pub use accepted::Accepted;
 pub use job::Job;
 pub use load::{Fault, Faults, Loaded, Source, Sources, load, load_to_ask};
 pub use route::{Balance, Changes, Origin, Route};

@@ -35,6 +35,11 @@ impl Beat {
         Beat { name, machine: Heartbeat::new(limits), fetch: None, failed: false }
     }
 
+    /// Other numbers from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.machine.set_limits(limits);
+    }
+
     /// Begins to ask.
     pub fn start(&mut self, now: Time) {
         self.failed = false;

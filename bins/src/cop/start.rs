@@ -2,7 +2,7 @@
 
 use super::watch::Cop;
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{Accepted, Config, Loaded};
 use crate::exit::Exit;
 use crate::logging::rotate::Rotation;
 use crate::logging::{self, Fatal};
@@ -32,8 +32,10 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
     // the daemon's directory is /: what was given relative to ours is made absolute now
     let common = common.absolute().context("reading the current directory")?;
-    let config = common.load()?.config;
-    let who = privileges::prepare(&config)?;
+    let accepted = Accepted::find(&inherited);
+    let loaded = common.load_accepted(accepted.as_ref())?;
+    let config = &loaded.config;
+    let who = privileges::prepare(config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
@@ -44,9 +46,9 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
         let signals = catch()?;
         logging::init(NAME, &config.suite);
         store.adopt(inherited)?;
-        return watch(config, common, signals, store, Box::new(|_| {}));
+        return watch(loaded, common, signals, store, Box::new(|_| {}));
     }
-    let log = open_log(&config)?;
+    let log = open_log(config)?;
     let rotation = Rotation::new(&config.suite, who);
     if log.1.metadata().is_ok_and(|m| m.is_file()) {
         rotation.share().with_context(|| format!("sharing {}", log.0.display()))?;
@@ -77,7 +79,7 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
             }
         }
     });
-    let result = watch(config, common, signals, store, on_start);
+    let result = watch(loaded, common, signals, store, on_start);
     if let (Some(reporter), Err(e)) = (reporter.take(), &result) {
         reporter.report(logging::exit_of(e).code(), &format!("{e:#}"));
     }
@@ -85,12 +87,13 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
 }
 
 fn watch(
-    config: Config,
+    loaded: Loaded,
     common: Common,
     signals: Signals,
     store: FdStore,
     on_start: super::watch::OnStart,
 ) -> anyhow::Result<Exit> {
+    let config = &loaded.config;
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut lock = Lockfile::new(runtime.lock("cop"));
     if let Got::Held(h) = lock.get()? {
@@ -103,7 +106,7 @@ fn watch(
     let failure = Rc::new(RefCell::new(None));
     let keep = failure.clone();
     let cop = Cop::new(
-        config,
+        loaded,
         common,
         signals,
         store,

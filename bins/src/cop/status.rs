@@ -3,7 +3,7 @@
 use super::beats::{self, Proof};
 use super::record::{Record, rfc3339};
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{Config, load};
 use crate::control;
 use crate::exit::Exit;
 use crate::logging::Fatal;
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal};
+use std::path::Path;
 use std::time::Duration;
 use supervisor::clock;
 use supervisor::probe::Target;
@@ -27,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
     may_look(&config)?;
-    let seen = look(&config);
+    let mut seen = look(&config);
+    seen.status["suite"]["config"] = config_file(&config);
     if json {
         println!("{}", seen.status)
     } else {
@@ -211,6 +213,19 @@ fn tinted(state: &str, width: usize, colour: bool) -> String {
     }
 }
 
+/// The file of the configuration that runs, and whether it has changed since it was taken; null if that can't be said.
+fn config_file(config: &Config) -> Value {
+    let socket = Runtime::new(&config.suite.runtime_dir).control();
+    let Ok((200, said)) = control::request(&socket, "GET", "/config", PATIENCE) else { return Value::Null };
+    let said: Value = serde_json::from_str(&said).unwrap_or_default();
+    let (Some(file), Some(text)) = (said["file"].as_str(), said["text"].as_str()) else { return Value::Null };
+    let changed = match std::fs::metadata(file) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Some(true),
+        _ => load::read(Path::new(file)).ok().map(|now| now != text),
+    };
+    json!({ "file": file, "changed": changed })
+}
+
 /// The table for people.
 fn render(v: &Value, colour: bool) -> String {
     let text = |v: &Value| match v {
@@ -230,6 +245,10 @@ fn render(v: &Value, colour: bool) -> String {
     out += "\n";
     if let Some(list) = v["listen"].as_array() {
         out += &format!("listen   {}\n", list.iter().map(text).collect::<Vec<_>>().join(" "));
+    }
+    if v["suite"]["config"]["changed"] == true {
+        let file = text(&v["suite"]["config"]["file"]);
+        out += &format!("config   {file} has changed since it was taken (traffic_manager reload takes it)\n");
     }
     out += &format!(
         "{:<9}{:>8}  {:<12}{:>9}{:>11}{:>10}{:>10}  {}\n",

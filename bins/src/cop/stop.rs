@@ -138,5 +138,5 @@ fn options_of(pid: i32) -> Option<Common> {
 /// # Errors
 /// The configuration is wrong (nothing is sent then), or nobody is there.
 pub fn reload(common: &Common) -> anyhow::Result<Exit> {
-    crate::commands::apply(common, "/reload")
+    crate::commands::reload(common)
 }

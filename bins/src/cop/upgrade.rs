@@ -2,7 +2,7 @@
 //!
 //! Each program is replaced in the way that its death would be answered, since that costs nothing: cop first (systemd, or
 //! whoever is above it, starts the next one, which adopts the rest), then the manager (cop starts the next one), then the
-//! server by `restart`, which has the next one ready before the old one lets go.
+//! server by `reload`, which has the next one ready before the old one lets go.
 
 use super::stop;
 use crate::cli::Common;
@@ -42,7 +42,8 @@ pub fn run(common: &Common) -> anyhow::Result<Exit> {
     if let Some(manager) = held(&runtime, "manager")? {
         replace(&runtime, "manager", &manager, &config, || Ok(()))?;
     }
-    commands::apply(common, "/restart")
+    // the new programs, with the configuration as it is now
+    commands::reload(common)
 }
 
 fn held(runtime: &Runtime, program: &str) -> anyhow::Result<Option<Ward>> {

@@ -9,6 +9,7 @@
 //! Nothing here blocks: an alarm clock (SIGALRM, its default action ends the process) runs from each wake-up to the next
 //! poll, so a cop that hangs ends itself, and systemd or the operator starts another, which adopts everything.
 
+mod accept;
 mod end;
 mod events;
 mod files;
@@ -18,7 +19,7 @@ use self::end::manager_limits;
 use super::beats::{self, Beat, Proof};
 use super::record::Record;
 use crate::cli::Common;
-use crate::config::{Config, OnManagerDeath};
+use crate::config::{Config, Loaded, OnManagerDeath};
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::{self, Runtime};
@@ -63,6 +64,8 @@ enum Phase {
 /// The watcher.
 pub struct Cop {
     config: Config,
+    /// What was accepted of the file.
+    text: String,
     common: Common,
     runtime: Runtime,
     lock: Lockfile,
@@ -134,7 +137,7 @@ impl Cop {
     /// # Errors
     /// The notify socket or the token can't be made.
     pub fn new(
-        config: Config,
+        Loaded { config, text, .. }: Loaded,
         common: Common,
         signals: Signals,
         store: FdStore,
@@ -145,8 +148,7 @@ impl Cop {
         let at = runtime.notify("cop");
         let now = clock::now();
         let c = &config.cop;
-        let limits =
-            policy::heartbeat::Limits { interval: c.interval, timeout: c.timeout, failures: c.failures };
+        let limits = accept::heartbeat_limits(c);
         Ok(Cop {
             token: runtime.token().context("the heartbeat's token")?,
             notify: NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?,
@@ -177,6 +179,7 @@ impl Cop {
             sweep: None,
             last_server: 0,
             config,
+            text,
             common,
             runtime,
             lock,
@@ -404,6 +407,7 @@ impl Cop {
         if self.config.cop.on_manager_death == OnManagerDeath::Kill {
             self.kill_orphaned_server();
         }
+        self.offer_config();
         match self.spawn_manager() {
             Ok((pid, pidfd)) => {
                 log::info!("event=spawn of=manager pid={pid} fds={}", self.store.len());

@@ -222,7 +222,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.toml");
         std::fs::write(&file, toml).unwrap();
-        let loaded = load(&crate::config::Sources { file: Some(file), set: &[], env: Vec::new() });
+        let loaded = load(&crate::config::Sources { file: Some(file), ..crate::config::Sources::default() });
         loaded.unwrap_or_else(|e| panic!("{e}\n{toml}")).config
     }
 

@@ -4,8 +4,9 @@ use super::keep::Keep;
 use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
-use crate::config::Config;
+use crate::config::{Accepted, Config};
 use crate::privileges;
+use anyhow::Context;
 use policy::Time;
 use policy::child::State;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 use supervisor::clock;
 
-/// What has changed that this manager, or cop, goes on with as it was.
+/// What has changed that this manager and cop go on with as it was.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let log = |c: &Config| {
         let s = c.suite.clone();
@@ -25,7 +26,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("suite.runtime_dir", old.suite.runtime_dir != new.suite.runtime_dir),
         ("suite.state_dir", old.suite.state_dir != new.suite.state_dir),
         ("suite.log*", log(old) != log(new)),
-        ("cop.*", old.cop != new.cop),
         ("manager.admin", old.manager.admin != new.manager.admin),
         ("manager.oom_score_adj", old.manager.oom_score_adj != new.manager.oom_score_adj),
         ("manager.cgroup", old.manager.cgroup != new.manager.cgroup),
@@ -40,7 +40,9 @@ impl Keep {
     /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
     pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
         anyhow::ensure!(!self.is_stopping(), "the suite is being stopped");
-        let new = self.common.load()?.config;
+        let loaded = self.common.load()?;
+        let accepted = Accepted::of(&loaded.text).context("keeping the configuration")?;
+        let new = loaded.config;
         let credentials = privileges::prepare(&new)?;
         privileges::share_notify(&self.runtime, credentials.as_ref())?;
         let kept = needs_restart(&self.first_config, &new);
@@ -60,6 +62,7 @@ impl Keep {
             self.upstream.forget_fds(&gone.fd_name());
         }
         *self.listeners.borrow_mut() = listeners;
+        *self.accepted.borrow_mut() = accepted;
         self.store_fds(&self.upstream);
         self.server.borrow_mut().machine.set_limits(limits(&new));
         let limits = limits(&new);
@@ -106,6 +109,11 @@ impl Keep {
                 ))
             }
         }
+    }
+
+    /// The configuration that was accepted, with the file that it was read from.
+    pub fn running_config(&self) -> Value {
+        json!({ "file": self.file, "text": self.accepted.borrow().text().ok() })
     }
 
     /// How long a server may take to be replaced in order.

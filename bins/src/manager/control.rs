@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /heartbeat` | `200 traffic_manager pid=N`; the header `traffic-cop: PID` introduces a cop, and `traffic-server-answered: MS` says when the server answered it |
 //! | `GET /status` | the state as JSON |
+//! | `GET /config` | the configuration file as it was accepted, as JSON: its path and its text |
 //! | `GET /metrics` | the numbers as Prometheus reads them |
 //! | `POST /restart` | when the next server is ready, or why it isn't |
 //! | `POST /reload` | the same, with the configuration taken anew; 422 with all its faults |
@@ -231,6 +232,7 @@ async fn answer(
             text(StatusCode::OK, format!("traffic_manager pid={}\n", std::process::id()))
         }
         (&Method::GET, "/status") => status(keep),
+        (&Method::GET, "/config") => text(StatusCode::OK, format!("{}\n", keep.running_config())),
         (&Method::GET, "/metrics") => metrics(keep).await,
         (&Method::POST, "/restart") => {
             if keep.is_stopping() {
@@ -262,9 +264,10 @@ async fn answer(
             let waited = keep.go_on();
             text(StatusCode::OK, format!("resumed: {waited} connections had waited\n"))
         }
-        (_, "/heartbeat" | "/status" | "/metrics" | "/restart" | "/reload" | "/pause" | "/resume") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n"))
-        }
+        (
+            _,
+            "/heartbeat" | "/status" | "/config" | "/metrics" | "/restart" | "/reload" | "/pause" | "/resume",
+        ) => text(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}\n")),
         _ => match jobs::command::answer(keep, method, path, query).await {
             Some((status, said)) => text(status, said),
             None => text(StatusCode::NOT_FOUND, format!("{path}: no such command\n")),

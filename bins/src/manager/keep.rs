@@ -14,7 +14,7 @@ use super::replace::Replace;
 use super::standby::Standby;
 use super::watch::Watch;
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{Accepted, Config, accepted};
 use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::server::legacy::Legacy;
@@ -25,6 +25,7 @@ use policy::child::{Child, Event, State};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use supervisor::clock;
@@ -33,6 +34,10 @@ use supervisor::notify::{Notifier, NotifySocket};
 /// The manager's state.
 pub struct Keep {
     pub(super) config: RefCell<Config>,
+    /// As it was accepted.
+    pub(super) accepted: RefCell<Accepted>,
+    /// Of which file.
+    pub(super) file: Option<PathBuf>,
     /// That of our begin.
     pub(super) first_config: Config,
     pub(super) common: Common,
@@ -88,6 +93,10 @@ pub struct Server {
 pub struct Start {
     /// The configuration.
     pub config: Config,
+    /// Its text.
+    pub accepted: Accepted,
+    /// Its file.
+    pub file: Option<PathBuf>,
     /// The options, to take it anew.
     pub common: Common,
     /// The files of the suite.
@@ -125,6 +134,8 @@ impl Keep {
     pub fn new(start: Start) -> Rc<Keep> {
         let Start {
             config,
+            accepted,
+            file,
             common,
             runtime,
             listeners,
@@ -168,6 +179,8 @@ impl Keep {
             replace_failed: RefCell::default(),
             first_config: config.clone(),
             config: RefCell::new(config),
+            accepted: RefCell::new(accepted),
+            file,
             common,
             runtime,
             listeners: RefCell::new(listeners),
@@ -207,6 +220,7 @@ impl Keep {
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
+        cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]);
         self.memo.borrow().store(cop);
         self.estates.borrow().store(cop);
         self.store_pages(cop);

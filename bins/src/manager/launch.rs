@@ -3,7 +3,7 @@
 //! After each event the one timer is set to the machine's next deadline.
 
 use super::keep::Keep;
-use crate::config::Config;
+use crate::config::{Config, accepted};
 use crate::orders::{CHANNEL, channel_name};
 use crate::privileges;
 use crate::suite;
@@ -136,8 +136,10 @@ impl Keep {
         let credentials = privileges::server(&config)?;
         let list = self.listeners.borrow();
         let mut fds: Vec<_> = list.iter().map(|l| (l.fd_name(), l.fd.as_fd())).collect();
+        let accepted = self.accepted.borrow();
         if let Some((_, theirs)) = &channel {
             fds.push((CHANNEL.to_owned(), theirs.as_fd()));
+            fds.push((accepted::NAME.to_owned(), accepted.as_fd()));
         }
         let mut env = vec![
             ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),

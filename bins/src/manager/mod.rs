@@ -35,6 +35,7 @@ use self::listeners::Access;
 use self::memo::Memo;
 use crate::cli::Common;
 use crate::commands;
+use crate::config::Accepted;
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::orders;
@@ -198,8 +199,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Run(common) => serve(&common),
         Command::Status(common) => commands::ask(&common, "GET", "/status"),
         Command::Metrics(common) => commands::ask(&common, "GET", "/metrics"),
-        Command::Reload(common) => commands::apply(&common, "/reload"),
-        Command::Restart { name: None, common } => commands::apply(&common, "/restart"),
+        Command::Reload(common) => commands::reload(&common),
+        Command::Restart { name: None, common } => commands::ask(&common, "POST", "/restart"),
         Command::Restart { name: Some(name), common } => commands::job(&common, &name, "restart"),
         Command::Top { every, common } => top::run(&common, every),
         Command::List { names: false, common } => commands::list(&common),
@@ -250,7 +251,12 @@ fn live(
     upstream: &Notifier,
 ) -> anyhow::Result<Exit> {
     let common = common.absolute()?;
-    let config = common.load()?.config;
+    let accepted = Accepted::take(&mut inherited);
+    let loaded = common.load_accepted(accepted.as_ref())?;
+    let accepted = accepted.filter(|a| a.text().is_ok_and(|text| text == loaded.text));
+    let accepted =
+        accepted.map_or_else(|| Accepted::of(&loaded.text), Ok).context("keeping the configuration")?;
+    let config = loaded.config;
     logging::init(NAME, &config.suite);
     let credentials = privileges::prepare(&config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
@@ -294,6 +300,8 @@ fn live(
     log::info!("event=start listen={:?}", listeners::names(&listeners));
     let keep = Keep::new(Start {
         config,
+        accepted,
+        file: loaded.file,
         common,
         runtime,
         listeners,

@@ -16,7 +16,7 @@ use self::duty::Duty;
 use self::legacy::Legacy;
 use self::succession::Start;
 use crate::cli::Common;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::logging::{self, Fatal};
 use crate::manager::{listeners, take_lock};
@@ -77,7 +77,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Result<Exit> {
     let mut inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
     let channel = succession::channel(&mut inherited);
-    let config = common.absolute()?.load()?.config;
+    let accepted = config::Accepted::take(&mut inherited);
+    let config = common.absolute()?.load_accepted(accepted.as_ref())?.config;
     logging::init(NAME, &config.suite);
     privileges::refuse_root(&config)?;
     dirs::ensure(&config.suite.runtime_dir)?;

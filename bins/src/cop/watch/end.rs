@@ -17,18 +17,8 @@ impl Cop {
         self.phase = Phase::Stopping { because, server: None, to_sweep };
         self.manager_beat.stop();
         self.server_beat.stop();
-        self.renew_limits();
         self.feed(Event::WantDown, now);
         self.step_stop(now);
-    }
-
-    /// What the manager was told to read since we started may need more time to stop: a job that came, a longer drain.
-    /// A file that is wrong now changes nothing.
-    fn renew_limits(&mut self) {
-        let Ok(new) = self.common.load().map(|l| manager_limits(&l.config)) else { return };
-        if new.stop.whole() > self.manager.limits().stop.whole() {
-            self.manager.set_limits(new);
-        }
     }
 
     /// When the manager is gone: see to a server that it left behind.

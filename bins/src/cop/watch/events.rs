@@ -1,6 +1,7 @@
 //! What happened: signals, notify datagrams, exits.
 
 use super::*;
+use crate::config::accepted;
 
 impl Cop {
     pub(super) fn on_signals(&mut self, now: Time) {
@@ -83,6 +84,9 @@ impl Cop {
     }
 
     pub(super) fn keep(&mut self, name: &str, fds: Vec<std::os::fd::OwnedFd>) {
+        if name == accepted::NAME && !self.take_config(&fds) {
+            return;
+        }
         match self.store.add(name, fds) {
             Ok(()) => log::debug!("event=fdstore name={name} total={}", self.store.len()),
             // systemd, too, has to hand on what it keeps

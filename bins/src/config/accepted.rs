@@ -1,0 +1,111 @@
+//! The configuration file as the suite has accepted it: at its start, or by a reload.
+//!
+//! Whoever is started later (a server, the next manager, the next cop) goes on with that, and not with what the file says by
+//! then: it may be half edited, wrong, or gone, and a death is no moment to find that out. The text is in memory that nobody can
+//! change any more; cop keeps it and hands it on.
+
+use super::load::MAX_FILE;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use supervisor::listen_fds::Inherited;
+
+/// The name under which it is kept and handed on.
+pub const NAME: &str = "config";
+
+const SEALS: SealFlags =
+    SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
+
+/// That text.
+#[derive(Debug)]
+pub struct Accepted(File);
+
+impl Accepted {
+    /// Of that text.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn of(text: &str) -> io::Result<Accepted> {
+        let mut file = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        file.write_all(text.as_bytes())?;
+        // servers have it too, and what they could write root would read
+        fcntl_add_seals(&file, SEALS)?;
+        Ok(Accepted(file))
+    }
+
+    /// One that was handed over.
+    ///
+    /// # Errors
+    /// It could still be changed: it isn't one of ours.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Accepted> {
+        match fcntl_get_seals(&fd) {
+            Ok(seals) if seals.contains(SEALS) => Ok(Accepted(fd.into())),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it isn't sealed")),
+        }
+    }
+
+    /// Takes it out of what was inherited, if it is there.
+    pub fn take(inherited: &mut Vec<Inherited>) -> Option<Accepted> {
+        let fds = crate::suite::take_named(inherited, |name| (name == NAME).then_some(()));
+        fds.into_iter().filter_map(|((), fd)| Accepted::from_fd(fd).ok()).next_back()
+    }
+
+    /// The same, and leaves it where it is.
+    pub fn find(inherited: &[Inherited]) -> Option<Accepted> {
+        let named = inherited.iter().rev().filter(|i| i.name == NAME);
+        named.filter_map(|i| Accepted::from_fd(i.fd.try_clone().ok()?).ok()).next()
+    }
+
+    /// The text.
+    ///
+    /// # Errors
+    /// It can't be read, is longer than a file may be, or is none.
+    pub fn text(&self) -> io::Result<String> {
+        let length = self.0.metadata()?.len();
+        if length > MAX_FILE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long"));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.0.read_exact_at(&mut bytes, 0)?;
+        String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+}
+
+impl AsFd for Accepted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<Accepted> for OwnedFd {
+    fn from(accepted: Accepted) -> OwnedFd {
+        accepted.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_accepted_is_handed_on_and_nobody_changes_it() {
+        let first = Accepted::of("[server]\n").unwrap();
+        let handed = || Inherited { name: NAME.into(), fd: first.as_fd().try_clone_to_owned().unwrap() };
+        let other = || Inherited { name: "other".into(), fd: handed().fd };
+        let mut inherited = vec![other(), handed()];
+        let next = Accepted::take(&mut inherited).unwrap();
+        assert_eq!((next.text().unwrap().as_str(), inherited.len()), ("[server]\n", 1));
+        assert!(Accepted::take(&mut inherited).is_none());
+        let file = File::from(next.as_fd().try_clone_to_owned().unwrap());
+        assert!(file.write_all_at(b"x", 0).is_err() && file.set_len(0).is_err() && file.set_len(99).is_err());
+        assert_eq!(next.text().unwrap(), "[server]\n");
+        // what could be changed isn't believed
+        let open = memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(Accepted::take(&mut vec![Inherited { name: NAME.into(), fd: open }]).is_none());
+        let file = File::open("/dev/null").unwrap().into();
+        assert!(Accepted::take(&mut vec![Inherited { name: NAME.into(), fd: file }]).is_none());
+        assert_eq!(Accepted::of("").unwrap().text().unwrap(), "");
+    }
+}

@@ -1,0 +1,95 @@
+//! The configuration that a suite has accepted: what runs goes on with it, whatever becomes of the file.
+
+mod common;
+
+use common::*;
+use std::fs;
+
+fn config(s: &Suite, says: &str, more: &str) {
+    let route = format!("[[route]]\nrespond = 200\nrespond_body = \"{says}\"\n");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n{more}{route}"));
+}
+
+fn serving(says: &str) -> Suite {
+    let mut s = Suite::new("");
+    config(&s, says, "");
+    s.start();
+    s
+}
+
+fn says(s: &Suite) -> String {
+    s.get("/").text()
+}
+
+/// Whoever can be started later is: the second server hasn't read the file before the first one died.
+#[track_caller]
+fn kill_and_ask(s: &Suite, want: &str) {
+    for _ in 0..3 {
+        s.kill("server", SIGKILL);
+        assert_eq!(says(s), want, "{}", s.log.text());
+    }
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    s.kill("server", SIGKILL);
+    assert_eq!(says(s), want, "{}", s.log.text());
+}
+
+#[test]
+fn a_file_that_is_wrong_or_gone_or_new_changes_nothing_before_a_reload() {
+    let mut s = serving("one");
+    assert_eq!(says(&s), "one");
+    let file = s.path("traffic.toml");
+    let right = fs::read_to_string(&file).unwrap();
+    // half edited
+    fs::write(&file, &right[..right.len() / 2]).unwrap();
+    kill_and_ask(&s, "one");
+    let said = expect_code(&s.run(MANAGER, &["reload"]), 78);
+    assert!(said.contains("traffic.toml"), "{said}");
+    assert_eq!(says(&s), "one");
+    fs::remove_file(&file).unwrap();
+    kill_and_ask(&s, "one");
+    // right, and not taken yet: who looks is told
+    config(&s, "two", "");
+    kill_and_ask(&s, "one");
+    let changed = "traffic.toml has changed since it was taken (traffic_manager reload takes it)";
+    assert!(expect_code(&s.run(COP, &["status"]), 0).contains(changed));
+    expect_code(&s.run(MANAGER, &["restart"]), 0);
+    assert_eq!(says(&s), "one", "a restart is none of the configuration");
+    expect_code(&s.run(MANAGER, &["reload"]), 0);
+    assert_eq!(says(&s), "two");
+    assert!(!expect_code(&s.run(COP, &["status"]), 0).contains(changed));
+    fs::write(&file, "[server").unwrap();
+    kill_and_ask(&s, "two");
+    s.stop();
+}
+
+#[test]
+fn cop_takes_its_part_of_a_reload() {
+    let mut s = serving("one");
+    let mark = s.mark();
+    config(&s, "one", &TIGHT.replace("failures = 2", "failures = 4"));
+    let said = expect_code(&s.run(MANAGER, &["reload"]), 0);
+    assert!(!said.contains("needs a restart"), "{said}");
+    s.wait(mark, &["traffic_cop", "event=config-taken"]);
+    let mark = s.mark();
+    s.kill("manager", SIGSTOP);
+    s.wait(mark, &["traffic_cop", "event=heartbeat-failed of=manager misses=4"]);
+    s.wait(mark, &["traffic_cop", "event=spawn of=manager"]);
+    assert_eq!(says(&s), "one");
+    s.stop();
+}
+
+#[test]
+fn the_next_cop_has_it_too() {
+    let mut s = serving("one");
+    // it is not handed its fds: they come from the manager
+    s.kill("cop", SIGKILL);
+    config(&s, "two", "");
+    let mark = s.mark();
+    s.start();
+    s.wait(mark, &["traffic_cop", "event=config-taken"]);
+    fs::write(s.path("traffic.toml"), "[server").unwrap();
+    kill_and_ask(&s, "one");
+    s.stop();
+}
