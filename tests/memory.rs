@@ -131,17 +131,39 @@ fn a_pause_and_the_last_exit_of_the_server_outlive_the_manager() {
 }
 
 #[test]
-fn work_that_was_done_by_another_configuration_is_not_done() {
-    let mut s = suite();
+fn a_restart_that_is_under_way_is_gone_on_with() {
+    let mut s = Suite::new("");
+    let gate = s.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    jobs::config(&s, &format!("[[job]]\nname = \"many\"\nworkers = 3\n{READY}"));
     s.start();
-    told(&s, &["wait-ready", "once"]);
-    s.wait(0, &["event=gave-up of=job", "job=loop "]);
+    told(&s, &["wait-ready", "many"]);
+    // the next ones are ready when somebody has opened the gate
+    let script = format!(": <{}; echo >&$NOTIFY_FD; exec sleep 1000", gate.display());
+    jobs::config(
+        &s,
+        &format!(
+            "[[job]]\nname = \"many\"\nworkers = 3\nenv = [\"OF=new\"]\nready = \"fd\"\n\
+             command = [\"sh\", \"-c\", {script:?}]\n"
+        ),
+    );
+    expect_code(&s.run(MANAGER, &["reload"]), 0);
+    let new = |s: &Suite| {
+        let pids: Vec<i64> = workers(s, "many").iter().filter_map(|w| w["pid"].as_i64()).collect();
+        let is_new = |pid: &i64| {
+            let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            env.split(|b| *b == 0).any(|v| v == b"OF=new")
+        };
+        (pids.len() == 3).then(|| pids.iter().filter(|p| is_new(p)).count())
+    };
+    s.until("the first one is replaced", || new(&s) == Some(1));
     until_kept(&s);
-    let config = std::fs::read_to_string(s.path("traffic.toml")).unwrap();
-    let config = config.replace("restart = \"never\"", "restart = \"always\"");
-    std::fs::write(s.path("traffic.toml"), config.replace("[\"false\"]", "[\"sleep\", \"1000\"]")).unwrap();
+    let mark = s.mark();
     s.kill("manager", SIGKILL);
-    s.until("it runs again", || runs(&s) >= 2);
-    told(&s, &["wait-ready", "loop"]);
+    s.wait(mark, &["traffic_manager", "event=adopted of=job job=many worker=2"]);
+    let _open = std::fs::OpenOptions::new().read(true).write(true).open(&gate).unwrap();
+    s.until("all are replaced", || new(&s) == Some(3));
+    told(&s, &["wait-ready", "many"]);
+    s.until("it is over", || manager(&s)["manager"]["kept"] == true && job(&s, "many")["ready"] == true);
     s.stop();
 }

@@ -65,6 +65,8 @@ pub(super) struct Job {
     pub(super) up: bool,
     /// It doesn't sleep.
     pub(super) awake: bool,
+    /// Managers that have begun its restart, which isn't over; 0: none is under way.
+    pub(super) rolling: u32,
     /// Success, failure, hang.
     pub(super) ends: [u64; 3],
     pub(super) workers: BTreeMap<usize, Process>,

@@ -265,7 +265,8 @@ impl Keep {
             let configured = j.config.borrow().workers;
             let (want, up) = (j.want.get(), j.up.get());
             let awake = j.call.is_awake();
-            let job = memo::Job { configured, want, up, awake, ends: j.ends.all(), workers };
+            let rolling = j.rolling.to_remember();
+            let job = memo::Job { configured, want, up, awake, rolling, ends: j.ends.all(), workers };
             (j.name.clone(), job)
         };
         list.iter().filter(|j| !j.removed.get()).map(of).collect()

@@ -14,9 +14,29 @@ pub(super) struct Rolling {
     now: Cell<bool>,
     /// One more waits for it, in which all that are asked for meanwhile have their part.
     next: Cell<bool>,
+    /// Managers that died over it.
+    died: Cell<u32>,
+}
+
+/// A restart that so many managers have died over isn't gone on with.
+const DIED: u32 = 3;
+
+impl Rolling {
+    /// For the next manager: how many have begun it; 0: none is under way.
+    pub(super) fn to_remember(&self) -> u32 {
+        u32::from(self.now.get() || self.next.get()) * (self.died.get() + 1)
+    }
 }
 
 impl Keep {
+    /// Goes on with a restart that the last manager has begun: some workers may be as they were before a reload.
+    pub(super) fn roll_on(self: &Rc<Self>, job: Rc<Job>, begun: u32) {
+        if (1..=DIED).contains(&begun) {
+            job.rolling.died.set(begun);
+            self.roll(job);
+        }
+    }
+
     /// Restarts a job in the background.
     pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>) {
         if job.rolling.next.replace(true) {
@@ -42,8 +62,10 @@ impl Keep {
             return Ok(());
         }
         job.rolling.now.set(true);
+        self.remember_soon();
         let result = self.roll_workers(job).await;
         job.rolling.now.set(false);
+        job.rolling.died.set(0);
         self.wake_changes();
         // those that go with it waited for the last worker
         self.settle_jobs();
@@ -65,7 +87,7 @@ impl Keep {
                 })
             });
             if done.await != Some(true) {
-                let why = format!("worker {} of {} didn't get ready: {}\n", w.index, job.name, w.status());
+                let why = format!("{} of {} didn't get ready\n", w.in_words(), job.name);
                 return Err(why);
             }
         }

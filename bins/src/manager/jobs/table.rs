@@ -61,6 +61,9 @@ impl Keep {
         self.store_jobs();
         self.adopt_jobs();
         self.recall_workers(&last);
+        for (name, was) in &last {
+            self.job(name).into_iter().for_each(|job| self.roll_on(job, was.rolling));
+        }
         self.memo.borrow_mut().begin();
         if !self.jobs.borrow().list.is_empty() {
             self.end_unknown();
@@ -258,4 +261,45 @@ fn order(list: &[Rc<Job>]) -> Rc<Order> {
     };
     let table: Vec<_> = list.iter().map(|j| (j.name.clone(), after(j))).collect();
     Rc::new(Order::new(&table).unwrap_or_else(|_| Order::of_strangers(list.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::jobs::Worker;
+    use policy::child::Child;
+    use policy::jobs::Restart;
+
+    #[test]
+    fn what_another_program_has_done_is_not_done_and_what_has_changed_is_tried_again() {
+        let job = |command: &str, restart, grace| {
+            let config = config::Job {
+                name: "a".into(),
+                command: vec![command.into()],
+                restart,
+                start_grace: std::time::Duration::from_secs(grace),
+                ..config::Job::default()
+            };
+            Job::new(config, Sockets::default())
+        };
+        let was = |job: &Job, finished, gave_up| {
+            let (program, config) = job.marks();
+            memo::Process { program, config, finished, gave_up, restarts: 7, ..memo::Process::default() }
+        };
+        let recalled = |job: &Job, was: &memo::Process| {
+            let w = Worker::new(0, Child::new(limits(&job.config.borrow())));
+            w.recall(job, job.marks(), was);
+            w.has_finished()
+        };
+        let old = job("x", Restart::Never, 1);
+        let (done, given_up) = (was(&old, Some(true), false), was(&old, Some(false), true));
+        assert_eq!((recalled(&old, &done), recalled(&old, &given_up)), (Some(true), Some(false)));
+        // its work is done whatever else has changed; what was given up may do better
+        let slower = job("x", Restart::Never, 2);
+        assert_eq!((recalled(&slower, &done), recalled(&slower, &was(&old, None, true))), (Some(true), None));
+        let (other, always) = (job("y", Restart::Never, 1), job("x", Restart::Always, 1));
+        for job in [other, always] {
+            assert_eq!((recalled(&job, &done), recalled(&job, &was(&old, None, true))), (None, None));
+        }
+    }
 }
