@@ -49,13 +49,19 @@ impl Accepted {
     /// Takes it out of what was inherited, if it is there.
     pub fn take(inherited: &mut Vec<Inherited>) -> Option<Accepted> {
         let fds = crate::suite::take_named(inherited, |name| (name == NAME).then_some(()));
-        fds.into_iter().filter_map(|((), fd)| Accepted::from_fd(fd).ok()).next_back()
+        Accepted::newest(fds.into_iter().map(|((), fd)| fd))
     }
 
     /// The same, and leaves it where it is.
     pub fn find(inherited: &[Inherited]) -> Option<Accepted> {
-        let named = inherited.iter().rev().filter(|i| i.name == NAME);
-        named.filter_map(|i| Accepted::from_fd(i.fd.try_clone().ok()?).ok()).next()
+        let named = inherited.iter().filter(|i| i.name == NAME);
+        Accepted::newest(named.filter_map(|i| i.fd.try_clone().ok()))
+    }
+
+    /// Whoever keeps them may have missed that one was to be forgotten.
+    fn newest(fds: impl Iterator<Item = OwnedFd>) -> Option<Accepted> {
+        let ours = fds.filter_map(|fd| Accepted::from_fd(fd).ok());
+        ours.max_by_key(|a| a.0.metadata().and_then(|m| m.modified()).ok())
     }
 
     /// The text.
@@ -98,6 +104,18 @@ mod tests {
         let next = Accepted::take(&mut inherited).unwrap();
         assert_eq!((next.text().unwrap().as_str(), inherited.len()), ("[server]\n", 1));
         assert!(Accepted::take(&mut inherited).is_none());
+        // of several it is the newest, whatever their order
+        let second = Accepted::of("# two\n").unwrap();
+        second
+            .0
+            .set_modified(first.0.metadata().unwrap().modified().unwrap() + std::time::Duration::from_secs(1))
+            .unwrap();
+        let newer = || Inherited { name: NAME.into(), fd: second.as_fd().try_clone_to_owned().unwrap() };
+        for mut both in [vec![handed(), newer()], vec![newer(), handed()]] {
+            assert_eq!(Accepted::find(&both).unwrap().text().unwrap(), "# two\n");
+            assert_eq!(Accepted::take(&mut both).unwrap().text().unwrap(), "# two\n");
+            assert!(both.is_empty());
+        }
         let file = File::from(next.as_fd().try_clone_to_owned().unwrap());
         assert!(file.write_all_at(b"x", 0).is_err() && file.set_len(0).is_err() && file.set_len(99).is_err());
         assert_eq!(next.text().unwrap(), "[server]\n");

@@ -29,7 +29,9 @@ pub fn run(common: &Common, json: bool) -> anyhow::Result<Exit> {
     let config = common.load_to_ask()?;
     may_look(&config)?;
     let mut seen = look(&config);
-    seen.status["suite"]["config"] = config_file(&config);
+    if !seen.manager.is_null() {
+        seen.status["suite"]["config"] = config_file(&config);
+    }
     if json {
         println!("{}", seen.status)
     } else {
