@@ -485,6 +485,13 @@ fn files_that_are_removed_are_made_anew() {
         s.wait(mark, &["traffic_cop", "event=files-restored"]);
         serves(&s);
     }
+    // a server that is just starting may have made another one
+    let token = s.run_dir().join("heartbeat.token");
+    let (right, mark) = (fs::read_to_string(&token).unwrap(), s.mark());
+    fs::write(&token, "0".repeat(32)).unwrap();
+    s.wait(mark, &["traffic_cop", "event=files-restored"]);
+    assert_eq!(fs::read_to_string(&token).unwrap(), right);
+    serves(&s);
     assert_eq!(others, ["manager", "server"].map(|p| s.pid(p)));
     // the next server has the same token, the next manager what cop has kept
     common::jobs::until_kept(&s);

@@ -57,12 +57,19 @@ impl Runtime {
         text.lines().filter_map(Target::parse).collect()
     }
 
-    /// The heartbeat's token; made if there is none yet.
+    /// The heartbeat's token: the one that we were handed, else the file's; made if there is none yet.
     ///
     /// # Errors
     /// The file can be neither read nor made.
     pub fn token(&self) -> io::Result<String> {
         let path = self.token_file();
+        if let Ok(handed) = std::env::var(TOKEN) {
+            // who looks from outside finds it in the file; a server may not make one
+            if !path.exists() {
+                let _ = self.put_token(&handed);
+            }
+            return Ok(handed);
+        }
         match std::fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => return other,
@@ -113,6 +120,9 @@ impl Runtime {
     }
 }
 
+/// The variable in which a manager and its servers are handed the heartbeat's token: somebody may have removed the file.
+pub const TOKEN: &str = "TRAFFIC_HEARTBEAT_TOKEN";
+
 /// The path at which the server answers heartbeats.
 pub const HEARTBEAT_PATH: &str = "/.traffic/heartbeat";
 
@@ -161,7 +171,7 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
         let k = k.to_string_lossy();
         k.starts_with("LISTEN_")
             || k.starts_with("WATCHDOG_")
-            || ["NOTIFY_SOCKET", "MAINPID", STOP_ON_EOF].contains(&k.as_ref())
+            || ["NOTIFY_SOCKET", "MAINPID", STOP_ON_EOF, TOKEN].contains(&k.as_ref())
             || extra.iter().any(|(name, _)| *name == k)
     };
     let mut env: Vec<_> = std::env::vars_os().filter(|(k, _)| !ours(k)).collect();

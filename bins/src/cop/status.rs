@@ -158,7 +158,7 @@ pub fn look(config: &Config) -> Seen {
 
 /// One heartbeat through the port, with patience.
 fn heartbeat(runtime: &Runtime, target: &Target, pid: i32) -> bool {
-    let Ok(token) = runtime.token() else { return false };
+    let Ok(token) = std::fs::read_to_string(runtime.token_file()) else { return false };
     let nonce = format!("status-{}", std::process::id());
     let Ok(mut probe) = beats::fetch_server(target, &token, &nonce) else { return false };
     let until = clock::now() + PATIENCE;

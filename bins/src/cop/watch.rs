@@ -445,6 +445,7 @@ impl Cop {
                 suite::child_env(&[
                     ("NOTIFY_SOCKET", self.notify.path().into()),
                     ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
+                    (suite::TOKEN, self.token.clone().into()),
                 ]),
             )
         })?;

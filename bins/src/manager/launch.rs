@@ -147,6 +147,9 @@ impl Keep {
             // the default depends on who asks, and the server may be somebody else
             ("TRAFFIC_STATE_DIR", config.suite.state_dir.clone().into()),
         ];
+        if channel.is_some() {
+            env.push((suite::TOKEN, self.runtime.token()?.into()));
+        }
         if let Some(limit) = self.watchdog_limit(&config) {
             env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));
         }

@@ -11,8 +11,8 @@ impl Cop {
     /// can reach the manager that is there, and the next one has another server take over.
     pub(super) fn keep_files(&mut self, now: Time) {
         let there = |path: &Path| path.try_exists().unwrap_or(true);
-        let (notify, token) = (there(self.notify.path()), there(&self.runtime.token_file()));
-        if self.lock.is_in_place() && notify && token {
+        let notify = there(self.notify.path());
+        if self.lock.is_in_place() && notify && self.has_token_file() {
             return;
         }
         let dir = self.runtime.dir().display().to_string();
@@ -31,6 +31,14 @@ impl Cop {
         }
     }
 
+    /// Somebody may have made another one meanwhile.
+    fn has_token_file(&self) -> bool {
+        match std::fs::read_to_string(self.runtime.token_file()) {
+            Ok(token) => token == self.token,
+            Err(e) => e.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
+
     fn make_files(&mut self, has_notify: bool) -> anyhow::Result<()> {
         dirs::ensure(self.runtime.dir())?;
         if !self.lock.is_in_place() {
@@ -40,8 +48,11 @@ impl Cop {
                 anyhow::bail!("{} is held by pid {}", self.lock.path().display(), h.pid);
             }
         }
-        // the same one: the server that is there knows no other
-        self.runtime.put_token(&self.token).context("the heartbeat's token")?;
+        if !self.has_token_file() {
+            // the same one: the server that is there knows no other
+            let _ = std::fs::remove_file(self.runtime.token_file());
+            self.runtime.put_token(&self.token).context("the heartbeat's token")?;
+        }
         privileges::prepare(&self.config)?;
         if !has_notify {
             let at = self.runtime.notify("cop");
