@@ -504,3 +504,48 @@ fn files_that_are_removed_are_made_anew() {
     assert!(expect_code(&s.run(COP, &["start"]), 75).contains("already running"));
     s.stop();
 }
+
+/// The resolver says nothing from a moment on, and then the server is killed.
+#[test]
+fn an_origin_is_found_while_nobody_knows_its_name() {
+    if !is_root() {
+        return;
+    }
+    let origin = Origin::start();
+    let mut s = Suite::new("");
+    let (hosts, conf) = (s.path("hosts"), s.path("resolv.conf"));
+    fs::write(&hosts, "127.0.0.1 origin.test\n").unwrap();
+    fs::write(&conf, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+    let route = origin.route().replace("127.0.0.1", "origin.test");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\n{route}"));
+    let mount =
+        "mount --bind \"$0\" /etc/hosts && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    let (hosts_path, conf_path) = (hosts.display().to_string(), conf.display().to_string());
+    s.wrap = ["unshare", "--mount", "sh", "-c", mount, &hosts_path, &conf_path].map(str::to_owned).to_vec();
+    s.start();
+    assert_eq!(s.get("/one").code, 200);
+    // the next server has asked for it while there was an answer
+    let asks = |pid: i64| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        tasks
+            .map(|t| fs::read_to_string(t.path().join("comm")).unwrap_or_default())
+            .any(|c| c.trim() == "names")
+    };
+    let standby = || {
+        let all = expect_code(&s.run(MANAGER, &["status"]), 0);
+        let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+        all["standby"]["pid"].as_i64().filter(|_| all["standby"]["state"] == "ready")
+    };
+    s.until("the standby has asked", || standby().is_some_and(|pid| !asks(pid)));
+    fs::write(&hosts, "").unwrap();
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/two").code, 200, "{}", s.log.text());
+    // the one after it has never had an answer, and says so; it finds it as soon as somebody knows it
+    s.wait(0, &["event=resolve-failed origin=origin.test", "it has none"]);
+    s.until("the standby has asked", || standby().is_some_and(|pid| !asks(pid)));
+    s.kill("server", SIGKILL);
+    assert_eq!(s.get("/three").code, 502);
+    fs::write(&hosts, "127.0.0.1 origin.test\n").unwrap();
+    s.until("it is known again", || s.get("/four").code == 200);
+    s.stop();
+}

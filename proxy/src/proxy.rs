@@ -16,6 +16,7 @@ use crate::origins::Origins;
 use crate::outward::{self, OutwardConfig};
 use crate::own::{fixed, redirect};
 use crate::pages::{self, Asker};
+use crate::resolve;
 use crate::route::{Caching, RouteConfig, Target};
 use crate::router;
 use crate::rt::{Io, WeakIo};
@@ -106,6 +107,16 @@ pub(crate) struct Client {
 }
 
 impl Proxy {
+    /// Asks for the addresses of all origins that have names: before there are clients who would have to wait for that, and while
+    /// the resolver answers. Waits for nothing.
+    pub fn look_up_origins(&self) {
+        for route in &self.config.routes {
+            if let Target::Origins { list, .. } = &route.target {
+                list.iter().for_each(|o| resolve::look_up(&o.host, o.port));
+            }
+        }
+    }
+
     /// Ready to be given connections.
     pub fn new(mut config: ProxyConfig) -> Arc<Proxy> {
         config.routes.extend(config.outward.as_ref().map(OutwardConfig::route));

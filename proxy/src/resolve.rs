@@ -1,55 +1,389 @@
-//! Names of origins to addresses: on a thread that may block, remembered for a while by each event thread.
+//! Names of origins to addresses, by getaddrinfo(3), which blocks for as long as the resolver likes.
+//!
+//! An answer is believed for a while, since getaddrinfo doesn't tell a TTL. An origin's is then asked for anew beside what goes on,
+//! and counts further until there is another one: while the resolver is slow, or says nothing, origins are where they were. Each
+//! name is asked for once at a time, however many wait for it, on threads of its own: what hangs there holds up no disk.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::rc::Rc;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How long an answer is believed: getaddrinfo(3) doesn't tell a TTL.
+/// How long an answer is believed.
 const REMEMBER: Duration = Duration::from_secs(30);
+/// For so long an origin's last answer is taken without waiting for the next one.
+const RECENT: Duration = Duration::from_secs(10 * 60);
+/// After that the next one is waited for, and for no longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A resolver that has failed is asked about the same origin again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// Names that a thread remembers.
+/// Names that are remembered besides those of origins.
 const MOST: usize = 4096;
+/// Questions at a time.
+const QUESTIONS: usize = 48;
+/// Those of them that are for origins alone.
+const FOR_ORIGINS: usize = 16;
+/// What getaddrinfo needs, and more.
+const STACK: usize = 512 << 10;
 
-/// Until when an answer is believed, and what it was.
-type Remembered = (Instant, Rc<[SocketAddr]>);
+type Addresses = Arc<[SocketAddr]>;
+type Key = (String, u16);
+type Ask = Box<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
-thread_local! {
-    static KNOWN: RefCell<HashMap<(String, u16), Remembered>> = RefCell::default();
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// One of the configuration: they are few, and the last answer is better than none.
+    Origin,
+    /// A client's, of a forward proxy.
+    Client,
 }
 
-/// All addresses of an origin, in the order the resolver gives them.
+/// One name.
+#[derive(Default)]
+struct Entry {
+    /// The last answer, and when it came.
+    last: Option<(Instant, Addresses)>,
+    /// Why there was none since.
+    failure: Option<(Instant, io::ErrorKind, String)>,
+    is_asked: bool,
+    is_origin: bool,
+    /// Questions that are over.
+    asked: u64,
+    waiting: Vec<Waker>,
+}
+
+impl Entry {
+    fn age(&self, now: Instant) -> Option<Duration> {
+        self.last.as_ref().map(|(at, _)| now.saturating_duration_since(*at))
+    }
+
+    fn last(&self) -> Option<Addresses> {
+        self.last.as_ref().map(|(_, list)| list.clone())
+    }
+
+    fn result(&self) -> io::Result<Addresses> {
+        match (&self.failure, self.last()) {
+            (Some((_, kind, why)), _) => Err(io::Error::new(*kind, why.clone())),
+            (None, Some(list)) => Ok(list),
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Known {
+    names: HashMap<Key, Entry>,
+    questions: usize,
+}
+
+/// What is known, and who is asked.
+struct Names {
+    ask: Ask,
+    known: Mutex<Known>,
+}
+
+static SYSTEM: LazyLock<Names> =
+    LazyLock::new(|| Names::new(Box::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))));
+
+/// All addresses of a host that a client has named, in the order the resolver gives them.
 ///
 /// # Errors
-/// The name is unknown, the resolver doesn't answer, or too many questions wait already.
-pub async fn addresses(host: &str, port: u16) -> io::Result<Rc<[SocketAddr]>> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(Rc::new([SocketAddr::new(ip, port)]));
+/// The name is unknown, the resolver doesn't answer, or too many are asked for already.
+pub async fn addresses(host: &str, port: u16) -> io::Result<Addresses> {
+    SYSTEM.get(host, port, For::Client, Instant::now()).await
+}
+
+/// The same of an origin. While the resolver fails, the last answer counts.
+///
+/// # Errors
+/// There has never been one.
+pub async fn addresses_of_origin(host: &str, port: u16) -> io::Result<Addresses> {
+    SYSTEM.get(host, port, For::Origin, Instant::now()).await
+}
+
+/// Asks for an origin before anybody needs it. Waits for nothing.
+pub fn look_up(host: &str, port: u16) {
+    if host.parse::<IpAddr>().is_err() {
+        let _ = SYSTEM.begin(&mut SYSTEM.known(), &(host.to_owned(), port), For::Origin);
     }
-    let key = (host.to_owned(), port);
-    let now = engine::time::now();
-    let remembered =
-        KNOWN.with_borrow(|k| k.get(&key).filter(|(until, _)| *until > now).map(|(_, a)| a.clone()));
-    if let Some(list) = remembered {
-        return Ok(list);
+}
+
+impl Names {
+    fn new(ask: Ask) -> Names {
+        Names { ask, known: Mutex::default() }
     }
-    let question = key.clone();
-    let asked =
-        engine::blocking::run(move || question.to_socket_addrs().map(|a| a.collect::<Vec<_>>())).await;
-    let list: Rc<[SocketAddr]> = asked.map_err(|e| io::Error::other(format!("{e:?}")))??.into();
-    if list.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-    KNOWN.with_borrow_mut(|k| {
-        // the origins of a configuration are few; the hosts of a forward proxy's clients are not
-        if k.len() >= MOST {
-            k.retain(|_, (until, _)| *until > now);
+
+    async fn get(&'static self, host: &str, port: u16, whose: For, now: Instant) -> io::Result<Addresses> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(Arc::new([SocketAddr::new(ip, port)]));
         }
-        if k.len() < MOST {
-            k.insert(key, (now + REMEMBER, list.clone()));
+        let key = (host.to_owned(), port);
+        let last = match self.look(&key, whose, now) {
+            Look::Enough(list) => return Ok(list),
+            Look::Wait(last) => last,
+        };
+        let Some(last) = last else { return self.answer(&key, whose).await };
+        match engine::time::timeout(PATIENCE, self.answer(&key, whose)).await {
+            Ok(Ok(list)) => Ok(list),
+            Ok(Err(_)) | Err(_) => Ok(last),
         }
-    });
-    Ok(list)
+    }
+
+    /// What is known is enough, if it is; asks for it anew where that is due.
+    fn look(&'static self, key: &Key, whose: For, now: Instant) -> Look {
+        let mut known = self.known();
+        let Some(entry) = known.names.get(key) else { return Look::Wait(None) };
+        let (Some(age), Some(last)) = (entry.age(now), entry.last()) else { return Look::Wait(None) };
+        if age < REMEMBER {
+            return Look::Enough(last);
+        }
+        if whose == For::Client {
+            return Look::Wait(None);
+        }
+        let failed =
+            entry.failure.as_ref().is_some_and(|(at, ..)| now.saturating_duration_since(*at) < AGAIN);
+        if failed {
+            return Look::Enough(last);
+        }
+        if age < RECENT {
+            let _ = self.begin(&mut known, key, whose);
+            return Look::Enough(last);
+        }
+        Look::Wait(Some(last))
+    }
+
+    /// The next answer.
+    async fn answer(&'static self, key: &Key, whose: For) -> io::Result<Addresses> {
+        let before = self.begin(&mut self.known(), key, whose)?;
+        poll_fn(|cx| {
+            let mut known = self.known();
+            let Some(entry) = known.names.get_mut(key) else {
+                return Poll::Ready(Err(io::ErrorKind::NotFound.into()));
+            };
+            if entry.asked != before {
+                return Poll::Ready(entry.result());
+            }
+            if !entry.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                entry.waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Asks, unless that is done already. Returns how many questions about it are over.
+    fn begin(&'static self, known: &mut Known, key: &Key, whose: For) -> io::Result<u64> {
+        let is_origin = whose == For::Origin;
+        if !known.names.contains_key(key) {
+            known.make_room(is_origin, Instant::now())?;
+        }
+        let most = if is_origin { QUESTIONS } else { QUESTIONS - FOR_ORIGINS };
+        let is_too_much = known.questions >= most;
+        let entry = known.names.entry(key.clone()).or_default();
+        entry.is_origin |= is_origin;
+        if entry.is_asked {
+            return Ok(entry.asked);
+        }
+        if is_too_much {
+            return Err(too_many());
+        }
+        let (asked, question) = (entry.asked, key.clone());
+        let thread = std::thread::Builder::new().name("names".into()).stack_size(STACK);
+        thread.spawn(move || {
+            let answer = (self.ask)(&question.0, question.1);
+            self.settle(&question, answer, Instant::now());
+        })?;
+        entry.is_asked = true;
+        known.questions += 1;
+        Ok(asked)
+    }
+
+    fn settle(&self, key: &Key, answer: io::Result<Vec<SocketAddr>>, now: Instant) {
+        let mut known = self.known();
+        known.questions = known.questions.saturating_sub(1);
+        let Some(entry) = known.names.get_mut(key) else { return };
+        let answer = answer.and_then(|list| match list.is_empty() {
+            true => Err(io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", key.0))),
+            false => Ok(list),
+        });
+        match answer {
+            Ok(list) => {
+                if entry.failure.take().is_some() && entry.is_origin {
+                    log::info!("event=resolved origin={}", key.0);
+                }
+                entry.last = Some((now, list.into()));
+            }
+            Err(e) => {
+                if entry.failure.is_none() && entry.is_origin {
+                    let known = if entry.last.is_some() { "its last addresses count" } else { "it has none" };
+                    log::warn!("event=resolve-failed origin={}: {e}; {known}", key.0);
+                }
+                entry.failure = Some((now, e.kind(), e.to_string()));
+            }
+        }
+        entry.is_asked = false;
+        entry.asked += 1;
+        let waiting = std::mem::take(&mut entry.waiting);
+        drop(known);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Known {
+    /// The origins of a configuration are few; the hosts of a forward proxy's clients are not.
+    fn make_room(&mut self, is_origin: bool, now: Instant) -> io::Result<()> {
+        if self.names.len() >= MOST {
+            let is_fresh = |e: &Entry| e.age(now).is_some_and(|age| age < REMEMBER);
+            self.names.retain(|_, e| e.is_origin || e.is_asked || is_fresh(e));
+        }
+        match self.names.len() < MOST || is_origin {
+            true => Ok(()),
+            false => Err(too_many()),
+        }
+    }
+}
+
+fn too_many() -> io::Error {
+    io::Error::other("too many names are asked for at a time")
+}
+
+enum Look {
+    Enough(Addresses),
+    /// For the next answer; at the worst this one counts.
+    Wait(Option<Addresses>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    /// A resolver that answers what it is told to, one question after the other, and the questions so far.
+    fn told(answers: mpsc::Receiver<Option<u8>>) -> (&'static Names, Arc<AtomicUsize>) {
+        let (asked, answers) = (Arc::new(AtomicUsize::new(0)), Mutex::new(answers));
+        let count = asked.clone();
+        let ask = move |_: &str, port: u16| {
+            count.fetch_add(1, SeqCst);
+            let answer = answers.lock().unwrap().recv().unwrap_or(None);
+            let down = || io::Error::other("the resolver is down");
+            answer.map(|n| vec![SocketAddr::from(([127, 0, 0, n], port))]).ok_or_else(down)
+        };
+        (Box::leak(Box::new(Names::new(Box::new(ask)))), asked)
+    }
+
+    fn get(names: &'static Names, whose: For, now: Instant) -> Result<u8, String> {
+        let got = engine::block_on(names.get("a", 80, whose, now));
+        got.map(|list| match list[0].ip() {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(_) => 0,
+        })
+        .map_err(|e| e.to_string())
+    }
+
+    /// Until nothing is asked any more.
+    fn settled(names: &'static Names) {
+        while names.known().questions > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_origin_is_where_it_was_while_the_resolver_fails() {
+        let (answer, answers) = mpsc::channel();
+        let (names, asked) = told(answers);
+        let begun = Instant::now();
+        answer.send(Some(1)).unwrap();
+        assert_eq!(get(names, For::Origin, begun), Ok(1));
+        assert_eq!(get(names, For::Origin, begun + REMEMBER / 2), Ok(1));
+        assert_eq!(asked.load(SeqCst), 1, "an answer is believed for a while");
+        // after that it is asked for beside what goes on: nobody waits for an answer that doesn't come
+        let later = begun + REMEMBER * 2;
+        for _ in 0..5 {
+            assert_eq!(get(names, For::Origin, later), Ok(1));
+        }
+        answer.send(None).unwrap();
+        settled(names);
+        assert_eq!(asked.load(SeqCst), 2, "once at a time");
+        // it has failed: the last answer counts, also when it is old, and it is asked again, but not at once
+        assert_eq!(get(names, For::Origin, Instant::now()), Ok(1));
+        assert_eq!(asked.load(SeqCst), 2);
+        for _ in 0..2 {
+            answer.send(None).unwrap();
+            assert_eq!(get(names, For::Origin, begun + RECENT * 2), Ok(1));
+        }
+        // whom a client names has no such right
+        answer.send(None).unwrap();
+        assert!(get(names, For::Client, begun + RECENT * 2).unwrap_err().contains("is down"));
+        answer.send(Some(2)).unwrap();
+        assert_eq!(get(names, For::Origin, begun + RECENT * 3), Ok(2));
+        assert_eq!(asked.load(SeqCst), 6);
+    }
+
+    #[test]
+    fn a_resolver_that_says_nothing_is_not_waited_for_longer_than_it_may() {
+        let (answer, answers) = mpsc::channel();
+        let (names, _) = told(answers);
+        answer.send(Some(1)).unwrap();
+        let begun = Instant::now();
+        assert_eq!(get(names, For::Origin, begun), Ok(1));
+        assert_eq!(get(names, For::Origin, begun + RECENT * 2), Ok(1));
+        assert!(begun.elapsed() >= PATIENCE);
+        // what it says at last counts
+        answer.send(Some(3)).unwrap();
+        settled(names);
+        assert_eq!(get(names, For::Origin, Instant::now()), Ok(3));
+    }
+
+    #[test]
+    fn a_name_is_asked_once_however_many_wait_and_names_of_clients_leave_room_for_origins() {
+        let (answer, answers) = mpsc::channel();
+        let (names, asked) = told(answers);
+        let ask = |key: &str, whose| names.begin(&mut names.known(), &(key.to_owned(), 80), whose);
+        for _ in 0..100 {
+            ask("a", For::Client).unwrap();
+        }
+        for n in 1..QUESTIONS - FOR_ORIGINS {
+            ask(&n.to_string(), For::Client).unwrap();
+        }
+        assert!(ask("one more", For::Client).is_err());
+        for n in 0..FOR_ORIGINS {
+            ask(&format!("origin {n}"), For::Origin).unwrap();
+        }
+        assert!(ask("one more", For::Origin).is_err());
+        (0..QUESTIONS).for_each(|_| answer.send(Some(1)).unwrap());
+        settled(names);
+        assert_eq!(asked.load(SeqCst), QUESTIONS);
+        assert_eq!(get(names, For::Client, Instant::now()), Ok(1));
+    }
+
+    #[test]
+    fn names_of_clients_are_forgotten_and_those_of_origins_are_not() {
+        let mut known = Known::default();
+        let now = Instant::now();
+        for n in 0..MOST {
+            let entry = Entry {
+                is_origin: n == 0,
+                failure: Some((now, io::ErrorKind::Other, String::new())),
+                ..Entry::default()
+            };
+            known.names.insert((n.to_string(), 80), entry);
+        }
+        known.make_room(false, now).unwrap();
+        assert_eq!(known.names.len(), 1);
+        for n in 0..MOST {
+            known.names.insert((n.to_string(), 80), Entry { is_asked: true, ..Entry::default() });
+        }
+        assert!(known.make_room(false, now).is_err());
+        known.make_room(true, now).unwrap();
+    }
 }

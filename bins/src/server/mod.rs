@@ -114,6 +114,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         .start()
         .context("starting the event threads")?;
     let proxy = Proxy::new(proxying::proxy_config(&config, token)?);
+    proxy.look_up_origins();
     let mut start = match &channel {
         None => Start::default(),
         Some(channel) => {
