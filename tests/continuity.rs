@@ -418,18 +418,23 @@ fn sigterm_to_the_server_costs_no_connection_either() {
 
 #[test]
 fn a_next_server_that_can_not_start_leaves_the_one_that_serves() {
-    let (_origin, mut s) = serving("");
+    let origin = Origin::start();
+    let mut s = Suite::new(&origin.route());
+    s.own_programs();
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
     let mut c = connect(&s);
     c.get("/x").unwrap();
     let server = s.pid("server");
-    // what every server reads when it starts, and the one that serves has read
-    std::fs::remove_file(s.run_dir().join("heartbeat.token")).unwrap();
-    std::fs::create_dir(s.run_dir().join("heartbeat.token")).unwrap();
+    let mend = s.break_server();
     let said = expect_code(&s.run(MANAGER, &["reload"]), 1);
-    assert!(said.contains("heartbeat"), "{said}");
+    assert!(said.contains("exit code 3"), "{said}");
     assert_eq!(s.pid("server"), server);
     assert_eq!(c.get("/x").unwrap().text(), "/x");
-    std::fs::remove_dir(s.run_dir().join("heartbeat.token")).unwrap();
+    mend();
+    expect_code(&s.run(MANAGER, &["reload"]), 0);
+    assert_ne!(s.pid("server"), server);
+    assert_eq!(c.get("/x").unwrap().text(), "/x");
     s.stop();
 }
 

@@ -23,12 +23,7 @@ fn uid() -> u32 {
 fn shared(user: &str, more: &str) -> Suite {
     let mut s = Suite::new("");
     fs::set_permissions(s.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let programs = s.path("bin");
-    fs::create_dir(&programs).unwrap();
-    for p in [COP, MANAGER, SERVER] {
-        fs::copy(p, programs.join(std::path::Path::new(p).file_name().unwrap())).unwrap();
-    }
-    s.programs = Some(programs);
+    s.own_programs();
     let text = format!(
         "[suite]\nuser = {user:?}\nruntime_dir = {:?}\nstate_dir = {:?}\n\
          [server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n{more}",

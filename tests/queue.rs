@@ -90,11 +90,9 @@ fn an_outage_is_bridged_in_order() {
     s.write_config(
         "[server]\nlisten = [\"127.0.0.1:0\"]\nthreads = 1\nstandby = false\n[manager.respawn]\nmax = \"100ms\"\n",
     );
+    s.own_programs();
     s.start();
-    let token = s.run_dir().join("heartbeat.token");
-    let secret = std::fs::read_to_string(&token).unwrap();
-    std::fs::remove_file(&token).unwrap();
-    std::fs::create_dir(&token).unwrap();
+    let mend = s.break_server();
     let mark = s.mark();
     s.kill("server", SIGKILL);
     s.wait(mark, &["event=queue-begin"]);
@@ -106,8 +104,7 @@ fn an_outage_is_bridged_in_order() {
         })
         .collect();
     wait_depth(&s, 300);
-    std::fs::remove_dir(&token).unwrap();
-    std::fs::write(&token, secret).unwrap();
+    mend();
     for c in &mut waiting {
         assert_eq!(c.read().unwrap().code, 200);
     }

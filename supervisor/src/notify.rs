@@ -308,11 +308,14 @@ impl Notifier {
     }
 
     /// Has the receiver keep duplicates of `fds` under `name`, for who comes after us. That it can't be told is logged: we
-    /// go on all the same, and are missed more when we die.
+    /// go on all the same, and are missed more when we die. One whose queue is full can be told a little later
+    /// ([`Notifier::has_missed`]).
     pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
         self.unforgotten().retain(|n| n != name);
-        if let Err(e) = self.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), fds) {
-            log::warn!("event=fdstore-failed name={name}: {e}");
+        match self.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), fds) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => log::info!("event=fdstore-full name={name}"),
+            Err(e) => log::warn!("event=fdstore-failed name={name}: {e}"),
+            Ok(()) => {}
         }
     }
 
@@ -391,6 +394,11 @@ impl Notifier {
         let iov = [IoSlice::new(lines.as_bytes())];
         sendmsg_addr(socket, addr, &iov, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Is there anything that [`Notifier::take_missed`] would take?
+    pub fn has_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Was anything not said since this was asked last? A receiver that is stopped for a while has a queue of a few

@@ -233,6 +233,27 @@ impl Suite {
         }
     }
 
+    /// Has it use programs of its own, so that one of them can be another one.
+    pub fn own_programs(&mut self) {
+        let programs = self.path("bin");
+        std::fs::create_dir(&programs).unwrap();
+        for built in [COP, MANAGER, SERVER] {
+            std::fs::copy(built, programs.join(Path::new(built).file_name().unwrap())).unwrap();
+        }
+        self.programs = Some(programs);
+    }
+
+    /// Has every server that is started from now on end with code 3, until what is returned is called.
+    pub fn break_server(&self) -> impl FnOnce() + use<> {
+        let program = self.programs.as_ref().expect("programs of its own").join("traffic_server");
+        let (aside, script) = (program.with_extension("aside"), program.with_extension("script"));
+        std::fs::write(&script, "#!/bin/sh\nexit 3\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::hard_link(&program, &aside).unwrap();
+        std::fs::rename(&script, &program).unwrap();
+        move || std::fs::rename(&aside, &program).unwrap()
+    }
+
     fn program(&self, built: &str) -> String {
         let moved = |dir: &PathBuf| dir.join(Path::new(built).file_name().unwrap()).display().to_string();
         self.programs.as_ref().map_or(built.to_owned(), moved)

@@ -28,8 +28,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Notifier, NotifySocket};
+
+/// How often what cop's queue hasn't taken is said again, and after how long.
+const TRIES: u32 = 10;
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The manager's state.
 pub struct Keep {
@@ -249,8 +254,24 @@ impl Keep {
             self.store_fds(&self.upstream);
             let _ = self.upstream.send("READY=1");
             self.tell_server();
+            if self.upstream.has_missed() {
+                drop(engine::spawn(self.clone().store_rest()));
+            }
         }
         self.cop_asks();
+    }
+
+    /// All that we have to say at once is about as much as cop's queue takes. What it doesn't take now it takes in a moment; a
+    /// cop that hangs is told with its next heartbeat.
+    async fn store_rest(self: Rc<Self>) {
+        for _ in 0..TRIES {
+            engine::time::sleep(AGAIN).await;
+            if self.is_stopping() || !self.upstream.take_missed() {
+                return;
+            }
+            self.store_fds(&self.upstream);
+            self.tell_server();
+        }
     }
 
     /// Adopts the server that runs, or starts one.
