@@ -195,6 +195,8 @@ fn with_its_disks_full_everybody_may_die_and_is_replaced() {
     s.stop();
     let record = fs::read_to_string(s.path("state").join("status.json")).unwrap();
     assert!(record.contains("\"running\":false") || record.contains("\"running\": false"), "{record}");
+    // before the directory that it is over goes
+    drop(disks);
 }
 
 /// A disk of its own over a directory, which can be made to stand still: whoever writes to it waits. (An ext4 of which the
@@ -314,6 +316,8 @@ fn a_disk_that_stands_still_holds_nobody_up() {
     s.stop();
     let record = fs::read_to_string(s.path("state").join("status.json")).unwrap();
     assert!(record.contains("\"running\": false"), "{record}");
+    // before the directory that it is over goes
+    drop(disk);
 }
 
 /// How many processes the user of that one may have, as far as it is concerned; said by that user, who needs no capability.
