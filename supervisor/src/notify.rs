@@ -8,6 +8,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, recvmsg, sendmsg_addr,
     socket_with, sockopt,
 };
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -24,6 +25,9 @@ pub const MAX_DATAGRAM: usize = 4096;
 pub const MAX_FDS: usize = 253;
 /// Less than this, as the kernel counts (about 800 bytes for a datagram of ours), is half a queue.
 const ROOM: u64 = 4096;
+
+/// As much is said later at most; beyond that the oldest is missed.
+const LATER: usize = 4096;
 
 /// One assignment that we know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,8 +256,15 @@ pub struct Notifier {
     target: Option<(OwnedFd, SocketAddrUnix)>,
     /// Something couldn't be said.
     missed: AtomicBool,
-    /// Names that it should have forgotten.
-    unforgotten: Mutex<Vec<String>>,
+    /// What is said when there is room.
+    later: Mutex<VecDeque<(String, Later)>>,
+}
+
+/// About fds of a name.
+#[derive(Debug)]
+enum Later {
+    Store(Vec<OwnedFd>),
+    Forget,
 }
 
 /// How often `WATCHDOG=1` is to be said, by the environment (`WATCHDOG_USEC`, `WATCHDOG_PID`): half of what is allowed.
@@ -307,37 +318,101 @@ impl Notifier {
         self.send_fds(lines, &[])
     }
 
-    /// Has the receiver keep duplicates of `fds` under `name`, for who comes after us. That it can't be told is logged: we
-    /// go on all the same, and are missed more when we die. One whose queue is full can be told a little later
-    /// ([`Notifier::has_missed`]).
+    /// Has the receiver keep duplicates of `fds` under `name`, for who comes after us. What its queue doesn't take is said when
+    /// there is room ([`Notifier::say_later`]), in order. That nobody is there is logged: we go on all the same, and are missed
+    /// more when we die.
     pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
-        self.unforgotten().retain(|n| n != name);
-        match self.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), fds) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => log::info!("event=fdstore-full name={name}"),
-            Err(e) => log::warn!("event=fdstore-failed name={name}: {e}"),
-            Ok(()) => {}
+        let mut later = self.later();
+        later.retain(|(n, _)| n != name);
+        self.say_rest(&mut later);
+        let said = match later.is_empty() {
+            true => self.try_store(name, fds),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        let failed = match said {
+            Ok(()) => return,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let copies = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<Vec<_>>>();
+                copies.map(|fds| later.push_back((name.to_owned(), Later::Store(fds)))).err()
+            }
+            Err(e) => Some(e),
+        };
+        if let Some(e) = failed {
+            self.missed.store(true, Ordering::Relaxed);
+            log::warn!("event=fdstore-failed name={name}: {e}");
         }
+        self.bound(&mut later);
     }
 
-    /// Has it forget them.
+    /// Has it forget them; in the same way. Who isn't there is told when there is somebody.
     pub fn forget_fds(&self, name: &str) {
-        if self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).is_err() {
-            self.unforgotten().push(name.to_owned());
+        let mut later = self.later();
+        later.retain(|(n, _)| n != name);
+        self.say_rest(&mut later);
+        if !later.is_empty() || self.try_forget(name).is_err() {
+            later.push_back((name.to_owned(), Later::Forget));
+            self.bound(&mut later);
         }
     }
 
-    fn unforgotten(&self) -> MutexGuard<'_, Vec<String>> {
-        self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says what couldn't be said, as far as there is room. Returns how much is left.
+    pub fn say_later(&self) -> usize {
+        let mut later = self.later();
+        self.say_rest(&mut later);
+        later.len()
+    }
+
+    /// Is there anything that couldn't be said yet?
+    pub fn has_later(&self) -> bool {
+        !self.later().is_empty()
+    }
+
+    fn say_rest(&self, later: &mut VecDeque<(String, Later)>) {
+        while let Some((name, what)) = later.front()
+            && self.has_room()
+        {
+            let (said, is_store) = match what {
+                Later::Store(fds) => {
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    (self.try_store(name, &fds), true)
+                }
+                Later::Forget => (self.try_forget(name), false),
+            };
+            match said {
+                Ok(()) => {}
+                // nobody is there: who comes next is told anew of everything that there is
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock && is_store => {
+                    self.missed.store(true, Ordering::Relaxed);
+                }
+                Err(_) => return,
+            }
+            later.pop_front();
+        }
+    }
+
+    fn bound(&self, later: &mut VecDeque<(String, Later)>) {
+        while later.len() > LATER {
+            later.pop_front();
+            self.missed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn later(&self) -> MutexGuard<'_, VecDeque<(String, Later)>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the receiver has dealt with all that was sent before, as sd_notify_barrier(3): it closes the fd that comes
     /// with the question. False: it hasn't within `patience`.
     pub fn barrier(&self, patience: Duration) -> bool {
+        let until = crate::clock::now() + patience;
+        while self.say_later() > 0 && crate::clock::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let ask = || -> io::Result<bool> {
             let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
             self.send_fds("BARRIER=1", &[theirs.as_fd()])?;
             drop(theirs);
-            let time = crate::clock::timespec(patience);
+            let time = crate::clock::timespec(until.saturating_sub(crate::clock::now()));
             let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::empty())];
             Ok(rustix::event::poll(&mut fds, Some(&time))? > 0)
         };
@@ -396,18 +471,11 @@ impl Notifier {
         Ok(())
     }
 
-    /// Is there anything that [`Notifier::take_missed`] would take?
-    pub fn has_missed(&self) -> bool {
-        self.missed.load(Ordering::Relaxed)
-    }
-
     /// Was anything not said since this was asked last? A receiver that is stopped for a while has a queue of a few
-    /// datagrams. What it should have forgotten it is told now; who wants it to know the rest says everything again.
+    /// datagrams. Who wants it to know says everything again.
     pub fn take_missed(&self) -> bool {
-        let missed = self.missed.swap(false, Ordering::Relaxed);
-        let names = std::mem::take(&mut *self.unforgotten());
-        names.iter().for_each(|name| self.forget_fds(name));
-        missed
+        self.say_later();
+        self.missed.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -460,9 +528,50 @@ mod tests {
         assert!(notifier.take_missed() && !notifier.take_missed() && !notifier.has_room());
         notifier.forget_fds("estate");
         while socket.recv().unwrap().is_some() {}
-        assert!(notifier.is_heard() && notifier.take_missed());
+        assert!(notifier.is_heard() && notifier.has_later() && !notifier.take_missed());
         let said = socket.recv().unwrap().unwrap().message;
         assert!(said.has(&Field::FdStoreRemove) && said.has(&Field::FdName("estate".into())), "{said:?}");
+    }
+
+    #[test]
+    fn what_a_full_queue_did_not_take_is_said_later_in_order() {
+        let d = tempfile::tempdir().unwrap();
+        let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
+        let notifier = Notifier::to(socket.path().as_os_str()).unwrap();
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        let names: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let heard = || {
+            let next = || socket.recv().unwrap().map(|d| d.message);
+            let name = |m: Message| (m.fd_name().unwrap().to_owned(), m.has(&Field::FdStore));
+            std::iter::from_fn(next).map(name).collect::<Vec<_>>()
+        };
+        let all = |notifier: &Notifier| {
+            let mut all = heard();
+            while notifier.say_later() > 0 {
+                all.extend(heard());
+            }
+            all.extend(heard());
+            all
+        };
+        names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
+        assert!(notifier.has_later());
+        assert_eq!(all(&notifier), names.iter().map(|n| (n.clone(), true)).collect::<Vec<_>>());
+        // what is to be forgotten before it was said need not be kept first; what is stored again is said once
+        names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
+        names.iter().rev().for_each(|n| notifier.forget_fds(n));
+        notifier.store_fds("99", &[fd.as_fd()]);
+        let said = all(&notifier);
+        let last = |n: &String| said.iter().rev().find(|(name, _)| name == n).map(|(_, is)| *is);
+        assert!(names[..99].iter().all(|n| last(n) == Some(false)) && last(&names[99]) == Some(true));
+        assert!(said.len() < 2 * names.len() && !notifier.take_missed());
+        // nobody is there: what should have been forgotten is said to the next one
+        drop(socket);
+        notifier.store_fds("a", &[fd.as_fd()]);
+        notifier.forget_fds("b");
+        assert!(notifier.take_missed() && notifier.has_later());
+        let next = NotifySocket::bind(&d.path().join("n")).unwrap();
+        assert_eq!(notifier.say_later(), 0);
+        assert!(next.recv().unwrap().unwrap().message.has(&Field::FdName("b".into())));
     }
 
     #[test]

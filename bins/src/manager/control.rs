@@ -242,7 +242,11 @@ async fn answer(
             replaced(keep, "the server was replaced".into()).await
         }
         (&Method::POST, "/reload") => match keep.reload() {
-            Ok(what) => replaced(keep, what).await,
+            Ok(what) => {
+                // who is told that it was accepted may rely on that, whoever dies next
+                keep.cop_has_heard().await;
+                replaced(keep, what).await
+            }
             Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
         },
         (&Method::POST, "/pause") => match pause_for(query) {

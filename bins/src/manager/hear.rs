@@ -24,6 +24,12 @@ impl Keep {
 
     /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
     pub fn listen(self: &Rc<Self>) -> bool {
+        let more = self.hear_some();
+        self.speak();
+        more
+    }
+
+    fn hear_some(self: &Rc<Self>) -> bool {
         for _ in 0..64 {
             match self.notify.recv() {
                 Ok(Some(d)) => self.heard(d),

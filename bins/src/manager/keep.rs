@@ -32,9 +32,11 @@ use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Notifier, NotifySocket};
 
-/// How often what cop's queue hasn't taken is said again, and after how long.
-const TRIES: u32 = 10;
-const AGAIN: Duration = Duration::from_millis(20);
+/// Between two attempts at cop's full queue; it grows up to [`SELDOM`].
+const OFTEN: Duration = Duration::from_millis(1);
+const SELDOM: Duration = Duration::from_millis(250);
+/// How long a cop may take to hear of a configuration that was accepted.
+const HEARD: Duration = Duration::from_secs(2);
 
 /// The manager's state.
 pub struct Keep {
@@ -75,6 +77,8 @@ pub struct Keep {
     pub(super) cop: RefCell<String>,
     pub(super) started: Time,
     pub(super) timer: Cell<Option<Time>>,
+    /// Somebody says to cop what it had no room for.
+    speaking: Cell<bool>,
     end: RefCell<End>,
     pub(super) changes: RefCell<Vec<Waker>>,
 }
@@ -195,6 +199,7 @@ impl Keep {
             cop: RefCell::default(),
             started: now,
             timer: Cell::new(None),
+            speaking: Cell::new(false),
             end: RefCell::default(),
             changes: RefCell::default(),
         })
@@ -222,10 +227,10 @@ impl Keep {
 
     /// Has cop keep duplicates of the listeners.
     pub fn store_fds(self: &Rc<Self>, cop: &Notifier) {
+        cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]);
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
-        cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]);
         self.memo.borrow().store(cop);
         self.estates.borrow().store(cop);
         self.store_pages(cop);
@@ -254,24 +259,40 @@ impl Keep {
             self.store_fds(&self.upstream);
             let _ = self.upstream.send("READY=1");
             self.tell_server();
-            if self.upstream.has_missed() {
-                drop(engine::spawn(self.clone().store_rest()));
-            }
         }
+        self.speak();
         self.cop_asks();
     }
 
-    /// All that we have to say at once is about as much as cop's queue takes. What it doesn't take now it takes in a moment; a
-    /// cop that hangs is told with its next heartbeat.
-    async fn store_rest(self: Rc<Self>) {
-        for _ in 0..TRIES {
-            engine::time::sleep(AGAIN).await;
-            if self.is_stopping() || !self.upstream.take_missed() {
-                return;
-            }
-            self.store_fds(&self.upstream);
-            self.tell_server();
+    /// Says to cop what its queue hadn't room for. To be called when something may have been left.
+    pub(super) fn speak(self: &Rc<Self>) {
+        if !self.upstream.has_later() || self.speaking.replace(true) {
+            return;
         }
+        let keep = self.clone();
+        drop(engine::spawn(async move {
+            let (mut left, mut pause) = (usize::MAX, OFTEN);
+            loop {
+                let now = keep.upstream.say_later();
+                if now == 0 {
+                    break;
+                }
+                pause = if now < left { OFTEN } else { (pause * 2).min(SELDOM) };
+                left = now;
+                engine::time::sleep(pause).await;
+            }
+            keep.speaking.set(false);
+        }));
+    }
+
+    /// Waits until cop has heard all that it is to keep; not for one that doesn't listen.
+    pub(super) async fn cop_has_heard(&self) {
+        let heard = async {
+            while self.upstream.has_later() || !self.upstream.is_heard() {
+                engine::time::sleep(OFTEN).await;
+            }
+        };
+        let _ = engine::time::timeout(HEARD, heard).await;
     }
 
     /// Adopts the server that runs, or starts one.
@@ -289,6 +310,7 @@ impl Keep {
             self.upstream.forget_fds(&channel_name(pid));
         }
         self.forget_pages_but(&self.pids());
+        self.speak();
     }
 
     /// Ends the server in order, then the manager.

@@ -50,6 +50,7 @@ impl Keep {
         }
         self.arm();
         self.remember_soon();
+        self.speak();
     }
 
     /// One timer for the machine's deadline; a timer that was set for another one finds that out when it fires.

@@ -94,7 +94,7 @@ impl Keep {
 
     /// Has cop heard of everything that it is to keep?
     pub(in crate::manager) fn is_all_kept(&self) -> bool {
-        self.jobs.borrow().unsaid.words.is_empty() && self.upstream.is_heard()
+        self.jobs.borrow().unsaid.words.is_empty() && !self.upstream.has_later() && self.upstream.is_heard()
     }
 
     fn say(self: &Rc<Self>, word: Word) {
