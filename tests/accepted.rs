@@ -93,3 +93,46 @@ fn the_next_cop_has_it_too() {
     kill_and_ask(&s, "one");
     s.stop();
 }
+
+/// Cop's queue holds ten datagrams.
+#[test]
+fn a_reload_that_is_answered_is_kept_however_much_there_is_to_keep() {
+    let mut s = Suite::new("");
+    let write = |s: &Suite, says: usize| {
+        let paths = (0..30 + says).map(|n| format!("\"unix:{}\"", s.path(&n.to_string()).display()));
+        let listen = paths.collect::<Vec<_>>().join(", ");
+        let route = format!("[[route]]\nrespond = 200\nrespond_body = \"{says}\"\n");
+        s.write_config(&format!(
+            "[server]\nlisten = [\"127.0.0.1:0\", {listen}]\ndrain_timeout = \"3s\"\n{route}"
+        ));
+    };
+    write(&s, 0);
+    s.start();
+    for n in 1..6 {
+        write(&s, n);
+        expect_code(&s.run(MANAGER, &["reload"]), 0);
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+        s.kill("server", SIGKILL);
+        assert_eq!(says(&s), n.to_string(), "{}", s.log.text());
+        // the newest address is nobody else's either: it was never closed
+        let last = s.path(&(29 + n).to_string());
+        std::os::unix::net::UnixStream::connect(last).unwrap();
+    }
+    s.stop();
+}
+
+#[test]
+fn a_reload_leaves_the_suite_where_it_is() {
+    let mut s = serving("one");
+    let file = s.path("traffic.toml");
+    let right = fs::read_to_string(&file).unwrap();
+    fs::write(&file, right.replace("/run\"", "/elsewhere\"").replace("\"one\"", "\"two\"")).unwrap();
+    let run = s.run_dir().display().to_string();
+    let said = expect_code(&s.run(MANAGER, &["reload", "--runtime-dir", &run]), 1);
+    assert!(said.contains("suite.runtime_dir: can't be changed by a reload"), "{said}");
+    kill_and_ask(&s, "one");
+    fs::write(&file, right).unwrap();
+    s.stop();
+}

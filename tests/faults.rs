@@ -481,6 +481,17 @@ fn files_that_are_removed_are_made_anew() {
     assert_eq!(kept.get("/").unwrap().code, 200, "on the connection it had");
     serves(&s);
     assert_eq!((s.addr(), common::jobs::pid(&s, "job")), (addr, job));
+    // the manager's, one after the other: there is another manager, and the same server
+    let server = s.pid("server");
+    for name in ["ports", "manager.notify", "manager.sock"] {
+        let mark = s.mark();
+        fs::remove_file(s.run_dir().join(name)).unwrap();
+        s.wait(mark, &["traffic_manager", "event=start"]);
+        s.wait(mark, &["traffic_cop", "event=state of=manager from=starting to=ready"]);
+        assert_eq!(kept.get("/").unwrap().code, 200);
+        serves(&s);
+    }
+    assert_eq!(server, s.pid("server"));
     // cop's own, one after the other: everybody else goes on, and what cop is to keep it keeps
     let others = ["manager", "server"].map(|p| s.pid(p));
     for name in ["cop.lock", "cop.notify", "heartbeat.token"] {
@@ -504,8 +515,11 @@ fn files_that_are_removed_are_made_anew() {
     serves(&s);
     assert_eq!(common::jobs::pid(&s, "job"), job);
     assert_eq!(kept.get("/").unwrap().code, 200, "on the connection it had");
-    // nobody can be started beside it
+    // nobody can be started beside it, also before cop has looked
     assert!(expect_code(&s.run(COP, &["start"]), 75).contains("already running"));
+    fs::remove_dir_all(s.run_dir()).unwrap();
+    assert!(expect_code(&s.run(COP, &["start"]), 75).contains("already running"));
+    serves(&s);
     s.stop();
 }
 
@@ -551,5 +565,26 @@ fn an_origin_is_found_while_nobody_knows_its_name() {
     assert_eq!(s.get("/three").code, 502);
     fs::write(&hosts, "127.0.0.1 origin.test\n").unwrap();
     s.until("it is known again", || s.get("/four").code == 200);
+    s.stop();
+}
+
+/// What can't be made anew proves nothing: whoever works goes on.
+#[test]
+fn files_that_can_not_be_made_anew_are_no_reason_to_kill_anybody() {
+    let mut s = Suite::serving(TIGHT);
+    let (pids, addr) = (s.pids(), s.addr());
+    let mut kept = Client::connect(addr).unwrap();
+    let (run, aside, mark) = (s.run_dir(), s.path("aside"), s.mark());
+    fs::rename(&run, &aside).unwrap();
+    std::os::unix::fs::symlink(s.path("nowhere"), &run).unwrap();
+    s.wait(mark, &["traffic_cop", "event=files-lost"]);
+    s.wait(mark, &["traffic_cop", "event=heartbeat-failed of=manager"]);
+    assert_eq!(kept.get("/").unwrap().code, 200);
+    fs::remove_file(&run).unwrap();
+    fs::rename(&aside, &run).unwrap();
+    s.wait(mark, &["traffic_cop", "event=files-found"]);
+    s.until("it serves", || s.run(COP, &["status"]).status.code() == Some(0));
+    assert_eq!(s.pids(), pids);
+    assert!(!s.log.text().contains("event=signal"), "{}", s.log.text());
     s.stop();
 }

@@ -97,6 +97,14 @@ impl Common {
         }
     }
 
+    /// The runtime directory by that text and our own options, but for the environment: who started us may have named it there.
+    pub fn runtime_dir_by(&self, text: &str) -> Option<PathBuf> {
+        let env = std::env::vars_os().filter(|(name, _)| name != "TRAFFIC_RUNTIME_DIR").collect();
+        let sources =
+            Sources { file: self.config.clone(), text: Some(text.to_owned()), set: &self.all_set(), env };
+        config::load(&sources).ok().map(|loaded| loaded.config.suite.runtime_dir)
+    }
+
     /// Loads that text as if it were the file's.
     ///
     /// # Errors
@@ -122,6 +130,11 @@ impl Common {
         text: Option<String>,
         load: impl Fn(&Sources<'_>) -> Result<T, Faults>,
     ) -> Result<T, Faults> {
+        let set = self.all_set();
+        load(&Sources { file: self.config.clone(), text, set: &set, env: std::env::vars_os().collect() })
+    }
+
+    fn all_set(&self) -> Vec<String> {
         let mut set = self.set.clone();
         if let Some(dir) = &self.runtime_dir {
             let dir = std::path::absolute(dir).unwrap_or(dir.clone());
@@ -130,7 +143,7 @@ impl Common {
         if let Some(log) = &self.log {
             set.push(format!("suite.log={}", toml::Value::String(log.clone())));
         }
-        load(&Sources { file: self.config.clone(), text, set: &set, env: std::env::vars_os().collect() })
+        set
     }
 }
 

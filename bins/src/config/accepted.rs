@@ -12,8 +12,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use supervisor::listen_fds::Inherited;
 
-/// The name under which it is kept and handed on.
+/// The name under which it is handed on.
 pub const NAME: &str = "config";
+
+/// Those under which it is kept, in turn: the next one is there before the last one is forgotten.
+const KEPT: [&str; 2] = ["config-0", "config-1"];
+
+/// Is it the name of one?
+pub fn is_one(name: &str) -> bool {
+    name == NAME || KEPT.contains(&name)
+}
+
+/// The name for the next one to be kept, and that of the last one.
+pub fn next_name<'a>(kept: impl Iterator<Item = &'a str>) -> (&'static str, &'static str) {
+    let [first, second] = KEPT;
+    match kept.into_iter().any(|name| name == first) {
+        true => (second, first),
+        false => (first, second),
+    }
+}
 
 const SEALS: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
@@ -48,13 +65,13 @@ impl Accepted {
 
     /// Takes it out of what was inherited, if it is there.
     pub fn take(inherited: &mut Vec<Inherited>) -> Option<Accepted> {
-        let fds = crate::suite::take_named(inherited, |name| (name == NAME).then_some(()));
+        let fds = crate::suite::take_named(inherited, |name| is_one(name).then_some(()));
         Accepted::newest(fds.into_iter().map(|((), fd)| fd))
     }
 
     /// The same, and leaves it where it is.
     pub fn find(inherited: &[Inherited]) -> Option<Accepted> {
-        let named = inherited.iter().filter(|i| i.name == NAME);
+        let named = inherited.iter().filter(|i| is_one(&i.name));
         Accepted::newest(named.filter_map(|i| i.fd.try_clone().ok()))
     }
 
@@ -125,5 +142,8 @@ mod tests {
         let file = File::open("/dev/null").unwrap().into();
         assert!(Accepted::take(&mut vec![Inherited { name: NAME.into(), fd: file }]).is_none());
         assert_eq!(Accepted::of("").unwrap().text().unwrap(), "");
+        assert_eq!(next_name(["listen"].into_iter()), ("config-0", "config-1"));
+        assert_eq!(next_name(["config-0"].into_iter()), ("config-1", "config-0"));
+        assert!(["config", "config-0", "config-1"].into_iter().all(is_one) && !is_one("config-2"));
     }
 }

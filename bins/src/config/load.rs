@@ -157,7 +157,9 @@ fn gather(sources: &Sources<'_>) -> (Loaded, Option<Faults>) {
     let mut l = Loader::default();
     let found: BTreeMap<OsString, OsString> = sources.env.iter().cloned().collect();
     l.defaults(&found);
-    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|p| sources.text.is_some() || p.exists());
+    // there is one, or there was one
+    let had_text = sources.text.as_ref().is_some_and(|t| !t.is_empty());
+    let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|p| had_text || p.exists());
     let file = sources.file.clone().or_else(default);
     let mut text = String::new();
     if let Some(path) = &file {

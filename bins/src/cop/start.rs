@@ -1,6 +1,7 @@
 //! `traffic_cop start`: everything that can be refused is refused before the fork, and the rest is reported back.
 
 use super::watch::Cop;
+use super::watch::files::lost_cop;
 use crate::cli::Common;
 use crate::config::{Accepted, Config, Loaded};
 use crate::exit::Exit;
@@ -35,8 +36,15 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
     let accepted = Accepted::find(&inherited);
     let loaded = common.load_accepted(accepted.as_ref())?;
     let config = &loaded.config;
-    let who = privileges::prepare(config)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
+    // before anything is made: what it lacks it makes itself
+    if let Some(pid) = lost_cop(&runtime) {
+        let why = format!(
+            "already running: pid {pid}, whose lock file was removed; it makes another one in a moment"
+        );
+        return Err(Fatal::new(Exit::LockHeld, why).into());
+    }
+    let who = privileges::prepare(config)?;
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
     }

@@ -221,9 +221,10 @@ fn config_file(config: &Config) -> Value {
     let Ok((200, said)) = control::request(&socket, "GET", "/config", PATIENCE) else { return Value::Null };
     let said: Value = serde_json::from_str(&said).unwrap_or_default();
     let (Some(file), Some(text)) = (said["file"].as_str(), said["text"].as_str()) else { return Value::Null };
-    let changed = match std::fs::metadata(file) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Some(true),
-        _ => load::read(Path::new(file)).ok().map(|now| now != text),
+    let changed = match File::open(file) {
+        // we may not look
+        Err(e) if e.kind() != ErrorKind::NotFound => None,
+        _ => Some(load::read(Path::new(file)).ok().as_deref() != Some(text)),
     };
     json!({ "file": file, "changed": changed })
 }

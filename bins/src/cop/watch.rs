@@ -12,7 +12,7 @@
 mod accept;
 mod end;
 mod events;
-mod files;
+pub mod files;
 mod verdict;
 
 use self::end::manager_limits;
@@ -72,6 +72,10 @@ pub struct Cop {
     token: String,
     /// It is said that our files are gone and can't be made anew.
     is_lost: bool,
+    /// Looks in a row at which a file of the manager's was gone.
+    missed: u32,
+    /// Where the server was last said to listen.
+    targets: Vec<Target>,
     signals: Signals,
     notify: NotifySocket,
     upstream: Notifier,
@@ -184,6 +188,8 @@ impl Cop {
             runtime,
             lock,
             is_lost: false,
+            missed: 0,
+            targets: Vec::new(),
             signals,
         })
     }
@@ -309,8 +315,8 @@ impl Cop {
             // the manager stores its fds anew when it sees another cop
             Probe::start(&Target::Unix(path), "/heartbeat", &headers)
         });
-        let (runtime, token) = (&self.runtime, &self.token);
-        self.server_beat.tick(now, |nonce| match runtime.targets().first() {
+        let (runtime, token, targets) = (&self.runtime, &self.token, &mut self.targets);
+        self.server_beat.tick(now, |nonce| match last_known(runtime, targets).first() {
             Some(target) => beats::fetch_server(target, token, nonce),
             None => Err(std::io::Error::other("the manager hasn't said where the server listens")),
         });
@@ -320,8 +326,9 @@ impl Cop {
         if now >= self.next_check && !self.is_stopping() {
             self.next_check = now + self.config.cop.interval;
             crate::logging::tick();
-            self.keep_files(now);
-            self.check(now);
+            if self.keep_files(now) {
+                self.check(now);
+            }
         }
         if let Some((every, next)) = &mut self.watchdog
             && now >= *next
@@ -389,6 +396,8 @@ impl Cop {
         }
         let generation = self.manager.generation() + 1;
         match Ward::of_lock(&self.runtime.lock("manager"), generation) {
+            // what is there may be another suite's
+            Ok(Some(_)) if !self.lock.is_in_place() => {}
             Ok(Some(w)) => {
                 log::info!("event=adopt of=manager pid={}", w.pid);
                 self.ward = Some(w);
@@ -494,6 +503,15 @@ impl Cop {
             self.store.len(),
         );
     }
+}
+
+/// The file may have been removed.
+fn last_known<'a>(runtime: &Runtime, targets: &'a mut Vec<Target>) -> &'a [Target] {
+    let now = runtime.targets();
+    if !now.is_empty() {
+        *targets = now;
+    }
+    targets
 }
 
 impl Said {

@@ -23,7 +23,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         (s.log, s.log_file, s.log_max_size, s.log_rotate_at, s.log_keep_days, s.log_keep_files)
     };
     let all = [
-        ("suite.runtime_dir", old.suite.runtime_dir != new.suite.runtime_dir),
         ("suite.state_dir", old.suite.state_dir != new.suite.state_dir),
         ("suite.log*", log(old) != log(new)),
         ("manager.admin", old.manager.admin != new.manager.admin),
@@ -41,6 +40,11 @@ impl Keep {
     pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
         anyhow::ensure!(!self.is_stopping(), "the suite is being stopped");
         let loaded = self.common.load()?;
+        let old = self.accepted.borrow().text()?;
+        anyhow::ensure!(
+            self.common.runtime_dir_by(&old) == self.common.runtime_dir_by(&loaded.text),
+            "suite.runtime_dir: can't be changed by a reload: nobody would find the suite that runs (stop and start it)"
+        );
         let accepted = Accepted::of(&loaded.text).context("keeping the configuration")?;
         let new = loaded.config;
         let credentials = privileges::prepare(&new)?;

@@ -13,31 +13,39 @@ pub(super) fn heartbeat_limits(c: &config::Cop) -> heartbeat::Limits {
 impl Cop {
     /// The first manager gets what we have read; the next ones what was accepted last.
     pub(super) fn offer_config(&mut self) {
-        if self.store.iter().any(|(name, _)| name == accepted::NAME) {
+        if self.has_config() {
             return;
         }
         match Accepted::of(&self.text) {
-            Ok(text) => self.keep(accepted::NAME, vec![text.into()]),
+            Ok(text) => self.keep_config(text.into()),
             Err(e) => log::warn!("event=config-not-kept: {e}"),
         }
     }
 
-    /// The manager has accepted a configuration. False: it isn't to be kept, or is kept already.
-    pub(super) fn take_config(&mut self, fds: &[OwnedFd]) -> bool {
-        let accepted = fds.last().and_then(|fd| Accepted::from_fd(fd.try_clone().ok()?).ok());
-        let Some(text) = accepted.and_then(|a| a.text().ok()) else {
-            log::warn!("event=config-not-kept: it can't be read");
-            return false;
+    fn has_config(&self) -> bool {
+        self.store.iter().any(|(name, _)| accepted::is_one(name))
+    }
+
+    /// The next one is there before the last one goes.
+    fn keep_config(&mut self, fd: OwnedFd) {
+        let (name, last) = accepted::next_name(self.store.iter().map(|(name, _)| name.as_str()));
+        self.keep(name, vec![fd]);
+        self.forget(last);
+    }
+
+    /// The manager has accepted a configuration.
+    pub(super) fn take_config(&mut self, mut fds: Vec<OwnedFd>) {
+        let accepted = fds.pop().and_then(|fd| Accepted::from_fd(fd).ok());
+        let Some((accepted, text)) = accepted.and_then(|a| a.text().ok().map(|text| (a, text))) else {
+            return log::warn!("event=config-not-kept: it can't be read");
         };
-        let is_kept = self.store.iter().any(|(name, _)| name == accepted::NAME);
-        if text == self.text && is_kept {
-            return false;
+        if text == self.text && self.has_config() {
+            return;
         }
-        self.forget(accepted::NAME);
+        self.keep_config(accepted.into());
         if text != self.text {
             self.go_by(text);
         }
-        true
     }
 
     /// Where everything is stays as it is.

@@ -27,7 +27,12 @@ impl Cop {
         let manager_gone = self.ward.is_none() && !self.manager.state().is_alive();
         let rungs = self.config.server_rungs();
         let core = self.config.cop.core_signal;
+        // where another suite has begun, what is there is its
+        let ours = self.lock.is_in_place();
         let Phase::Stopping { server, to_sweep, .. } = &mut self.phase else { return };
+        if !ours {
+            to_sweep.clear();
+        }
         if let Some((w, ladder)) = server {
             if w.has_ended() {
                 w.reap();
@@ -35,7 +40,10 @@ impl Cop {
             } else if let Some(rung) = ladder.tick(now) {
                 w.send(rung, core);
             }
-        } else if manager_gone && let Ok(Some(w)) = Ward::of_lock(&lock, 0) {
+        } else if manager_gone
+            && ours
+            && let Ok(Some(w)) = Ward::of_lock(&lock, 0)
+        {
             log::warn!("event=stop-orphan of=server pid={}", w.pid);
             let (ladder, first) = Ladder::begin(rungs, now);
             w.send(first, core);
@@ -57,7 +65,8 @@ impl Cop {
         if self.is_stopping() {
             return;
         }
-        if self.sweep_at.take_if(|at| now >= *at).is_some() && self.sweep.is_none() {
+        let due = self.sweep_at.take_if(|at| now >= *at).is_some();
+        if due && self.sweep.is_none() && self.lock.is_in_place() {
             let ours: Vec<i32> = self.ward.iter().map(|w| w.pid).collect();
             self.sweep = Sweep::begin(&self.config, "traffic_manager", &ours, None);
         }
@@ -87,7 +96,6 @@ impl Cop {
             let told = supervisor::reaper::end_children(Duration::from_secs(1));
             log::warn!("event=left-behind processes={told}: ended by cop, since nobody else was left to");
         }
-        // where another suite has begun, what is there is its
         if self.lock.is_in_place() {
             self.runtime.clean();
         }

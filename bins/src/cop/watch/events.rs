@@ -67,6 +67,9 @@ impl Cop {
                 }
                 Field::Server(pid) => self.server_is(pid, now),
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(self.manager.generation(), more), now),
+                Field::FdStore if name.as_deref() == Some(accepted::NAME) => {
+                    self.take_config(std::mem::take(&mut fds))
+                }
                 Field::FdStore => self.keep(name.as_deref().unwrap_or("unknown"), std::mem::take(&mut fds)),
                 Field::FdStoreRemove => self.forget(name.as_deref().unwrap_or("unknown")),
                 _ => {}
@@ -84,9 +87,6 @@ impl Cop {
     }
 
     pub(super) fn keep(&mut self, name: &str, fds: Vec<std::os::fd::OwnedFd>) {
-        if name == accepted::NAME && !self.take_config(&fds) {
-            return;
-        }
         match self.store.add(name, fds) {
             Ok(()) => log::debug!("event=fdstore name={name} total={}", self.store.len()),
             // systemd, too, has to hand on what it keeps

@@ -6,28 +6,63 @@ use crate::privileges;
 use lockfile::Got;
 use supervisor::dirs;
 
+/// Looks in a row that miss a file of the manager's: one that ends in order removes its own.
+const MISSED: u32 = 2;
+
 impl Cop {
     /// Makes those anew that are gone. Those of the manager and the server come with the next ones: the check finds that nobody
-    /// can reach the manager that is there, and the next one has another server take over.
-    pub(super) fn keep_files(&mut self, now: Time) {
-        let there = |path: &Path| path.try_exists().unwrap_or(true);
+    /// can reach the manager that is there, and the next one has another server take over. False: they can't be made anew, and
+    /// what files say proves nothing.
+    pub(super) fn keep_files(&mut self, now: Time) -> bool {
         let notify = there(self.notify.path());
-        if self.lock.is_in_place() && notify && self.has_token_file() {
-            return;
-        }
         let dir = self.runtime.dir().display().to_string();
-        match self.make_files(notify) {
+        let is_whole = self.lock.is_in_place() && notify && self.has_token_file();
+        match if is_whole { Ok(()) } else { self.make_files(notify) } {
             Ok(()) => {
-                self.is_lost = false;
-                // for the manager, if it can be reached, it is another cop that has to be told everything
-                self.since = now;
-                log::warn!("event=files-restored dir={dir}: they were removed while the suite runs");
+                if !is_whole {
+                    log::warn!("event=files-restored dir={dir}: they were removed while the suite runs");
+                    // for the manager, if it can be reached, it is another cop that has to be told everything
+                    self.since = now;
+                }
+                if std::mem::take(&mut self.is_lost) {
+                    log::info!("event=files-found dir={dir}");
+                    // nobody could be asked
+                    for beat in [&mut self.manager_beat, &mut self.server_beat] {
+                        if beat.is_on() {
+                            beat.start(now);
+                        }
+                    }
+                }
+                self.look_for_managers_files(now);
+                true
             }
             Err(e) => {
                 if !std::mem::replace(&mut self.is_lost, true) {
                     log::error!("event=files-lost dir={dir}: {e:#}");
                 }
+                false
             }
+        }
+    }
+
+    /// A manager whose files are gone can't be reached by servers or by us.
+    fn look_for_managers_files(&mut self, now: Time) {
+        let runtime = &self.runtime;
+        let files = [runtime.control(), runtime.notify("manager"), runtime.ports()];
+        let is_ready = matches!(self.manager.state(), State::Ready { .. });
+        let Some(gone) = files.iter().find(|path| is_ready && !there(path)) else {
+            self.missed = 0;
+            return;
+        };
+        self.missed += 1;
+        if self.missed >= MISSED {
+            self.missed = 0;
+            log::warn!(
+                "event=files-missed of=manager file={}: another manager makes it anew",
+                gone.display()
+            );
+            self.manager_beat.stop();
+            self.feed(Event::Unhealthy(self.manager.generation()), now);
         }
     }
 
@@ -61,4 +96,29 @@ impl Cop {
         }
         Ok(())
     }
+}
+
+fn there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}
+
+/// A cop that runs, and whose lock file somebody has removed: nobody finds it by its lock before it has made another one.
+pub fn lost_cop(runtime: &Runtime) -> Option<i32> {
+    let lock = runtime.lock("cop");
+    // the directory itself may be gone
+    let (dir, above) = (runtime.dir().file_name()?, runtime.dir().parent()?.canonicalize().ok()?);
+    let mut removed = above.join(dir).join(lock.file_name()?).into_os_string();
+    removed.push(" (deleted)");
+    let pids =
+        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let has_it = |pid: &i32| {
+        let is_cop =
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "traffic_cop");
+        let fds = is_cop.then(|| std::fs::read_dir(format!("/proc/{pid}/fd")).ok()).flatten();
+        fds.into_iter()
+            .flatten()
+            .flatten()
+            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == *removed))
+    };
+    pids.into_iter().find(has_it)
 }
