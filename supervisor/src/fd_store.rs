@@ -94,7 +94,7 @@ impl FdStore {
 }
 
 /// What the kernel says this fd is open on. Two sockets never share an inode.
-fn identity(fd: impl AsFd) -> Option<(u64, u64)> {
+pub(crate) fn identity(fd: impl AsFd) -> Option<(u64, u64)> {
     rustix::fs::fstat(fd).ok().map(|s| (s.st_dev, s.st_ino))
 }
 

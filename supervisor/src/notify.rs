@@ -3,6 +3,7 @@
 //! A datagram holds lines `KEY=value`; fds ride along as SCM_RIGHTS; the sender is known by SCM_CREDENTIALS. Whatever a
 //! sender writes (text that isn't UTF-8, no `=`, a thousand lines) is at worst ignored and counted, never fatal.
 
+use crate::fd_store::identity;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, recvmsg, sendmsg_addr,
@@ -323,8 +324,13 @@ impl Notifier {
     /// more when we die.
     pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
         let mut later = self.later();
-        later.retain(|(n, _)| n != name);
         self.say_rest(&mut later);
+        let ids: Vec<_> = fds.iter().map(identity).collect();
+        let is_same = |f: &Vec<OwnedFd>| f.iter().map(identity).eq(ids.iter().copied());
+        if later.iter().any(|(n, l)| n == name && matches!(l, Later::Store(fds) if is_same(fds))) {
+            // it is in the queue already
+            return;
+        }
         let said = match later.is_empty() {
             true => self.try_store(name, fds),
             false => Err(io::ErrorKind::WouldBlock.into()),
@@ -347,8 +353,12 @@ impl Notifier {
     /// Has it forget them; in the same way. Who isn't there is told when there is somebody.
     pub fn forget_fds(&self, name: &str) {
         let mut later = self.later();
-        later.retain(|(n, _)| n != name);
+        // what it would forget at once it isn't told first
+        later.retain(|(n, l)| n != name || matches!(l, Later::Forget));
         self.say_rest(&mut later);
+        if later.iter().any(|(n, _)| n == name) {
+            return;
+        }
         if !later.is_empty() || self.try_forget(name).is_err() {
             later.push_back((name.to_owned(), Later::Forget));
             self.bound(&mut later);
@@ -538,7 +548,7 @@ mod tests {
         let d = tempfile::tempdir().unwrap();
         let socket = NotifySocket::bind(&d.path().join("n")).unwrap();
         let notifier = Notifier::to(socket.path().as_os_str()).unwrap();
-        let fd = std::fs::File::open("/dev/null").unwrap();
+        let [fd, other] = ["/dev/null", "/dev/zero"].map(|p| std::fs::File::open(p).unwrap());
         let names: Vec<String> = (0..100).map(|n| n.to_string()).collect();
         let heard = || {
             let next = || socket.recv().unwrap().map(|d| d.message);
@@ -564,6 +574,12 @@ mod tests {
         let last = |n: &String| said.iter().rev().find(|(name, _)| name == n).map(|(_, is)| *is);
         assert!(names[..99].iter().all(|n| last(n) == Some(false)) && last(&names[99]) == Some(true));
         assert!(said.len() < 2 * names.len() && !notifier.take_missed());
+        // several may have the same name, and one that is stored again while it waits is said once
+        names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
+        for _ in 0..3 {
+            [&other, &fd].map(|f| notifier.store_fds("99", &[f.as_fd()]));
+        }
+        assert_eq!(all(&notifier).iter().filter(|(n, is)| n == "99" && *is).count(), 2);
         // nobody is there: what should have been forgotten is said to the next one
         drop(socket);
         notifier.store_fds("a", &[fd.as_fd()]);
