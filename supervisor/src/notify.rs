@@ -577,7 +577,7 @@ mod tests {
         // several may have the same name, and one that is stored again while it waits is said once
         names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
         for _ in 0..3 {
-            [&other, &fd].map(|f| notifier.store_fds("99", &[f.as_fd()]));
+            [&other, &fd].into_iter().for_each(|f| notifier.store_fds("99", &[f.as_fd()]));
         }
         assert_eq!(all(&notifier).iter().filter(|(n, is)| n == "99" && *is).count(), 2);
         // nobody is there: what should have been forgotten is said to the next one
