@@ -225,3 +225,56 @@ fn another_program_in_the_servers_place_has_no_privileges_either() {
     let said = expect_code(&s.run(COP, &["start", "-f"]), 1);
     assert!(said.lines().any(|l| l == uid().to_string()), "{said}");
 }
+
+/// Users may be kept elsewhere, and nobody there may answer when somebody dies.
+#[test]
+fn whom_nobody_knows_any_more_goes_on_as_who_he_was() {
+    if !root() {
+        return;
+    }
+    let mut s =
+        shared("someone", "[[job]]\nname = \"job\"\nuser = \"someone\"\ncommand = [\"sleep\", \"1000\"]\n");
+    let (passwd, group) = (s.path("passwd"), s.path("group"));
+    let add = |to: &std::path::Path, from: &str, line: &str| {
+        fs::write(to, fs::read_to_string(from).unwrap() + line).unwrap();
+    };
+    add(&passwd, "/etc/passwd", "someone:x:54321:54321::/:/bin/false\n");
+    add(&group, "/etc/group", "someone:x:54321:\n");
+    let mount = "mount --bind \"$0\" /etc/passwd && mount --bind \"$1\" /etc/group && shift && exec \"$@\"";
+    let files = [&passwd, &group].map(|p| p.display().to_string());
+    s.wrap = ["unshare", "--mount", "sh", "-c", mount, &files[0], &files[1]].map(str::to_owned).to_vec();
+    s.start();
+    let uid_of = |pid: i32| fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or(u32::MAX);
+    let job = |s: &Suite| common::jobs::workers(s, "job")[0]["pid"].as_i64().unwrap_or(0) as i32;
+    s.until("the job is there", || job(&s) > 0 && uid_of(job(&s)) == 54321);
+    assert_eq!(uid_of(s.pid("server")), 54321);
+    // nobody knows him
+    for (file, from) in [(&passwd, "/etc/passwd"), (&group, "/etc/group")] {
+        fs::write(file, fs::read_to_string(from).unwrap()).unwrap();
+    }
+    let all_go_on = |s: &Suite| {
+        for _ in 0..3 {
+            s.kill("server", SIGKILL);
+            assert_eq!(s.get("/").code, 200, "{}", s.log.text());
+            assert_eq!(uid_of(s.pid("server")), 54321);
+        }
+        let old = job(s);
+        supervisor::pidfd::PidFd::open(old).unwrap().signal(SIGKILL).unwrap();
+        s.until("another one works", || ![0, old].contains(&job(s)) && uid_of(job(s)) == 54321);
+    };
+    all_go_on(&s);
+    common::jobs::until_kept(&s);
+    let mark = s.mark();
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    all_go_on(&s);
+    // a reload would ask for him, and is refused
+    let said = expect_code(&s.run(MANAGER, &["reload"]), 1);
+    assert!(said.contains("there is no user \"someone\""), "{said}");
+    all_go_on(&s);
+    // the next cop finds a suite that runs
+    s.kill("cop", SIGKILL);
+    s.start();
+    all_go_on(&s);
+    s.stop();
+}

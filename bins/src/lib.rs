@@ -14,6 +14,7 @@ pub mod exposition;
 pub mod import;
 pub mod logging;
 pub mod manager;
+pub mod names;
 pub mod orders;
 pub mod privileges;
 pub mod server;

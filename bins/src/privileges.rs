@@ -7,6 +7,7 @@
 use crate::config::{AccessLog, Config, Job};
 use crate::exit::Exit;
 use crate::logging::Fatal;
+use crate::names;
 use crate::suite::Runtime;
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit};
@@ -44,8 +45,17 @@ pub fn server(config: &Config) -> Result<Option<Credentials>, Fatal> {
 }
 
 fn named(config: &Config, user: &str) -> Result<Credentials, Fatal> {
-    let who = Credentials::of(user, config.suite.group.as_deref());
+    let who = names::user(user, config.suite.group.as_deref());
     who.map_err(|e| Fatal::new(Exit::Config, format!("suite.user: {e}")))
+}
+
+/// Asks for the users of jobs now, and not when their processes have died. Who isn't found is said when he is needed.
+pub fn look_up(jobs: &[Job]) {
+    for j in jobs {
+        if let Some(user) = &j.user {
+            let _ = names::user(user, j.group.as_deref());
+        }
+    }
 }
 
 /// The users and groups of the configuration that don't exist, one text each. Anybody may ask.
@@ -53,7 +63,7 @@ pub fn missing_names(config: &Config) -> Vec<String> {
     let suite = config.suite.user.as_deref().and_then(|user| named(config, user).err());
     let sockets = server_sockets_group(config).err();
     let of_job = |j: &Job| {
-        let e = Credentials::of(j.user.as_deref()?, j.group.as_deref()).err()?;
+        let e = names::user(j.user.as_deref()?, j.group.as_deref()).err()?;
         Some(format!("job {:?}: job.user: {e}", j.name))
     };
     let of_suite = suite.into_iter().chain(sockets).map(|e| e.text);
@@ -73,8 +83,7 @@ pub fn refused_to_root(config: &Config) -> Option<&'static str> {
 pub fn server_sockets_group(config: &Config) -> Result<Option<u32>, Fatal> {
     let Some(name) = &config.server.unix_group else { return Ok(None) };
     let none = || Fatal::new(Exit::Config, format!("server.unix_group: there is no group {name:?}"));
-    let found = nix::unistd::Group::from_name(name).ok().flatten().ok_or_else(none)?;
-    Ok(Some(found.gid.as_raw()))
+    names::group(name).ok_or_else(none).map(Some)
 }
 
 /// The server's own check, whoever started it.

@@ -5,6 +5,7 @@ use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
 use crate::config::{Accepted, Config};
+use crate::names;
 use crate::privileges;
 use anyhow::Context;
 use policy::Time;
@@ -38,6 +39,10 @@ impl Keep {
     /// # Errors
     /// All faults of the configuration, or an address that can't be bound. Nothing has changed then.
     pub fn reload(self: &Rc<Self>) -> anyhow::Result<String> {
+        names::anew(|| self.take_config())
+    }
+
+    fn take_config(self: &Rc<Self>) -> anyhow::Result<String> {
         anyhow::ensure!(!self.is_stopping(), "the suite is being stopped");
         let loaded = self.common.load()?;
         let old = self.accepted.borrow().text()?;
@@ -48,6 +53,7 @@ impl Keep {
         let accepted = Accepted::of(&loaded.text).context("keeping the configuration")?;
         let new = loaded.config;
         let credentials = privileges::prepare(&new)?;
+        privileges::look_up(&new.jobs);
         privileges::share_notify(&self.runtime, credentials.as_ref())?;
         let kept = needs_restart(&self.first_config, &new);
         // those that stay are handed over to the new list; only what is really new is bound

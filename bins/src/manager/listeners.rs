@@ -3,6 +3,7 @@
 use crate::config::{self, Config, Listen};
 use crate::exit::Exit;
 use crate::logging::Fatal;
+use crate::names;
 use crate::privileges;
 use crate::suite::{self, Runtime};
 use rustix::net::{
@@ -16,7 +17,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use supervisor::listen_fds::{Inherited, name_for};
 use supervisor::notify::Notifier;
-use supervisor::privileges::Credentials;
 use supervisor::{dirs, port};
 
 /// Connections the kernel holds for us while nobody accepts; cut to net.core.somaxconn by the kernel.
@@ -103,7 +103,7 @@ impl Access {
 
     /// To a job's sockets: the job's group.
     pub fn of_job(job: &config::Job) -> Access {
-        let who = job.user.as_deref().and_then(|user| Credentials::of(user, job.group.as_deref()).ok());
+        let who = job.user.as_deref().and_then(|user| names::user(user, job.group.as_deref()).ok());
         Access { group: who.map(|w| w.gid), ..OURS }
     }
 }

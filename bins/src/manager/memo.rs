@@ -8,6 +8,7 @@
 
 use super::jobs;
 use super::keep::Keep;
+use crate::names;
 use crate::suite::take_named;
 use proxy::cache::record::checksum;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -37,6 +38,8 @@ pub(super) struct Remembered {
     pub(super) paused: Option<Pause>,
     pub(super) server: Process,
     pub(super) jobs: BTreeMap<String, Job>,
+    /// Who the users and groups of the configuration are.
+    pub(super) names: names::Known,
     /// What is in `jobs.json`, or will be when the disk answers.
     pub(super) memory: Option<jobs::Remembered>,
 }
@@ -118,6 +121,14 @@ impl Memo {
         let kept = take_named(inherited, |name| (name == NAME).then_some(())).pop();
         let page = kept.map_or_else(|| memfd_create(NAME, MemfdFlags::CLOEXEC), |((), fd)| Ok(fd));
         Memo::on(page.map_err(io::Error::from))
+    }
+
+    /// Users and groups are who the last manager has found them to be.
+    pub fn recall_names(inherited: &[Inherited]) {
+        let page = inherited.iter().rfind(|i| i.name == NAME).and_then(|i| i.fd.try_clone().ok());
+        if let Some(page) = page {
+            names::recall(Memo::on(Ok(page)).last.names);
+        }
     }
 
     fn on(page: io::Result<OwnedFd>) -> Memo {
@@ -236,7 +247,8 @@ impl Keep {
         let paused = self.queue.borrow().paused_for();
         let paused = paused.map(|wait| Pause { max_wait_ms: wait.map(|d| d.as_millis() as u64) });
         let (jobs, memory) = (self.jobs_to_remember(), Some(self.memory_of_jobs()));
-        self.memo.borrow_mut().write(&Remembered { paused, server, jobs, memory });
+        let names = names::known();
+        self.memo.borrow_mut().write(&Remembered { paused, server, jobs, names, memory });
     }
 
     /// The server and the pause are made what the last manager has left.

@@ -258,7 +258,9 @@ fn live(
         accepted.map_or_else(|| Accepted::of(&loaded.text), Ok).context("keeping the configuration")?;
     let config = loaded.config;
     logging::init(NAME, &config.suite);
+    Memo::recall_names(&inherited);
     let credentials = privileges::prepare(&config)?;
+    privileges::look_up(&config.jobs);
     let runtime = Runtime::new(&config.suite.runtime_dir);
     let mut lock = Lockfile::new(runtime.lock("manager"));
     take_lock(&mut lock, config.cop.start_grace)?;

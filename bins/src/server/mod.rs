@@ -87,8 +87,12 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     // a connection to an origin for each of a client, at the worst
     suite::reserve_fds(config.server.max_connections.saturating_mul(2).saturating_add(256).min(RESERVED_FDS));
     let alone = inherited.is_empty();
-    let list =
-        listeners::take_or_bind(&config.server.listen, listeners::Access::of_server(&config)?, inherited)?;
+    let access = match alone {
+        true => listeners::Access::of_server(&config)?,
+        // they are there; whose they are isn't to be found out now
+        false => listeners::Access { mode: config.server.unix_mode, group: None },
+    };
+    let list = listeners::take_or_bind(&config.server.listen, access, inherited)?;
     if alone {
         listeners::publish(&list, &runtime)?;
     }

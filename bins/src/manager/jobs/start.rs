@@ -6,6 +6,7 @@ use crate::config;
 use crate::config::job::{Alive, Output, Ready};
 use crate::logging::sink;
 use crate::manager::keep::Keep;
+use crate::names;
 use crate::suite;
 use anyhow::Context;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -168,5 +169,5 @@ pub(super) fn outputs(job: &Job, pid: i32, pipes: Vec<OwnedFd>) -> Vec<(OwnedFd,
 
 /// Who it runs as.
 pub(super) fn credentials(c: &config::Job) -> anyhow::Result<Option<Credentials>> {
-    Ok(c.user.as_ref().map(|user| Credentials::of(user, c.group.as_deref())).transpose()?)
+    Ok(c.user.as_ref().map(|user| names::user(user, c.group.as_deref())).transpose()?)
 }
