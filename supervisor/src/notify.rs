@@ -261,11 +261,12 @@ pub struct Notifier {
     later: Mutex<VecDeque<(String, Later)>>,
 }
 
-/// About fds of a name.
+/// About fds of a name, or words whose variable that is.
 #[derive(Debug)]
 enum Later {
     Store(Vec<OwnedFd>),
     Forget,
+    Say(String),
 }
 
 /// How often `WATCHDOG=1` is to be said, by the environment (`WATCHDOG_USEC`, `WATCHDOG_PID`): half of what is allowed.
@@ -337,7 +338,7 @@ impl Notifier {
         };
         let failed = match said {
             Ok(()) => return,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(e) if self.is_later(&e) => {
                 let copies = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<Vec<_>>>();
                 copies.map(|fds| later.push_back((name.to_owned(), Later::Store(fds)))).err()
             }
@@ -354,15 +355,34 @@ impl Notifier {
     pub fn forget_fds(&self, name: &str) {
         let mut later = self.later();
         // what it would forget at once it isn't told first
-        later.retain(|(n, l)| n != name || matches!(l, Later::Forget));
+        later.retain(|(n, l)| n != name || !matches!(l, Later::Store(_)));
         self.say_rest(&mut later);
-        if later.iter().any(|(n, _)| n == name) {
+        if later.iter().any(|(n, l)| n == name && matches!(l, Later::Forget)) {
             return;
         }
         if !later.is_empty() || self.try_forget(name).is_err() {
             later.push_back((name.to_owned(), Later::Forget));
             self.bound(&mut later);
         }
+    }
+
+    /// Sends one assignment (`READY=1`), in the same way; one that waits is replaced by the next of that variable.
+    pub fn say(&self, line: &str) {
+        let variable = line.split('=').next().unwrap_or(line);
+        let mut later = self.later();
+        later.retain(|(n, l)| n != variable || !matches!(l, Later::Say(_)));
+        self.say_rest(&mut later);
+        if !later.is_empty() || self.try_send(line, &[]).is_err_and(|e| self.is_later(&e)) {
+            later.push_back((variable.to_owned(), Later::Say(line.to_owned())));
+            self.bound(&mut later);
+        }
+    }
+
+    /// Is there only no room? That nobody is there is noted.
+    fn is_later(&self, e: &io::Error) -> bool {
+        let is_full = e.kind() == io::ErrorKind::WouldBlock;
+        self.missed.fetch_or(!is_full, Ordering::Relaxed);
+        is_full
     }
 
     /// Says what couldn't be said, as far as there is room. Returns how much is left.
@@ -381,20 +401,17 @@ impl Notifier {
         while let Some((name, what)) = later.front()
             && self.has_room()
         {
-            let (said, is_store) = match what {
+            let said = match what {
                 Later::Store(fds) => {
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                    (self.try_store(name, &fds), true)
+                    self.try_store(name, &fds)
                 }
-                Later::Forget => (self.try_forget(name), false),
+                Later::Forget => self.try_forget(name),
+                Later::Say(line) => self.try_send(line, &[]),
             };
-            match said {
-                Ok(()) => {}
-                // nobody is there: who comes next is told anew of everything that there is
-                Err(e) if e.kind() != io::ErrorKind::WouldBlock && is_store => {
-                    self.missed.store(true, Ordering::Relaxed);
-                }
-                Err(_) => return,
+            // who comes next is told anew of everything that there is, but not of what there is no more
+            if said.is_err_and(|e| self.is_later(&e) || matches!(what, Later::Forget)) {
+                return;
             }
             later.pop_front();
         }
@@ -574,6 +591,19 @@ mod tests {
         let last = |n: &String| said.iter().rev().find(|(name, _)| name == n).map(|(_, is)| *is);
         assert!(names[..99].iter().all(|n| last(n) == Some(false)) && last(&names[99]) == Some(true));
         assert!(said.len() < 2 * names.len() && !notifier.take_missed());
+        // of words the last ones count
+        names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
+        ["MAINPID=1", "READY=1", "MAINPID=2"].into_iter().for_each(|line| notifier.say(line));
+        let mut words = Vec::new();
+        loop {
+            let left = notifier.say_later();
+            let fields = std::iter::from_fn(|| socket.recv().unwrap()).flat_map(|d| d.message.fields);
+            words.extend(fields.filter(|f| matches!(f, Field::Ready | Field::MainPid(_))));
+            if left == 0 {
+                break;
+            }
+        }
+        assert_eq!(words, [Field::Ready, Field::MainPid(2)]);
         // several may have the same name, and one that is stored again while it waits is said once
         names.iter().for_each(|n| notifier.store_fds(n, &[fd.as_fd()]));
         for _ in 0..3 {

@@ -6,12 +6,8 @@ use crate::suite;
 use policy::child::{Event, State};
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::time::Duration;
 use supervisor::clock;
 use supervisor::notify::{Datagram, Field};
-
-/// Until cop's full queue is tried again.
-const AGAIN: Duration = Duration::from_millis(20);
 
 impl Keep {
     /// The fd to wait on for [`Keep::listen`].
@@ -109,16 +105,10 @@ impl Keep {
     }
 
     pub(super) fn announce_ready(self: &Rc<Self>) {
-        let full = |e: std::io::Error| e.kind() == std::io::ErrorKind::WouldBlock;
-        if self.upstream.send("READY=1").is_err_and(full) {
-            // cop asks for no heartbeat before that, and so would never be told what it has missed
-            let keep = self.clone();
-            drop(engine::spawn(async move {
-                engine::time::sleep(AGAIN).await;
-                keep.announce_ready();
-            }));
-        }
+        // cop asks for no heartbeat before that
+        self.upstream.say("READY=1");
         self.tell_server();
+        self.speak();
     }
 
     /// Tells cop which server there is.
@@ -131,6 +121,6 @@ impl Keep {
             (true, ..) => -1,
             (false, ..) => 0,
         };
-        let _ = self.upstream.send(&format!("X_TRAFFIC_SERVER={pid}"));
+        self.upstream.say(&format!("X_TRAFFIC_SERVER={pid}"));
     }
 }

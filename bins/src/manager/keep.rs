@@ -256,9 +256,9 @@ impl Keep {
         if missed || *self.cop.borrow() != who {
             log::info!("event=new-cop who={who:?} missed={missed}");
             who.clone_into(&mut self.cop.borrow_mut());
+            // it starts to ask us when it hears that, and its queue is short
+            self.announce_ready();
             self.store_fds(&self.upstream);
-            let _ = self.upstream.send("READY=1");
-            self.tell_server();
         }
         self.speak();
         self.cop_asks();

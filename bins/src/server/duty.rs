@@ -149,6 +149,8 @@ impl Duty<'_> {
         for (name, fd) in &self.listeners {
             self.notify.store_fds(name, &[fd.as_fd()]);
         }
+        // a manager's queue is shorter than some lists of addresses
+        let _ = self.notify.barrier(super::ANNOUNCED);
     }
 
     /// One connection that another server passes on; false when there are no more.

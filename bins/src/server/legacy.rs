@@ -87,10 +87,7 @@ impl Legacy {
     pub fn announce(&self, above: &Notifier) {
         let Some((keeper, theirs)) = &self.keeper else { return };
         let name = estate_name(std::process::id() as i32, keeper.pid());
-        let text = format!("FDSTORE=1\nFDNAME={name}");
-        if let Err(e) = above.send_fds(&text, &[theirs.as_fd(), self.table.as_fd()]) {
-            log::warn!("event=continuity-off: nobody can be told: {e}");
-        }
+        above.store_fds(&name, &[theirs.as_fd(), self.table.as_fd()]);
     }
 
     /// Nothing is left behind: we end in order.
