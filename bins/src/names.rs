@@ -68,13 +68,24 @@ pub fn recall(known: Known) {
     *all() = known;
 }
 
-/// Does `work` with everybody asked for anew. If it fails, everybody is who he was.
+/// Does `work` with everybody asked for anew. If it fails, everybody is who he was; and also then who wasn't found is.
 ///
 /// # Errors
 /// Those of `work`.
 pub fn anew<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let before = std::mem::take(&mut *all());
-    work().inspect_err(|_| recall(before))
+    let done = work();
+    if done.is_err() {
+        recall(before);
+    } else {
+        let mut now = all();
+        for u in before.users {
+            if !now.users.iter().any(|n| (&n.user, &n.group) == (&u.user, &u.group)) {
+                now.users.push(u);
+            }
+        }
+    }
+    done
 }
 
 #[cfg(test)]
@@ -101,6 +112,6 @@ mod tests {
         assert!(anew(|| user("away", Some("far"))).is_err(), "a reload asks");
         assert_eq!(away().unwrap().0, 7, "and is refused");
         anew(|| user("root", None)).unwrap();
-        assert!(away().is_err() && group("far").is_none());
+        assert!(away().is_ok() && group("far").is_none(), "a job's goes on, if nobody knows him");
     }
 }

@@ -90,8 +90,9 @@ impl Runtime {
     pub fn put_token(&self, token: &str) -> io::Result<bool> {
         // whoever comes first makes it: a link can't be half there
         let tmp = self.dir.join(format!("heartbeat.token.{}", std::process::id()));
-        let mut f =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        // one of the same number has died over it
+        let _ = std::fs::remove_file(&tmp);
+        let mut f = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
         io::Write::write_all(&mut f, token.as_bytes())?;
         let linked = std::fs::hard_link(&tmp, self.token_file());
         std::fs::remove_file(&tmp)?;

@@ -261,7 +261,7 @@ pub async fn handshake(stream: Stream) -> io::Result<(SendRequest<Body>, http1::
 /// The last address's error; `TimedOut` if `limit` is over.
 pub async fn stream(origin: &OriginConfig, limit: Duration) -> io::Result<Stream> {
     let attempt = async {
-        let list = resolve::addresses_of_origin(&origin.host, origin.port).await?;
+        let list = resolve::addresses_of_origin(&origin.host, origin.port, limit).await?;
         any_of(&list, limit).await
     };
     engine::time::timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)?

@@ -23,10 +23,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Names that are remembered besides those of origins.
 const MOST: usize = 4096;
-/// Questions at a time.
-const QUESTIONS: usize = 48;
-/// Those of them that are for origins alone.
-const FOR_ORIGINS: usize = 16;
+/// Questions at a time that are for clients.
+const QUESTIONS: usize = 32;
+/// Bytes of a name (RFC 1035 has 253).
+const LONGEST: usize = 255;
 /// What getaddrinfo needs, and more.
 const STACK: usize = 512 << 10;
 
@@ -79,6 +79,8 @@ impl Entry {
 struct Known {
     names: HashMap<Key, Entry>,
     questions: usize,
+    /// Those that are for clients.
+    clients: usize,
 }
 
 /// What is known, and who is asked.
@@ -95,15 +97,15 @@ static SYSTEM: LazyLock<Names> =
 /// # Errors
 /// The name is unknown, the resolver doesn't answer, or too many are asked for already.
 pub async fn addresses(host: &str, port: u16) -> io::Result<Addresses> {
-    SYSTEM.get(host, port, For::Client, Instant::now()).await
+    SYSTEM.get(host, port, For::Client, Instant::now(), PATIENCE).await
 }
 
-/// The same of an origin. While the resolver fails, the last answer counts.
+/// The same of an origin. While the resolver fails, the last answer counts: it is there before `limit` is over.
 ///
 /// # Errors
 /// There has never been one.
-pub async fn addresses_of_origin(host: &str, port: u16) -> io::Result<Addresses> {
-    SYSTEM.get(host, port, For::Origin, Instant::now()).await
+pub async fn addresses_of_origin(host: &str, port: u16, limit: Duration) -> io::Result<Addresses> {
+    SYSTEM.get(host, port, For::Origin, Instant::now(), limit / 2).await
 }
 
 /// Asks for an origin before anybody needs it. Waits for nothing.
@@ -122,7 +124,14 @@ impl Names {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn get(&'static self, host: &str, port: u16, whose: For, now: Instant) -> io::Result<Addresses> {
+    async fn get(
+        &'static self,
+        host: &str,
+        port: u16,
+        whose: For,
+        now: Instant,
+        patience: Duration,
+    ) -> io::Result<Addresses> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Arc::new([SocketAddr::new(ip, port)]));
         }
@@ -132,7 +141,7 @@ impl Names {
             Look::Wait(last) => last,
         };
         let Some(last) = last else { return self.answer(&key, whose).await };
-        match engine::time::timeout(PATIENCE, self.answer(&key, whose)).await {
+        match engine::time::timeout(patience.min(PATIENCE), self.answer(&key, whose)).await {
             Ok(Ok(list)) => Ok(list),
             Ok(Err(_)) | Err(_) => Ok(last),
         }
@@ -183,33 +192,39 @@ impl Names {
     /// Asks, unless that is done already. Returns how many questions about it are over.
     fn begin(&'static self, known: &mut Known, key: &Key, whose: For) -> io::Result<u64> {
         let is_origin = whose == For::Origin;
+        if let Some(entry) = known.names.get_mut(key) {
+            entry.is_origin |= is_origin;
+            if entry.is_asked {
+                return Ok(entry.asked);
+            }
+        }
+        // origins are as many as the configuration has
+        if !is_origin && known.clients >= QUESTIONS {
+            return Err(too_many());
+        }
+        if key.0.len() > LONGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no name is so long"));
+        }
         if !known.names.contains_key(key) {
             known.make_room(is_origin, Instant::now())?;
         }
-        let most = if is_origin { QUESTIONS } else { QUESTIONS - FOR_ORIGINS };
-        let is_too_much = known.questions >= most;
-        let entry = known.names.entry(key.clone()).or_default();
-        entry.is_origin |= is_origin;
-        if entry.is_asked {
-            return Ok(entry.asked);
-        }
-        if is_too_much {
-            return Err(too_many());
-        }
-        let (asked, question) = (entry.asked, key.clone());
+        let (asked, question) = (known.names.get(key).map_or(0, |e| e.asked), key.clone());
         let thread = std::thread::Builder::new().name("names".into()).stack_size(STACK);
         thread.spawn(move || {
             let answer = (self.ask)(&question.0, question.1);
-            self.settle(&question, answer, Instant::now());
+            self.settle(&question, answer, Instant::now(), whose);
         })?;
-        entry.is_asked = true;
+        let entry = known.names.entry(key.clone()).or_default();
+        (entry.is_asked, entry.is_origin) = (true, entry.is_origin || is_origin);
         known.questions += 1;
+        known.clients += usize::from(!is_origin);
         Ok(asked)
     }
 
-    fn settle(&self, key: &Key, answer: io::Result<Vec<SocketAddr>>, now: Instant) {
+    fn settle(&self, key: &Key, answer: io::Result<Vec<SocketAddr>>, now: Instant, whose: For) {
         let mut known = self.known();
-        known.questions = known.questions.saturating_sub(1);
+        known.questions -= 1;
+        known.clients -= usize::from(whose == For::Client);
         let Some(entry) = known.names.get_mut(key) else { return };
         let answer = answer.and_then(|list| match list.is_empty() {
             true => Err(io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", key.0))),
@@ -282,7 +297,7 @@ mod tests {
     }
 
     fn get(names: &'static Names, whose: For, now: Instant) -> Result<u8, String> {
-        let got = engine::block_on(names.get("a", 80, whose, now));
+        let got = engine::block_on(names.get("a", 80, whose, now, PATIENCE));
         got.map(|list| match list[0].ip() {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(_) => 0,
@@ -352,17 +367,18 @@ mod tests {
         for _ in 0..100 {
             ask("a", For::Client).unwrap();
         }
-        for n in 1..QUESTIONS - FOR_ORIGINS {
+        for n in 1..QUESTIONS {
             ask(&n.to_string(), For::Client).unwrap();
         }
         assert!(ask("one more", For::Client).is_err());
-        for n in 0..FOR_ORIGINS {
+        assert_eq!(names.known().names.len(), QUESTIONS, "who is refused is not remembered");
+        for n in 0..QUESTIONS {
             ask(&format!("origin {n}"), For::Origin).unwrap();
         }
-        assert!(ask("one more", For::Origin).is_err());
-        (0..QUESTIONS).for_each(|_| answer.send(Some(1)).unwrap());
+        assert!(ask(&"x".repeat(256), For::Origin).is_err());
+        (0..2 * QUESTIONS).for_each(|_| answer.send(Some(1)).unwrap());
         settled(names);
-        assert_eq!(asked.load(SeqCst), QUESTIONS);
+        assert_eq!(asked.load(SeqCst), 2 * QUESTIONS);
         assert_eq!(get(names, For::Client, Instant::now()), Ok(1));
     }
 

@@ -14,12 +14,13 @@ use lockfile::{Got, Lockfile};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use supervisor::daemonize::{Side, daemonize, redirect_std};
 use supervisor::fd_store::FdStore;
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
-use supervisor::{listen_fds, reaper};
+use supervisor::{dirs, listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
 /// Fds kept for the manager at most.
@@ -44,13 +45,16 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
         );
         return Err(Fatal::new(Exit::LockHeld, why).into());
     }
-    let who = match privileges::prepare(config) {
-        // it was all there when the suite was started; one that runs is watched in any case
-        Err(e) if Lockfile::holder(runtime.lock("manager")).is_ok_and(|held| held.is_some()) => {
-            eprintln!("traffic_cop: {e:#}");
+    let who = match privileges::server(config) {
+        // he was known when the suite was started; one that runs is watched in any case
+        Err(e) if runs(&runtime) => {
+            eprintln!("traffic_cop: {e}");
+            dirs::ensure(runtime.dir())?;
+            dirs::ensure(&config.suite.state_dir)?;
             None
         }
-        who => who?,
+        Err(e) => return Err(e.into()),
+        Ok(_) => privileges::prepare(config)?,
     };
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
@@ -136,6 +140,13 @@ fn watch(
         Some(f) => Err(f.into()),
         None => Ok(exit),
     }
+}
+
+/// Is there a manager of ours?
+fn runs(runtime: &Runtime) -> bool {
+    let holder = Lockfile::holder(runtime.lock("manager")).ok().flatten();
+    let owner = holder.and_then(|h| std::fs::metadata(format!("/proc/{}", h.pid)).ok()).map(|m| m.uid());
+    owner == Some(rustix::process::geteuid().as_raw())
 }
 
 fn catch() -> std::io::Result<Signals> {

@@ -275,7 +275,7 @@ impl Cop {
             self.manager_beat.deadline(slack),
             self.server_beat.deadline(slack),
             self.watchdog.map(|(_, next)| next),
-            self.unsaid.map(|_| clock::now() + SAY_REST),
+            (self.unsaid.is_some() || self.upstream.has_later()).then(|| clock::now() + SAY_REST),
         ];
         all.into_iter().flatten().min()
     }
@@ -336,6 +336,7 @@ impl Cop {
             *next = now + *every;
             let _ = self.upstream.send("WATCHDOG=1");
         }
+        self.upstream.say_later();
         self.say_rest();
         self.sweep_managers(now);
         match &mut self.phase {

@@ -50,7 +50,7 @@ pub struct Keep {
     pub(super) common: Common,
     pub(super) runtime: Runtime,
     pub(super) listeners: RefCell<Vec<Listener>>,
-    pub(super) upstream: Notifier,
+    pub(super) upstream: Rc<Notifier>,
     pub(super) notify: NotifySocket,
     pub(super) server: RefCell<Server>,
     /// Servers that have let go and finish what they have.
@@ -125,7 +125,7 @@ pub struct Start {
     /// What the last manager has left to be remembered.
     pub memo: Memo,
     /// To cop.
-    pub upstream: Notifier,
+    pub upstream: Rc<Notifier>,
     /// From servers.
     pub notify: NotifySocket,
 }
@@ -288,7 +288,7 @@ impl Keep {
     /// Waits until cop has heard all that it is to keep; not for one that doesn't listen.
     pub(super) async fn cop_has_heard(&self) {
         let heard = async {
-            while self.upstream.has_later() || !self.upstream.is_heard() {
+            while self.upstream.say_later() > 0 || !self.upstream.is_heard() {
                 engine::time::sleep(OFTEN).await;
             }
         };

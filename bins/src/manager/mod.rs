@@ -235,7 +235,7 @@ fn serve(common: &Common) -> anyhow::Result<Exit> {
     // first of all, so that no signal is lost
     let signals = Signals::catch(&[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])?;
     let inherited = listen_fds::take().map_err(|e| Fatal::new(Exit::Usage, e.to_string()))?;
-    let upstream = Notifier::from_env()?;
+    let upstream = Rc::new(Notifier::from_env()?);
     let result = live(common, signals, inherited, &upstream);
     if let Err(e) = &result {
         let text = format!("{e:#}").replace('\n', "; ");
@@ -248,7 +248,7 @@ fn live(
     common: &Common,
     signals: Signals,
     mut inherited: Vec<Inherited>,
-    upstream: &Notifier,
+    upstream: &Rc<Notifier>,
 ) -> anyhow::Result<Exit> {
     let common = common.absolute()?;
     let accepted = Accepted::take(&mut inherited);
@@ -313,7 +313,7 @@ fn live(
         pages,
         jobs,
         memo,
-        upstream: Notifier::from_env()?,
+        upstream: upstream.clone(),
         notify,
     });
     keep.store_fds(upstream);

@@ -25,6 +25,9 @@ use supervisor::notify::Notifier;
 use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{clock, fd_pass};
 
+/// Until the full queue of the manager is tried again.
+const SAY_REST: Duration = Duration::from_millis(5);
+
 /// Everything that a serving server consists of.
 pub struct Duty<'a> {
     pub(super) signals: Signals,
@@ -80,7 +83,10 @@ impl Duty<'_> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(sources.iter().map(|s| PollFd::new(s, PollFlags::IN)));
         fds.extend(self.channel.iter().map(|c| PollFd::new(c, PollFlags::IN)));
-        let left = self.watchdog.map(|(_, next)| clock::timespec(next.saturating_sub(clock::now())));
+        let left = self.watchdog.map(|(_, next)| next.saturating_sub(clock::now()));
+        // what the manager's queue had no room for
+        let rest = (self.notify.say_later() > 0).then_some(SAY_REST);
+        let left = [left, rest].into_iter().flatten().min().map(clock::timespec);
         match poll(&mut fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => return None,
             Err(e) => {
@@ -209,16 +215,16 @@ impl Duty<'_> {
                     let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
-                let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
+                self.notify.say_in_turn("X_TRAFFIC_SETTLED=1");
             }
             Order::Queued => {
                 fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
-                let _ = self.notify.send("X_TRAFFIC_SETTLED=1");
+                self.notify.say_in_turn("X_TRAFFIC_SETTLED=1");
             }
             Order::Introduce => self.introduce(),
             Order::Hold => {
                 self.acceptor.hold();
-                let _ = self.notify.send("X_TRAFFIC_HELD=1");
+                self.notify.say("X_TRAFFIC_HELD=1");
             }
             Order::GoOn => self.acceptor.go_on(),
             Order::Ping(n) => pong(self.notify, n),
@@ -247,7 +253,7 @@ impl Duty<'_> {
         if let Some(heir) = heir {
             let _ = to.send(Passing::Heir(heir));
         }
-        let _ = self.notify.send("STOPPING=1\nX_TRAFFIC_RETIRING=1");
+        self.notify.say("STOPPING=1\nX_TRAFFIC_RETIRING=1");
         if let Some(channel) = self.channel.take() {
             // the heir may be named later; this thread ends with the process
             let to = to.clone();

@@ -153,7 +153,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         for fd in &start.queued {
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }
-        let _ = notify.send("X_TRAFFIC_SETTLED=1");
+        notify.say_in_turn("X_TRAFFIC_SETTLED=1");
         // from here on we have what nobody else has: were we and the manager killed before it has passed on how to get it,
         // it would be lost
         if !notify.barrier(ANNOUNCED) {
@@ -165,7 +165,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let acceptor = accept(&engine, &config, listeners, proxy.clone(), continuity, start.held)?;
     taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
-    notify.send("READY=1").context("telling the manager")?;
+    notify.say("READY=1");
     let drain = config.server.drain_timeout;
     let watchdog = watchdog_interval().map(|every| (every, Time::ZERO));
     let listeners = names.into_iter().zip(duplicates).collect();

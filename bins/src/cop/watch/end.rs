@@ -89,6 +89,9 @@ impl Cop {
         // stop systemd itself lets it go
         names.retain(|name| !suite::is_listener(name));
         names.iter().for_each(|name| self.upstream.forget_fds(name));
+        if self.upstream.has_later() {
+            self.upstream.barrier(Duration::from_millis(500));
+        }
         self.store.clear();
         self.record.flush();
         if !supervisor::reaper::reap_all(Duration::from_millis(500)) {

@@ -95,9 +95,7 @@ impl Cop {
         if self.upstream.is_connected() {
             let of_name = self.store.iter().filter(|(n, _)| n == name);
             let fds: Vec<_> = of_name.map(|(_, fd)| fd.as_fd()).collect();
-            if let Err(e) = self.upstream.send_fds(&format!("FDSTORE=1\nFDNAME={name}"), &fds) {
-                log::warn!("event=fdstore-upstream-failed name={name}: {e}");
-            }
+            fds.iter().for_each(|fd| self.upstream.store_fds(name, &[*fd]));
         }
     }
 

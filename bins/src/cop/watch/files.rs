@@ -4,6 +4,7 @@
 use super::*;
 use crate::privileges;
 use lockfile::Got;
+use std::os::unix::fs::MetadataExt;
 use supervisor::dirs;
 
 /// Looks in a row that miss a file of the manager's: one that ends in order removes its own.
@@ -111,6 +112,12 @@ pub fn lost_cop(runtime: &Runtime) -> Option<i32> {
     removed.push(" (deleted)");
     let pids =
         std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    // another user's, or one in another file system, is none of ours
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let is_ours = |pid: &i32| {
+        let owner = std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
+        owner == Some(rustix::process::geteuid().as_raw()) && namespace(&pid.to_string()) == namespace("self")
+    };
     let has_it = |pid: &i32| {
         let is_cop =
             std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "traffic_cop");
@@ -120,5 +127,5 @@ pub fn lost_cop(runtime: &Runtime) -> Option<i32> {
             .flatten()
             .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == *removed))
     };
-    pids.into_iter().find(has_it)
+    pids.into_iter().filter(is_ours).find(has_it)
 }

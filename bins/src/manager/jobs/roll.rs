@@ -55,6 +55,9 @@ impl Keep {
         let patience = patience(job) * u32::try_from(job.want.get().max(1)).unwrap_or(u32::MAX);
         let free = until(self, patience, || (!job.rolling.now.get()).then_some(())).await;
         job.rolling.next.set(false);
+        if free.is_none() || !job.call.is_awake() {
+            job.rolling.died.set(0);
+        }
         if free.is_none() {
             return Err(format!("{} is being restarted still\n", job.name));
         }
