@@ -88,6 +88,11 @@ pub struct Check {
 }
 
 impl Check {
+    /// There is another server since the last check: what was seen of the one before says nothing of it.
+    pub fn another_server(&mut self) {
+        self.server_free_before = false;
+    }
+
     /// One check.
     pub fn programs(&mut self, o: &Observation, on_manager_death: OnManagerDeath) -> Verdict {
         let server_free_before = std::mem::take(&mut self.server_free_before);
@@ -179,6 +184,10 @@ mod tests {
         assert_eq!(c.programs(&GOOD, how), Verdict::Nothing);
         assert_eq!(c.programs(&free, how), Verdict::Nothing);
         assert_eq!(c.programs(&free, how), Verdict::KillManagerGroup);
+        // a look at each of two replacements that were under way is none at a manager that doesn't mind
+        assert_eq!(c.programs(&free, how), Verdict::Nothing);
+        c.another_server();
+        assert_eq!(c.programs(&free, how), Verdict::Nothing);
     }
 
     #[test]

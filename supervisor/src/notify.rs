@@ -328,16 +328,28 @@ impl Notifier {
     /// there is room ([`Notifier::say_later`]), in order. That nobody is there is logged: we go on all the same, and are missed
     /// more when we die.
     pub fn store_fds(&self, name: &str, fds: &[BorrowedFd<'_>]) {
+        self.store(name, fds, false);
+    }
+
+    /// The same, before all fds that wait: what nobody else has yet, and who dies next must not be the last to have had.
+    pub fn store_fds_first(&self, name: &str, fds: &[BorrowedFd<'_>]) {
+        self.store(name, fds, true);
+    }
+
+    fn store(&self, name: &str, fds: &[BorrowedFd<'_>], first: bool) {
         let mut later = self.later();
-        self.say_rest(&mut later);
+        if !first {
+            self.say_rest(&mut later);
+        }
         let ids: Vec<_> = fds.iter().map(identity).collect();
         let is_same = |f: &Vec<OwnedFd>| f.iter().map(identity).eq(ids.iter().copied());
         if later.iter().any(|(n, l)| n == name && matches!(l, Later::Store(fds) if is_same(fds))) {
             // it is in the queue already
             return;
         }
-        // half the queue is for words
-        let said = match later.is_empty() && self.has_room() {
+        // not before that name is forgotten
+        let first = first && !later.iter().any(|(n, _)| n == name);
+        let said = match first || later.is_empty() {
             true => self.try_send(&storing(name), fds),
             false => Err(io::ErrorKind::WouldBlock.into()),
         };
@@ -345,7 +357,11 @@ impl Notifier {
             Ok(()) => return,
             Err(e) if self.is_later(&e) => {
                 let copies = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<Vec<_>>>();
-                copies.map(|fds| later.push_back((name.to_owned(), Later::Store(fds)))).err()
+                let wait = |fds| {
+                    let one = (name.to_owned(), Later::Store(fds));
+                    if first { later.push_front(one) } else { later.push_back(one) }
+                };
+                copies.map(wait).err()
             }
             Err(e) => Some(e),
         };

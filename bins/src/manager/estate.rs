@@ -92,7 +92,7 @@ impl Estates {
     pub fn store(&self, cop: &Notifier) {
         for e in &self.0 {
             let fds: Vec<_> = e.fds.iter().map(AsFd::as_fd).collect();
-            cop.store_fds(&e.name, &fds);
+            cop.store_fds_first(&e.name, &fds);
         }
     }
 

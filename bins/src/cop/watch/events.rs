@@ -113,6 +113,7 @@ impl Cop {
 
     /// The manager says which server it holds: a pid, 0 for none wanted, less for none at the moment.
     pub(super) fn server_is(&mut self, pid: i32, now: Time) {
+        self.check.another_server();
         self.server_wanted = pid != 0;
         self.paused = pid == crate::suite::PAUSED;
         self.server_beat.stop();
