@@ -46,8 +46,8 @@ const BYTES: u64 = 256 * 1024;
 const VARIABLE: &[u8] = b"TRAFFIC_RUNTIME_DIR=";
 const OPTION: &[u8] = b"--runtime-dir";
 
-/// Looks through all processes for strays, leaving out this process and `except`. Zombies are none: there is nothing
-/// left of them to end.
+/// Looks through all processes for strays, leaving out this process, `except` and the children of those: between fork and exec a
+/// child looks like its parent. Zombies are none: there is nothing left of them to end.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -56,7 +56,7 @@ pub fn find(wanted: &Wanted, except: &[i32]) -> io::Result<Found> {
     let me = std::process::id() as i32;
     for process in all_processes().map_err(os)?.flatten().filter(|p| p.pid != me && !except.contains(&p.pid))
     {
-        match examine(wanted, &process) {
+        match examine(wanted, &process, except) {
             Ok(None) => {}
             Ok(Some(_)) if found.strays.len() == LIMIT => {
                 found.more = true;
@@ -71,10 +71,10 @@ pub fn find(wanted: &Wanted, except: &[i32]) -> io::Result<Found> {
     Ok(found)
 }
 
-fn examine(wanted: &Wanted, process: &Process) -> io::Result<Option<Target>> {
+fn examine(wanted: &Wanted, process: &Process, except: &[i32]) -> io::Result<Option<Target>> {
     let (look, comm) = look_at(process)?;
     // the cheap question first; what has another name is asked for its argv[0]
-    if look.state == ProcessState::Zombie {
+    if look.state == ProcessState::Zombie || except.contains(&look.parent) {
         return Ok(None);
     }
     if [crate::keeper::NAME, crate::aside::NAME].contains(&&*comm) {
