@@ -536,10 +536,7 @@ fn an_origin_is_found_while_nobody_knows_its_name() {
     fs::write(&conf, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
     let route = origin.route().replace("127.0.0.1", "origin.test");
     s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\n{route}"));
-    let mount =
-        "mount --bind \"$0\" /etc/hosts && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
-    let (hosts_path, conf_path) = (hosts.display().to_string(), conf.display().to_string());
-    s.wrap = ["unshare", "--mount", "sh", "-c", mount, &hosts_path, &conf_path].map(str::to_owned).to_vec();
+    s.in_the_place_of(&[("/etc/hosts", &hosts), ("/etc/resolv.conf", &conf)]);
     s.start();
     assert_eq!(s.get("/one").code, 200);
     // the next server has asked for it while there was an answer

@@ -240,9 +240,7 @@ fn whom_nobody_knows_any_more_goes_on_as_who_he_was() {
     };
     add(&passwd, "/etc/passwd", "someone:x:54321:54321::/:/bin/false\n");
     add(&group, "/etc/group", "someone:x:54321:\n");
-    let mount = "mount --bind \"$0\" /etc/passwd && mount --bind \"$1\" /etc/group && shift && exec \"$@\"";
-    let files = [&passwd, &group].map(|p| p.display().to_string());
-    s.wrap = ["unshare", "--mount", "sh", "-c", mount, &files[0], &files[1]].map(str::to_owned).to_vec();
+    s.in_the_place_of(&[("/etc/passwd", &passwd), ("/etc/group", &group)]);
     s.start();
     let uid_of = |pid: i32| fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).unwrap_or(u32::MAX);
     let job = |s: &Suite| common::jobs::workers(s, "job")[0]["pid"].as_i64().unwrap_or(0) as i32;

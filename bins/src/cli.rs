@@ -76,7 +76,7 @@ impl Common {
     /// # Errors
     /// All its faults.
     pub fn load(&self) -> Result<Loaded, Faults> {
-        self.load_by(None, config::load)
+        self.load_by(None, std::env::vars_os(), config::load)
     }
 
     /// Loads what the suite has accepted of the file, whatever the file says now. Without that, and if this program accepts it no
@@ -99,10 +99,10 @@ impl Common {
 
     /// The runtime directory by that text and our own options, but for the environment: who started us may have named it there.
     pub fn runtime_dir_by(&self, text: &str) -> Option<PathBuf> {
-        let env = std::env::vars_os().filter(|(name, _)| name != "TRAFFIC_RUNTIME_DIR").collect();
-        let sources =
-            Sources { file: self.config.clone(), text: Some(text.to_owned()), set: &self.all_set(), env };
-        config::load(&sources).ok().map(|loaded| loaded.config.suite.runtime_dir)
+        let env = std::env::vars_os().filter(|(name, _)| name != "TRAFFIC_RUNTIME_DIR");
+        self.load_by(Some(text.to_owned()), env, config::load)
+            .ok()
+            .map(|loaded| loaded.config.suite.runtime_dir)
     }
 
     /// Loads that text as if it were the file's.
@@ -110,7 +110,7 @@ impl Common {
     /// # Errors
     /// All its faults.
     pub fn load_text(&self, text: String) -> Result<Loaded, Faults> {
-        self.load_by(Some(text), config::load)
+        self.load_by(Some(text), std::env::vars_os(), config::load)
     }
 
     /// Loads it for a command that only asks a suite that runs: faults are told on stderr, and don't keep it from asking.
@@ -118,7 +118,7 @@ impl Common {
     /// # Errors
     /// All faults, if they leave it in doubt which suite is meant.
     pub fn load_to_ask(&self) -> Result<Config, Faults> {
-        let (loaded, faults) = self.load_by(None, config::load_to_ask)?;
+        let (loaded, faults) = self.load_by(None, std::env::vars_os(), config::load_to_ask)?;
         if let Some(faults) = faults {
             eprintln!("warning: with this configuration a start or a reload would be refused:\n{faults}");
         }
@@ -128,13 +128,9 @@ impl Common {
     fn load_by<T>(
         &self,
         text: Option<String>,
+        env: impl Iterator<Item = (OsString, OsString)>,
         load: impl Fn(&Sources<'_>) -> Result<T, Faults>,
     ) -> Result<T, Faults> {
-        let set = self.all_set();
-        load(&Sources { file: self.config.clone(), text, set: &set, env: std::env::vars_os().collect() })
-    }
-
-    fn all_set(&self) -> Vec<String> {
         let mut set = self.set.clone();
         if let Some(dir) = &self.runtime_dir {
             let dir = std::path::absolute(dir).unwrap_or(dir.clone());
@@ -143,7 +139,7 @@ impl Common {
         if let Some(log) = &self.log {
             set.push(format!("suite.log={}", toml::Value::String(log.clone())));
         }
-        set
+        load(&Sources { file: self.config.clone(), text, set: &set, env: env.collect() })
     }
 }
 

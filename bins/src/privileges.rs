@@ -15,7 +15,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use supervisor::dirs;
-use supervisor::privileges::{self, Credentials};
+use supervisor::privileges::{self, Credentials, UserError};
 
 const AS_ROOT: &str =
     "the server would run as root: name a user with suite.user, or set suite.allow_root = true";
@@ -49,12 +49,18 @@ fn named(config: &Config, user: &str) -> Result<Credentials, Fatal> {
     who.map_err(|e| Fatal::new(Exit::Config, format!("suite.user: {e}")))
 }
 
+/// Who a job runs as; `None`: who we are.
+///
+/// # Errors
+/// There is no such user or group.
+pub fn job(job: &Job) -> Result<Option<Credentials>, UserError> {
+    job.user.as_deref().map(|user| names::user(user, job.group.as_deref())).transpose()
+}
+
 /// Asks for the users of jobs now, and not when their processes have died. Who isn't found is said when he is needed.
 pub fn look_up(jobs: &[Job]) {
     for j in jobs {
-        if let Some(user) = &j.user {
-            let _ = names::user(user, j.group.as_deref());
-        }
+        let _ = job(j);
     }
 }
 
@@ -63,7 +69,7 @@ pub fn missing_names(config: &Config) -> Vec<String> {
     let suite = config.suite.user.as_deref().and_then(|user| named(config, user).err());
     let sockets = server_sockets_group(config).err();
     let of_job = |j: &Job| {
-        let e = names::user(j.user.as_deref()?, j.group.as_deref()).err()?;
+        let e = job(j).err()?;
         Some(format!("job {:?}: job.user: {e}", j.name))
     };
     let of_suite = suite.into_iter().chain(sockets).map(|e| e.text);
@@ -104,12 +110,21 @@ pub fn refuse_root(config: &Config) -> Result<(), Fatal> {
 /// See [`server`]; a directory that somebody else could have prepared, or that the server can't enter.
 pub fn prepare(config: &Config) -> anyhow::Result<Option<Credentials>> {
     let who = server(config)?;
+    prepare_for(config, who.as_ref())?;
+    Ok(who)
+}
+
+/// The same for a server that is known, or about whom nothing is to be said.
+///
+/// # Errors
+/// As [`prepare`], but for who he is.
+pub fn prepare_for(config: &Config, who: Option<&Credentials>) -> anyhow::Result<()> {
     let runtime = Runtime::new(&config.suite.runtime_dir);
     dirs::ensure(runtime.dir())?;
     dirs::ensure(&config.suite.state_dir)?;
-    let Some(who) = who else { return Ok(None) };
+    let Some(who) = who else { return Ok(()) };
     for dir in [runtime.dir(), &config.suite.state_dir] {
-        privileges::share_dir(dir, &who).with_context(|| format!("sharing {}", dir.display()))?;
+        privileges::share_dir(dir, who).with_context(|| format!("sharing {}", dir.display()))?;
     }
     let lock = runtime.lock("server");
     // only made, never opened when it is there: a second fd of a lock file is dangerous to its holder
@@ -121,17 +136,17 @@ pub fn prepare(config: &Config) -> anyhow::Result<Option<Credentials>> {
     }
     runtime.token().context("the heartbeat's token")?;
     for (file, mode) in [(lock, 0o660), (runtime.token_file(), 0o640)] {
-        privileges::share_file(&file, &who, mode).with_context(|| format!("sharing {}", file.display()))?;
+        privileges::share_file(&file, who, mode).with_context(|| format!("sharing {}", file.display()))?;
     }
     if config.server.cache_disk > 0 {
         let dir = config.server.cache_dir(&config.suite);
-        privileges::give_dir(&dir, &who).with_context(|| format!("the cache in {}", dir.display()))?;
+        privileges::give_dir(&dir, who).with_context(|| format!("the cache in {}", dir.display()))?;
     }
     if config.server.access_log != AccessLog::Off {
         let log = config.server.access_log_path(&config.suite);
-        privileges::give_file(&log, &who).with_context(|| format!("the access log {}", log.display()))?;
+        privileges::give_file(&log, who).with_context(|| format!("the access log {}", log.display()))?;
     }
-    Ok(Some(who))
+    Ok(())
 }
 
 /// Lets servers that are somebody else send to the manager.

@@ -52,15 +52,10 @@ impl Accepted {
         Ok(Accepted(file))
     }
 
-    /// One that was handed over.
-    ///
-    /// # Errors
-    /// It could still be changed: it isn't one of ours.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Accepted> {
-        match fcntl_get_seals(&fd) {
-            Ok(seals) if seals.contains(SEALS) => Ok(Accepted(fd.into())),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it isn't sealed")),
-        }
+    /// One that was handed over; `None`: it could still be changed, and isn't one of ours.
+    pub fn from_fd(fd: OwnedFd) -> Option<Accepted> {
+        let is_ours = fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS));
+        is_ours.then(|| Accepted(fd.into()))
     }
 
     /// Takes it out of what was inherited, if it is there.
@@ -77,8 +72,7 @@ impl Accepted {
 
     /// Whoever keeps them may have missed that one was to be forgotten.
     fn newest(fds: impl Iterator<Item = OwnedFd>) -> Option<Accepted> {
-        let ours = fds.filter_map(|fd| Accepted::from_fd(fd).ok());
-        ours.max_by_key(|a| a.0.metadata().and_then(|m| m.modified()).ok())
+        fds.filter_map(Accepted::from_fd).max_by_key(|a| a.0.metadata().and_then(|m| m.modified()).ok())
     }
 
     /// The text.

@@ -1,12 +1,12 @@
 //! The sources, their precedence, and every fault with its place.
 
+use super::Config;
 use super::job::{JOB_KEYS, Job};
 use super::keys::{self, KEYS, Key};
 use super::lines::Lines;
 use super::route::{self, Route};
 use super::value::Raw;
-use super::{Config, Listen};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Read;
@@ -164,10 +164,12 @@ fn gather(sources: &Sources<'_>) -> (Loaded, Option<Faults>) {
     let mut text = String::new();
     if let Some(path) = &file {
         match sources.text.clone().map_or_else(|| read(path), Ok) {
-            Ok(found) => text = found,
+            Ok(found) => {
+                l.file(path, &found);
+                text = found;
+            }
             Err(why) => l.fault(path.display().to_string(), why),
         }
-        l.file(path, &text);
     }
     l.env(&found);
     l.cli(sources.set);
@@ -411,23 +413,27 @@ impl Loader {
             Some((_, Source::Cli)) => format!("--set {key}"),
             _ => key.to_owned(),
         };
-        let listen = self.config.server.listen.clone();
-        for (i, l) in listen.iter().enumerate() {
-            if !l.is_any_port() && listen[..i].contains(l) {
-                self.fault(place(self, "server.listen"), format!("server.listen: {l} is there twice"));
-            }
-        }
-        let mut taken: Vec<(Listen, String)> =
-            listen.iter().map(|l| (l.clone(), "server.listen".to_owned())).collect();
-        for (job, place) in self.config.jobs.clone().into_iter().zip(self.job_listens.clone()) {
-            for l in job.listen.into_iter().filter(|l| !l.is_any_port()) {
-                if let Some((_, by)) = taken.iter().find(|(t, _)| *t == l) {
-                    self.fault(place.clone(), format!("job.listen: {l} is there already, by {by}"));
+        let at = place(self, "server.listen");
+        let of_server = self.config.server.listen.iter().map(|l| (l.clone(), at.clone(), None));
+        let jobs = self.config.jobs.iter().zip(&self.job_listens);
+        let of_jobs = jobs.flat_map(|(job, at)| {
+            job.listen.iter().map(move |l| (l.clone(), at.clone(), Some(job.name.clone())))
+        });
+        let wanted: Vec<_> = of_server.chain(of_jobs).filter(|(l, ..)| !l.is_any_port()).collect();
+        let mut taken = HashMap::new();
+        for (l, at, job) in wanted {
+            let what = match (&job, taken.get(&l)) {
+                (_, None) => {
+                    taken.insert(l, job);
+                    continue;
                 }
-                taken.push((l, format!("job {:?}", job.name)));
-            }
+                (None, Some(_)) => format!("server.listen: {l} is there twice"),
+                (Some(_), Some(None)) => format!("job.listen: {l} is there already, by server.listen"),
+                (Some(_), Some(Some(by))) => format!("job.listen: {l} is there already, by job {by:?}"),
+            };
+            self.fault(at, what);
         }
-        if listen.is_empty() {
+        if self.config.server.listen.is_empty() {
             self.fault(place(self, "server.listen"), "server.listen: needs at least one address");
         }
         if self.config.suite.group.is_some() && self.config.suite.user.is_none() {

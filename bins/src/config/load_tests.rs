@@ -1,5 +1,6 @@
 //! Every kind of fault with its exact text, and who wins over whom.
 
+use super::super::Listen;
 use super::*;
 use proptest::prelude::*;
 

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use supervisor::daemonize::{Side, daemonize, redirect_std};
 use supervisor::fd_store::FdStore;
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
-use supervisor::{dirs, listen_fds, reaper};
+use supervisor::{listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
 /// Fds kept for the manager at most.
@@ -49,13 +49,11 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
         // he was known when the suite was started; one that runs is watched in any case
         Err(e) if runs(&runtime) => {
             eprintln!("traffic_cop: {e}");
-            dirs::ensure(runtime.dir())?;
-            dirs::ensure(&config.suite.state_dir)?;
             None
         }
-        Err(e) => return Err(e.into()),
-        Ok(_) => privileges::prepare(config)?,
+        who => who?,
     };
+    privileges::prepare_for(config, who.as_ref())?;
     if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
         return Err(held(&runtime, h.pid).into());
     }

@@ -33,10 +33,15 @@ use supervisor::clock;
 use supervisor::notify::{Notifier, NotifySocket};
 
 /// Between two attempts at cop's full queue; it grows up to [`SELDOM`].
-const OFTEN: Duration = Duration::from_millis(1);
-const SELDOM: Duration = Duration::from_millis(250);
+pub(super) const OFTEN: Duration = Duration::from_millis(1);
+pub(super) const SELDOM: Duration = Duration::from_millis(250);
 /// How long a cop may take to hear of a configuration that was accepted.
 const HEARD: Duration = Duration::from_secs(2);
+
+/// The pause after one of that length, after which something could be said or nothing.
+pub(super) fn until_next(pause: Duration, some: bool) -> Duration {
+    if some { OFTEN } else { (pause * 2).min(SELDOM) }
+}
 
 /// The manager's state.
 pub struct Keep {
@@ -277,7 +282,7 @@ impl Keep {
                 if now == 0 {
                     break;
                 }
-                pause = if now < left { OFTEN } else { (pause * 2).min(SELDOM) };
+                pause = until_next(pause, now < left);
                 left = now;
                 engine::time::sleep(pause).await;
             }

@@ -3,7 +3,6 @@
 use crate::config::{self, Config, Listen};
 use crate::exit::Exit;
 use crate::logging::Fatal;
-use crate::names;
 use crate::privileges;
 use crate::suite::{self, Runtime};
 use rustix::net::{
@@ -103,7 +102,7 @@ impl Access {
 
     /// To a job's sockets: the job's group.
     pub fn of_job(job: &config::Job) -> Access {
-        let who = job.user.as_deref().and_then(|user| names::user(user, job.group.as_deref()).ok());
+        let who = privileges::job(job).ok().flatten();
         Access { group: who.map(|w| w.gid), ..OURS }
     }
 }

@@ -35,7 +35,7 @@ impl Cop {
 
     /// The manager has accepted a configuration.
     pub(super) fn take_config(&mut self, mut fds: Vec<OwnedFd>) {
-        let accepted = fds.pop().and_then(|fd| Accepted::from_fd(fd).ok());
+        let accepted = fds.pop().and_then(Accepted::from_fd);
         let Some((accepted, text)) = accepted.and_then(|a| a.text().ok().map(|text| (a, text))) else {
             return log::warn!("event=config-not-kept: it can't be read");
         };

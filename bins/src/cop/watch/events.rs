@@ -92,10 +92,8 @@ impl Cop {
             // systemd, too, has to hand on what it keeps
             Err(e) => return log::error!("event=fdstore-failed name={name}: {e}"),
         }
-        if self.upstream.is_connected() {
-            let of_name = self.store.iter().filter(|(n, _)| n == name);
-            let fds: Vec<_> = of_name.map(|(_, fd)| fd.as_fd()).collect();
-            fds.iter().for_each(|fd| self.upstream.store_fds(name, &[*fd]));
+        for (_, fd) in self.store.iter().filter(|(n, _)| n == name) {
+            self.upstream.store_fds(name, &[fd.as_fd()]);
         }
     }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::privileges;
 use lockfile::Got;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use supervisor::dirs;
 
 /// Looks in a row that miss a file of the manager's: one that ends in order removes its own.
@@ -15,35 +16,30 @@ impl Cop {
     /// can reach the manager that is there, and the next one has another server take over. False: they can't be made anew, and
     /// what files say proves nothing.
     pub(super) fn keep_files(&mut self, now: Time) -> bool {
-        let notify = there(self.notify.path());
         let dir = self.runtime.dir().display().to_string();
-        let is_whole = self.lock.is_in_place() && notify && self.has_token_file();
-        match if is_whole { Ok(()) } else { self.make_files(notify) } {
-            Ok(()) => {
-                if !is_whole {
-                    log::warn!("event=files-restored dir={dir}: they were removed while the suite runs");
-                    // for the manager, if it can be reached, it is another cop that has to be told everything
-                    self.since = now;
-                }
-                if std::mem::take(&mut self.is_lost) {
-                    log::info!("event=files-found dir={dir}");
-                    // nobody could be asked
-                    for beat in [&mut self.manager_beat, &mut self.server_beat] {
-                        if beat.is_on() {
-                            beat.start(now);
-                        }
-                    }
-                }
-                self.look_for_managers_files(now);
-                true
-            }
-            Err(e) => {
+        let is_whole = self.lock.is_in_place() && there(self.notify.path()) && self.has_token_file();
+        if !is_whole {
+            if let Err(e) = self.make_files() {
                 if !std::mem::replace(&mut self.is_lost, true) {
                     log::error!("event=files-lost dir={dir}: {e:#}");
                 }
-                false
+                return false;
+            }
+            log::warn!("event=files-restored dir={dir}: they were removed while the suite runs");
+            // for the manager, if it can be reached, it is another cop that has to be told everything
+            self.since = now;
+        }
+        if std::mem::take(&mut self.is_lost) {
+            log::info!("event=files-found dir={dir}");
+            // nobody could be asked
+            for beat in [&mut self.manager_beat, &mut self.server_beat] {
+                if beat.is_on() {
+                    beat.start(now);
+                }
             }
         }
+        self.look_for_managers_files(now);
+        true
     }
 
     /// A manager whose files are gone can't be reached by servers or by us.
@@ -75,7 +71,8 @@ impl Cop {
         }
     }
 
-    fn make_files(&mut self, has_notify: bool) -> anyhow::Result<()> {
+    /// Makes what isn't there.
+    fn make_files(&mut self) -> anyhow::Result<()> {
         dirs::ensure(self.runtime.dir())?;
         if !self.lock.is_in_place() {
             // what can't be emptied is gone anyway
@@ -90,7 +87,7 @@ impl Cop {
             self.runtime.put_token(&self.token).context("the heartbeat's token")?;
         }
         privileges::prepare(&self.config)?;
-        if !has_notify {
+        if !there(self.notify.path()) {
             let at = self.runtime.notify("cop");
             self.notify =
                 NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
@@ -110,22 +107,20 @@ pub fn lost_cop(runtime: &Runtime) -> Option<i32> {
     let (dir, above) = (runtime.dir().file_name()?, runtime.dir().parent()?.canonicalize().ok()?);
     let mut removed = above.join(dir).join(lock.file_name()?).into_os_string();
     removed.push(" (deleted)");
-    let pids =
-        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let is_cop = |proc: &PathBuf| {
+        std::fs::read_to_string(proc.join("comm")).is_ok_and(|comm| comm.trim() == "traffic_cop")
+    };
     // another user's, or one in another file system, is none of ours
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let is_ours = |pid: &i32| {
-        let owner = std::fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
-        owner == Some(rustix::process::geteuid().as_raw()) && namespace(&pid.to_string()) == namespace("self")
+    let place = |proc: &Path| {
+        let owner = std::fs::metadata(proc).map(|m| m.uid()).ok();
+        (owner, std::fs::read_link(proc.join("ns/mnt")).ok())
     };
-    let has_it = |pid: &i32| {
-        let is_cop =
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "traffic_cop");
-        let fds = is_cop.then(|| std::fs::read_dir(format!("/proc/{pid}/fd")).ok()).flatten();
-        fds.into_iter()
-            .flatten()
-            .flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == *removed))
+    let ours = place(Path::new("/proc/self"));
+    let has_it = |proc: &PathBuf| {
+        let fds = std::fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
+        fds.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == *removed))
     };
-    pids.into_iter().filter(is_ours).find(has_it)
+    let processes = std::fs::read_dir("/proc").ok()?.flatten().map(|e| e.path());
+    let pid = |proc: PathBuf| proc.file_name()?.to_str()?.parse().ok();
+    processes.filter(is_cop).filter(|p| place(p) == ours).filter(has_it).find_map(pid)
 }

@@ -5,7 +5,7 @@
 
 use super::Job;
 use super::worker::{Worker, store_name};
-use crate::manager::keep::Keep;
+use crate::manager::keep::{Keep, OFTEN, SELDOM, until_next};
 use policy::Time;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -14,10 +14,6 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 use supervisor::clock;
-
-/// Between two attempts at a full queue; it grows up to [`SELDOM`].
-const OFTEN: Duration = Duration::from_millis(1);
-const SELDOM: Duration = Duration::from_millis(250);
 
 /// Words at once, and only while half the queue is free: there is room left for what is said of servers.
 const BURST: usize = 4;
@@ -135,7 +131,7 @@ impl Keep {
                     words.pop_front();
                 }
                 let some = words.len() < before;
-                pause = if some { OFTEN } else { (pause * 2).min(SELDOM) };
+                pause = until_next(pause, some);
                 let done = words.is_empty();
                 jobs.unsaid.deaf = pause == SELDOM;
                 if done {

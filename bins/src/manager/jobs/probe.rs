@@ -1,11 +1,12 @@
 //! What a worker is asked from outside: an HTTP request, or a command that finds out in its own way. Both are bounded in time
 //! and bytes, and neither holds up the manager.
 
-use super::start::{credentials, environment};
+use super::start::environment;
 use super::{Job, tree};
 use crate::config::job_values::{At, Place};
 use crate::manager::hook::{Ended, Rest};
 use crate::manager::keep::Keep;
+use crate::privileges;
 use crate::suite;
 use engine::net::Stream;
 use std::ffi::OsString;
@@ -93,7 +94,7 @@ pub(super) async fn exec(keep: &Rc<Keep>, job: &Job, worker: usize, command: &[S
         let mut env = environment(&c, worker);
         let (name, whose) = tree::mark(keep);
         env.push((name.into(), whose));
-        let spec = credentials(&c).map(|credentials| Spec {
+        let spec = privileges::job(&c).map_err(anyhow::Error::from).map(|credentials| Spec {
             stdio: [Some(null.as_fd()); 3],
             cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
             umask: c.umask,

@@ -52,12 +52,15 @@ impl Keep {
 
     /// Restarts a job. One that sleeps has nothing to restart.
     pub(super) async fn roll_now(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
+        let result = self.roll_in_turn(job).await;
+        job.rolling.died.set(0);
+        result
+    }
+
+    async fn roll_in_turn(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
         let patience = patience(job) * u32::try_from(job.want.get().max(1)).unwrap_or(u32::MAX);
         let free = until(self, patience, || (!job.rolling.now.get()).then_some(())).await;
         job.rolling.next.set(false);
-        if free.is_none() || !job.call.is_awake() {
-            job.rolling.died.set(0);
-        }
         if free.is_none() {
             return Err(format!("{} is being restarted still\n", job.name));
         }
@@ -68,7 +71,6 @@ impl Keep {
         self.remember_soon();
         let result = self.roll_workers(job).await;
         job.rolling.now.set(false);
-        job.rolling.died.set(0);
         self.wake_changes();
         // those that go with it waited for the last worker
         self.settle_jobs();

@@ -6,7 +6,7 @@ use crate::config;
 use crate::config::job::{Alive, Output, Ready};
 use crate::logging::sink;
 use crate::manager::keep::Keep;
-use crate::names;
+use crate::privileges;
 use crate::suite;
 use anyhow::Context;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -16,7 +16,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use supervisor::pidfd::PidFd;
-use supervisor::privileges::Credentials;
 use supervisor::spawn::{Spec, spawn};
 
 /// What a new process has of pipes: our ends.
@@ -76,7 +75,7 @@ impl Keep {
             oom_score_adj: c.oom_score_adj,
             nice: c.nice,
             cgroup: self.make_group(job, w.index).map(|g| g.procs()),
-            credentials: credentials(&c)?,
+            credentials: privileges::job(&c)?,
         })?;
         Ok((spawned.pid, spawned.pidfd, pipes))
     }
@@ -165,9 +164,4 @@ pub(super) fn outputs(job: &Job, pid: i32, pipes: Vec<OwnedFd>) -> Vec<(OwnedFd,
     let only_err = !matches!((&c.stdout, &c.stderr), (Output::Log | Output::File(_), _));
     let to = |p: &OwnedFd| if only_err || is_err(p) { c.stderr.clone() } else { c.stdout.clone() };
     pipes.into_iter().map(|p| (to(&p), p)).map(|(to, p)| (p, to)).collect()
-}
-
-/// Who it runs as.
-pub(super) fn credentials(c: &config::Job) -> anyhow::Result<Option<Credentials>> {
-    Ok(c.user.as_ref().map(|user| names::user(user, c.group.as_deref())).transpose()?)
 }
