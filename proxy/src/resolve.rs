@@ -2,13 +2,16 @@
 //!
 //! An answer is believed for a while, since getaddrinfo doesn't tell a TTL. An origin's is then asked for anew beside what goes on,
 //! and counts further until there is another one: while the resolver is slow, or says nothing, origins are where they were. Each
-//! name is asked for once at a time, however many wait for it, on threads of its own: what hangs there holds up no disk.
+//! name is asked for once at a time, however many wait for it, on threads of its own: what hangs there holds up no disk. What was
+//! found of origins may be handed to another process, which goes by it as if it had asked itself.
 
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,9 @@ const RECENT: Duration = Duration::from_secs(10 * 60);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A resolver that has failed is asked about the same origin again after so long.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// What nobody has found for so long isn't handed on: nobody may need it any more.
+const FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// Names that are remembered besides those of origins.
 const MOST: usize = 4096;
@@ -33,6 +39,19 @@ const STACK: usize = 512 << 10;
 type Addresses = Arc<[SocketAddr]>;
 type Key = (String, u16);
 type Ask = Box<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
+
+/// Where an origin was found, as another process may know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// Its name.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// When, in milliseconds of `CLOCK_MONOTONIC`.
+    pub at_ms: u64,
+    /// In the order of the resolver.
+    pub addresses: Vec<SocketAddr>,
+}
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +71,8 @@ struct Entry {
     failure: Option<(Instant, io::ErrorKind, String)>,
     is_asked: bool,
     is_origin: bool,
+    /// When others were told of the last answer.
+    told: Option<Instant>,
     /// Questions that are over.
     asked: u64,
     waiting: Vec<Waker>,
@@ -64,6 +85,16 @@ impl Entry {
 
     fn last(&self) -> Option<Addresses> {
         self.last.as_ref().map(|(_, list)| list.clone())
+    }
+
+    /// Is it an origin's answer that others don't know, or as one that is old? It is told now.
+    fn is_news(&mut self, before: Option<Addresses>, now: Instant) -> bool {
+        let is_known = self.told.is_some_and(|at| now.saturating_duration_since(at) < RECENT / 2);
+        let is_news = self.is_origin && (!is_known || before != self.last());
+        if is_news {
+            self.told = Some(now);
+        }
+        is_news
     }
 
     fn result(&self) -> io::Result<Addresses> {
@@ -87,6 +118,7 @@ struct Known {
 struct Names {
     ask: Ask,
     known: Mutex<Known>,
+    on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 static SYSTEM: LazyLock<Names> =
@@ -115,9 +147,57 @@ pub fn look_up(host: &str, port: u16) {
     }
 }
 
+/// Where origins were found last.
+pub fn found() -> Vec<Found> {
+    SYSTEM.found(Instant::now())
+}
+
+/// What another process has found counts, unless we know better. Of more names than any configuration has, some are left out.
+pub fn recall(found: Vec<Found>) {
+    SYSTEM.recall(found, Instant::now());
+}
+
+/// Has `told` called, on a thread that may block, when an origin is found elsewhere than before, and from time to time when it is
+/// where it was. The first one counts.
+pub fn on_change(told: Box<dyn Fn() + Send + Sync>) {
+    let _ = SYSTEM.on_change.set(told);
+}
+
+/// On the clock that all processes share.
+fn clock_ms() -> u64 {
+    let t = clock_gettime(ClockId::Monotonic);
+    t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+}
+
 impl Names {
     fn new(ask: Ask) -> Names {
-        Names { ask, known: Mutex::default() }
+        Names { ask, known: Mutex::default(), on_change: OnceLock::new() }
+    }
+
+    fn found(&self, now: Instant) -> Vec<Found> {
+        let (known, clock) = (self.known(), clock_ms());
+        let origins = known.names.iter().filter(|(_, e)| e.is_origin);
+        let found = |((host, port), e): (&Key, &Entry)| {
+            let (age, list) = (e.age(now)?, e.last()?);
+            let at_ms = clock.saturating_sub(age.as_millis() as u64);
+            Some(Found { host: host.clone(), port: *port, at_ms, addresses: list.to_vec() })
+        };
+        origins.filter_map(found).collect()
+    }
+
+    fn recall(&self, found: Vec<Found>, now: Instant) {
+        let (mut known, clock) = (self.known(), clock_ms());
+        for f in found.into_iter().take(MOST) {
+            let age = Duration::from_millis(clock.saturating_sub(f.at_ms));
+            let at = now.checked_sub(age).filter(|_| age < FORGET);
+            let Some(at) = at.filter(|_| f.host.len() <= LONGEST && !f.addresses.is_empty()) else {
+                continue;
+            };
+            let entry = known.names.entry((f.host, f.port)).or_default();
+            if entry.last.as_ref().is_none_or(|(ours, _)| *ours < at) {
+                (entry.last, entry.told, entry.is_origin) = (Some((at, f.addresses.into())), Some(at), true);
+            }
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -230,6 +310,7 @@ impl Names {
             true => Err(io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", key.0))),
             false => Ok(list),
         });
+        let before = entry.last();
         match answer {
             Ok(list) => {
                 if entry.failure.take().is_some() && entry.is_origin {
@@ -247,9 +328,13 @@ impl Names {
         }
         entry.is_asked = false;
         entry.asked += 1;
+        let is_news = entry.failure.is_none() && entry.is_news(before, now);
         let waiting = std::mem::take(&mut entry.waiting);
         drop(known);
         waiting.into_iter().for_each(Waker::wake);
+        if let Some(tell) = self.on_change.get().filter(|_| is_news) {
+            tell();
+        }
     }
 }
 
@@ -357,6 +442,57 @@ mod tests {
         answer.send(Some(3)).unwrap();
         settled(names);
         assert_eq!(get(names, For::Origin, Instant::now()), Ok(3));
+    }
+
+    #[test]
+    fn what_was_found_is_known_to_who_comes_after() {
+        let (answer, answers) = mpsc::channel();
+        let (names, _) = told(answers);
+        let changes = Arc::new(AtomicUsize::new(0));
+        let count = changes.clone();
+        let _ = names.on_change.set(Box::new(move || {
+            count.fetch_add(1, SeqCst);
+        }));
+        let ask = |answers: Option<u8>, now| {
+            answer.send(answers).unwrap();
+            names.begin(&mut names.known(), &("a".into(), 80), For::Origin).unwrap();
+            settled(names);
+            names.found(now)
+        };
+        let now = Instant::now();
+        let mut first = ask(Some(1), now);
+        assert_eq!((first[0].host.as_str(), first[0].port), ("a", 80));
+        assert_eq!(first[0].addresses, [SocketAddr::from(([127, 0, 0, 1], 80))]);
+        assert!(clock_ms() - first[0].at_ms < 10_000);
+        first[0].at_ms -= 5_000;
+        // it is said when it changes, and not each time it is asked for
+        ask(Some(1), now);
+        ask(None, now);
+        assert_eq!(changes.load(SeqCst), 1);
+        let second = ask(Some(2), now);
+        assert_eq!(changes.load(SeqCst), 2);
+        // the next one goes by it while nobody answers; and by what is newer, in whatever order it learns it
+        for order in [[&first, &second], [&second, &first]] {
+            let (silent, answers) = mpsc::channel();
+            let (next, asked) = told(answers);
+            order.into_iter().for_each(|found| next.recall(found.clone(), now));
+            assert_eq!(get(next, For::Origin, now), Ok(2));
+            assert_eq!(asked.load(SeqCst), 0);
+            silent.send(None).unwrap();
+            assert_eq!(get(next, For::Origin, now + REMEMBER * 2), Ok(2));
+            assert_eq!(next.found(now)[0].addresses, second[0].addresses);
+        }
+        // what is of no use isn't believed
+        let (_silent, answers) = mpsc::channel();
+        let (next, _) = told(answers);
+        let of = |host: String, at_ms, addresses| Found { host, port: 80, at_ms, addresses };
+        let some = first[0].addresses.clone();
+        next.recall(
+            vec![of("x".repeat(256), clock_ms(), some.clone()), of("b".into(), clock_ms(), vec![])],
+            now,
+        );
+        next.recall((0..2 * MOST).map(|n| of(n.to_string(), clock_ms(), some.clone())).collect(), now);
+        assert_eq!(next.known().names.len(), MOST);
     }
 
     #[test]

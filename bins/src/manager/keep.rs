@@ -18,6 +18,7 @@ use crate::config::{Accepted, Config, accepted};
 use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::server::legacy::Legacy;
+use crate::server::origins;
 use crate::suite::Runtime;
 use crate::ward::Ward;
 use policy::Time;
@@ -50,6 +51,8 @@ pub struct Keep {
     pub(super) accepted: RefCell<Accepted>,
     /// Of which file.
     pub(super) file: Option<PathBuf>,
+    /// The page on which servers write where origins are.
+    pub(super) origins: Option<OwnedFd>,
     /// That of our begin.
     pub(super) first_config: Config,
     pub(super) common: Common,
@@ -111,6 +114,8 @@ pub struct Start {
     pub accepted: Accepted,
     /// Its file.
     pub file: Option<PathBuf>,
+    /// Where origins are.
+    pub origins: Option<OwnedFd>,
     /// The options, to take it anew.
     pub common: Common,
     /// The files of the suite.
@@ -150,6 +155,7 @@ impl Keep {
             config,
             accepted,
             file,
+            origins,
             common,
             runtime,
             listeners,
@@ -195,6 +201,7 @@ impl Keep {
             config: RefCell::new(config),
             accepted: RefCell::new(accepted),
             file,
+            origins,
             common,
             runtime,
             listeners: RefCell::new(listeners),
@@ -235,6 +242,9 @@ impl Keep {
         cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]);
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
+        }
+        if let Some(origins) = &self.origins {
+            cop.store_fds(origins::NAME, &[origins.as_fd()]);
         }
         self.memo.borrow().store(cop);
         self.estates.borrow().store(cop);

@@ -6,6 +6,7 @@ use super::keep::Keep;
 use crate::config::{Config, accepted};
 use crate::orders::{CHANNEL, channel_name};
 use crate::privileges;
+use crate::server::origins;
 use crate::suite;
 use crate::ward::Ward;
 use policy::child::{Action, Event, Limits};
@@ -141,6 +142,7 @@ impl Keep {
         if let Some((_, theirs)) = &channel {
             fds.push((CHANNEL.to_owned(), theirs.as_fd()));
             fds.push((accepted::NAME.to_owned(), accepted.as_fd()));
+            fds.extend(self.origins.as_ref().map(|page| (origins::NAME.to_owned(), page.as_fd())));
         }
         let mut env = vec![
             ("NOTIFY_SOCKET", self.runtime.notify("manager").into()),

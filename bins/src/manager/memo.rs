@@ -3,21 +3,17 @@
 //! crash loops that were given up, the last exit).
 //!
 //! It is a page of memory that cop keeps, and ends with the suite: what is to outlast that is in `jobs.json`
-//! (`jobs::memory`). A manager may be killed at any time, also while it writes: there are two places, each with a number and a
-//! sum, and the next manager believes the newer one whose sum is right.
+//! (`jobs::memory`). A manager may be killed at any time, also while it writes: see [`Page`].
 
 use super::jobs;
 use super::keep::Keep;
+use super::page::Page;
 use crate::names;
 use crate::suite::take_named;
-use proxy::cache::record::checksum;
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 use supervisor::listen_fds::Inherited;
@@ -27,8 +23,6 @@ use supervisor::notify::Notifier;
 const NAME: &str = "memo";
 /// Room for one place in bytes, its head included: a thousand jobs with a thousand workers together are some 200 KiB.
 const PLACE: u64 = 8 << 20;
-/// Number, length, sum.
-const HEAD: usize = 24;
 
 /// What is remembered.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -103,7 +97,7 @@ impl Process {
 
 /// The page, and what it says.
 pub struct Memo {
-    page: Option<File>,
+    page: Option<Page>,
     number: u64,
     said: Vec<u8>,
     /// What the last manager has said, until it is made true.
@@ -119,23 +113,20 @@ impl Memo {
     /// Takes the last manager's page out of what was inherited, or makes one.
     pub fn take(inherited: &mut Vec<Inherited>) -> Memo {
         let kept = take_named(inherited, |name| (name == NAME).then_some(())).pop();
-        let page = kept.map_or_else(|| memfd_create(NAME, MemfdFlags::CLOEXEC), |((), fd)| Ok(fd));
-        Memo::on(page.map_err(io::Error::from))
+        Memo::on(kept.map_or_else(|| Page::create(NAME, PLACE), |((), fd)| Ok(Page::open(NAME, PLACE, fd))))
     }
 
     /// Users and groups are who the last manager has found them to be.
     pub fn recall_names(inherited: &[Inherited]) {
         let page = inherited.iter().rfind(|i| i.name == NAME).and_then(|i| i.fd.try_clone().ok());
         if let Some(page) = page {
-            names::recall(Memo::on(Ok(page)).last.names);
+            names::recall(Memo::on(Ok(Page::open(NAME, PLACE, page))).last.names);
         }
     }
 
-    fn on(page: io::Result<OwnedFd>) -> Memo {
-        let page = page.inspect_err(|e| log::warn!("event=memo-failed: {e}")).ok().map(File::from);
-        let newest =
-            page.as_ref().and_then(|page| (0..2).filter_map(|at| read(page, at)).max_by_key(|p| p.0));
-        let (number, said) = newest.unwrap_or_default();
+    fn on(page: io::Result<Page>) -> Memo {
+        let page = page.inspect_err(|e| log::warn!("event=memo-failed: {e}")).ok();
+        let (number, said) = page.as_ref().and_then(Page::newest).unwrap_or_default();
         let last = match said.is_empty() {
             true => Remembered::default(),
             false => serde_json::from_slice(&said).unwrap_or_else(|e| {
@@ -176,7 +167,7 @@ impl Memo {
             return;
         }
         let number = self.number + 1;
-        match write(page, number, &text) {
+        match page.write(number, &text) {
             Ok(()) => (self.number, self.said, self.failed) = (number, text, false),
             Err(e) => {
                 if !std::mem::replace(&mut self.failed, true) {
@@ -185,38 +176,6 @@ impl Memo {
             }
         }
     }
-}
-
-fn sum(number: u64, text: &[u8]) -> u64 {
-    checksum(&[&number.to_ne_bytes(), text])
-}
-
-/// What a place says, with its number; `None`: nothing, or half of something.
-fn read(page: &File, at: u64) -> Option<(u64, Vec<u8>)> {
-    let mut head = [0; HEAD];
-    page.read_exact_at(&mut head, at * PLACE).ok()?;
-    let word = |n: usize| u64::from_ne_bytes(head[n * 8..][..8].try_into().expect("eight bytes"));
-    let (number, length) = (word(0), word(1));
-    if length > PLACE - HEAD as u64 {
-        return None;
-    }
-    let mut text = vec![0; length as usize];
-    page.read_exact_at(&mut text, at * PLACE + HEAD as u64).ok()?;
-    if sum(number, &text) != word(2) {
-        log::info!("event=memo-torn place={at}");
-        return None;
-    }
-    Some((number, text))
-}
-
-fn write(page: &File, number: u64, text: &[u8]) -> io::Result<()> {
-    if text.len() as u64 > PLACE - HEAD as u64 {
-        return Err(io::Error::other(format!("{} bytes are more than there is room for", text.len())));
-    }
-    let at = number % 2 * PLACE;
-    let words = [number, text.len() as u64, sum(number, text)];
-    page.write_all_at(text, at + HEAD as u64)?;
-    page.write_all_at(words.map(u64::to_ne_bytes).as_flattened(), at)
 }
 
 impl Keep {
@@ -281,7 +240,8 @@ mod tests {
     }
 
     fn again(m: &Memo) -> Memo {
-        Memo::on(Ok(m.page.as_ref().unwrap().try_clone().unwrap().into()))
+        let page = m.page.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
+        Memo::on(Ok(Page::open(NAME, PLACE, page)))
     }
 
     #[test]
@@ -295,23 +255,6 @@ mod tests {
             m.write(&some(n));
             assert_eq!(again(&m).number, number, "nothing new, nothing written");
         }
-    }
-
-    #[test]
-    fn what_is_written_in_part_leaves_what_was_before() {
-        let mut m = Memo::take(&mut Vec::new());
-        m.write(&some(1));
-        m.write(&some(2));
-        let page = m.page.as_ref().unwrap();
-        // the third one goes where the first one is
-        for part in [&b"{\"jobs\":"[..], b"", b"x"] {
-            page.write_all_at(part, PLACE + HEAD as u64).unwrap();
-            assert_eq!(again(&m).last, some(2));
-        }
-        page.write_all_at(&[0xff; HEAD], PLACE).unwrap();
-        assert_eq!(again(&m).last, some(2));
-        page.write_all_at(&[0xff; HEAD], 0).unwrap();
-        assert_eq!(again(&m).last, Remembered::default());
     }
 
     #[test]

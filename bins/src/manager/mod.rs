@@ -22,6 +22,7 @@ mod launch;
 pub mod listeners;
 mod memo;
 mod pac;
+pub mod page;
 pub mod queue;
 mod recover;
 pub mod replace;
@@ -41,6 +42,7 @@ use crate::logging::{self, Fatal};
 use crate::orders;
 use crate::privileges;
 use crate::server::legacy::Legacy;
+use crate::server::origins;
 use crate::suite::{self, Runtime};
 use crate::top;
 use anyhow::Context;
@@ -273,6 +275,8 @@ fn live(
     let estates = Estates::take(&mut inherited, upstream);
     let jobs = Jobs::take(&mut inherited);
     let memo = Memo::take(&mut inherited);
+    let kept_origins = suite::take_named(&mut inherited, |name| (name == origins::NAME).then_some(())).pop();
+    let origins = kept_origins.map_or_else(origins::page, |((), page)| Some(page));
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
     let at = runtime.notify("manager");
     let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
@@ -304,6 +308,7 @@ fn live(
         config,
         accepted,
         file: loaded.file,
+        origins,
         common,
         runtime,
         listeners,

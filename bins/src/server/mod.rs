@@ -9,6 +9,7 @@
 
 pub mod duty;
 pub mod legacy;
+pub mod origins;
 pub mod proxying;
 pub mod succession;
 
@@ -80,6 +81,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let accepted = config::Accepted::take(&mut inherited);
     let config = common.absolute()?.load_accepted(accepted.as_ref())?.config;
     logging::init(NAME, &config.suite);
+    let origins = origins::Known::take(&mut inherited);
     privileges::refuse_root(&config)?;
     dirs::ensure(&config.suite.runtime_dir)?;
     let runtime = Runtime::new(&config.suite.runtime_dir);
@@ -133,6 +135,8 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
             }
         }
     };
+    // found while we waited, or by one that started when we did
+    origins.recall();
     let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
