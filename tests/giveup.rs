@@ -53,20 +53,76 @@ fn after_giving_up_clients_are_told_a_command_is_run_and_a_restart_serves_again(
     s.stop();
 }
 
-#[test]
-fn a_server_that_is_not_ours_has_to_feed_its_watchdog() {
+/// A suite whose server isn't ours: it is ours by its program, but has another suite's runtime directory.
+fn with_foreign(more: &str) -> Suite {
     let mut s = Suite::new("");
     let other = s.path("other");
     let command = format!(
         "[{SERVER:?}, \"run\", \"--runtime-dir\", {other:?}, \"--set\", \"suite.allow_root=true\", \"--set\", \"server.listen=[\\\"127.0.0.1:0\\\"]\"]"
     );
-    let more = "watchdog = \"1s\"\n[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n";
     s.write_config(&foreign(&command, more));
     s.start();
-    let mark = s.mark();
-    let pid = |line: String| -> i32 {
-        line.split("pid=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    s
+}
+
+fn pid(line: String) -> i32 {
+    line.split("pid=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_server_that_is_not_ours_goes_on_when_its_supervisors_die() {
+    let mut s = with_foreign("");
+    let server = pid(s.wait(0, &["event=spawn of=server"]));
+    let addr = s.addr();
+    let serves = |s: &Suite| {
+        assert_eq!((s.get("/").code, s.addr()), (200, addr), "{}", s.log.text());
+        let text = expect_code(&s.run(COP, &["status"]), 0);
+        let row = text.lines().find(|l| l.starts_with("server ")).unwrap();
+        assert_eq!(row.split_whitespace().nth(1), Some(server.to_string().as_str()), "{text}");
     };
+    serves(&s);
+    // it can't be told to accept nothing
+    let said = expect_code(&s.run(MANAGER, &["pause"]), 1);
+    assert!(said.contains("isn't ours"), "{said}");
+    serves(&s);
+    let kill_manager = |s: &Suite| {
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        assert_eq!(pid(s.wait(mark, &["event=adopt of=server"])), server);
+        s.until("cop knows it", || s.run(COP, &["status"]).status.code() == Some(0));
+    };
+    kill_manager(&s);
+    serves(&s);
+    s.kill("cop", SIGKILL);
+    s.start();
+    serves(&s);
+    kill_manager(&s);
+    // nobody has kept its listeners: they are taken from it
+    s.kill("cop", SIGKILL);
+    s.kill("manager", SIGKILL);
+    let mark = s.mark();
+    s.start();
+    assert_eq!(pid(s.wait(mark, &["event=adopt of=server"])), server);
+    serves(&s);
+    // what dies is replaced, and not by what it has left behind
+    let mark = s.mark();
+    supervisor::pidfd::PidFd::open(server).unwrap().signal(SIGKILL).unwrap();
+    let next = pid(s.wait(mark, &["event=spawn of=server"]));
+    s.wait(mark, &["event=state of=server", "to=ready"]);
+    assert_eq!((s.get("/").code, s.addr()), (200, addr));
+    // a stop finds it, also when its manager is gone
+    s.kill("cop", SIGKILL);
+    s.kill("manager", SIGKILL);
+    s.start();
+    s.stop();
+    let left = supervisor::pidfd::PidFd::open(next).is_ok_and(|p| p.is_alive());
+    assert!(!left, "it is left behind: {}", s.log.text());
+}
+
+#[test]
+fn a_server_that_is_not_ours_has_to_feed_its_watchdog() {
+    let mut s = with_foreign("watchdog = \"1s\"\n[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n");
+    let mark = s.mark();
     let server = pid(s.wait(0, &["event=spawn of=server"]));
     // it is fed for several times its limit
     assert_eq!(s.log.try_wait(mark, &["event=hang"], Duration::from_secs(3)), None, "{}", s.log.text());

@@ -180,6 +180,9 @@ pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     env
 }
 
+/// The variable by which a server that isn't ours (`server.command`) is known: whose it is (the runtime directory).
+pub const SERVER_OF: &str = "TRAFFIC_SERVER_OF";
+
 /// What a manager says in the place of its server's pid while serving is paused.
 pub const PAUSED: i32 = -2;
 

@@ -1,12 +1,15 @@
 //! A process that is watched: its pid for people, its pidfd for everything else.
 
+use crate::config::Config;
+use crate::suite::{Runtime, SERVER_OF};
 use policy::ladder::Rung;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use supervisor::identity::Identity;
+use supervisor::identity::{Identity, look};
 use supervisor::pidfd::{ExitStatus, PidFd};
 use supervisor::snapshot::Snapshots;
+use supervisor::tree;
 
 /// A process in our care.
 #[derive(Debug)]
@@ -39,6 +42,35 @@ impl Ward {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Takes hold of the server that serves: ours by its lock. One that isn't ours (`server.command`) by the mark that it was started
+    /// with, which what it has started has too: of several that have no parent among them, nobody can say which one it is.
+    ///
+    /// # Errors
+    /// As [`Ward::of_lock`].
+    pub fn of_server(config: &Config, runtime: &Runtime, generation: u64) -> io::Result<Option<Ward>> {
+        if config.server.command.is_empty() {
+            return Ward::of_lock(&runtime.lock("server"), generation);
+        }
+        let dir = runtime.dir().to_str();
+        let mut found = tree::marked(&[SERVER_OF])?;
+        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == dir));
+        let pids: Vec<i32> = found.iter().map(|f| f.pid).collect();
+        found.retain(|f| look(f.pid).is_ok_and(|l| !pids.contains(&l.parent)));
+        if let [_, _, ..] = found[..] {
+            log::warn!("event=server-unclear pids={pids:?}: which of them is the server?");
+        }
+        let only = found.pop().filter(|_| found.is_empty());
+        Ok(only.map(|f| Ward::new(f.pid, f.pidfd, generation)))
+    }
+
+    /// A duplicate of one of its fds.
+    ///
+    /// # Errors
+    /// As [`PidFd::duplicate`].
+    pub fn duplicate(&self, fd: RawFd) -> io::Result<OwnedFd> {
+        self.pidfd.duplicate(fd)
     }
 
     /// Its pidfd, for who waits for its end.

@@ -3,10 +3,11 @@
 use nix::sys::wait::WaitStatus;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open,
+    pidfd_send_signal, waitid,
 };
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// How a process ended.
@@ -118,6 +119,14 @@ impl PidFd {
         }
     }
 
+    /// A duplicate of one of its fds, by pidfd_getfd(2).
+    ///
+    /// # Errors
+    /// It has none of that number, or we mayn't trace it: that takes root, or an ancestor of the same user.
+    pub fn duplicate(&self, fd: RawFd) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.0, fd, PidfdGetfdFlags::empty())?)
+    }
+
     /// Reaps it if it is our child and has ended: how it ended. `None` while it lives.
     ///
     /// # Errors
@@ -141,6 +150,7 @@ impl AsFd for PidFd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::process::Command;
 
     #[test]
@@ -157,6 +167,21 @@ mod tests {
             assert!(p.wait().is_err(), "reaped once");
             assert!(p.signal(9).is_err(), "nothing is signalled any more");
         }
+    }
+
+    #[test]
+    fn a_fd_of_a_child_is_duplicated() {
+        let (mut ours, theirs) = std::io::pipe().unwrap();
+        let mut c = Command::new("sleep").arg("60").stdout(theirs).spawn().unwrap();
+        let p = PidFd::open(c.id() as i32).unwrap();
+        let theirs = p.duplicate(1).unwrap();
+        assert!(p.duplicate(i32::MAX).is_err());
+        c.kill().unwrap();
+        c.wait().unwrap();
+        std::fs::File::from(theirs).write_all(b"x").unwrap();
+        let mut got = [0];
+        ours.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"x");
     }
 
     #[test]

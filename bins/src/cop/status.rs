@@ -80,13 +80,19 @@ pub fn look(config: &Config) -> Seen {
         _ => Value::Null,
     };
     let holder = |p: &str| Lockfile::holder(runtime.lock(p)).ok().flatten().map(|h| h.pid);
-    let pids = ["cop", "manager", "server"].map(holder);
+    let foreign = !config.server.command.is_empty();
+    let pid_of = |row: &Value| row["pid"].as_i64().and_then(|p| i32::try_from(p).ok());
+    // one that isn't ours holds no lock
+    let pids = ["cop", "manager", "server"].map(|name| match name {
+        "server" if foreign => pid_of(&said[name]),
+        _ => holder(name),
+    });
     let mut processes = Vec::new();
     let remembered = Record::peek(&config.suite);
     let (starts, last_start, last_stop) = (remembered.starts, remembered.last_start, remembered.last_stop);
     let remembered =
         json!({ "cop": remembered.cop, "manager": remembered.manager, "server": remembered.server });
-    let standby = said["standby"]["pid"].as_i64().and_then(|p| i32::try_from(p).ok());
+    let standby = pid_of(&said["standby"]);
     let named = ["cop", "manager", "server"].into_iter().zip(pids);
     for (name, pid) in named.chain(standby.map(|p| ("standby", Some(p)))) {
         let mut row = said.get(name).cloned().unwrap_or(json!({}));
@@ -121,7 +127,6 @@ pub fn look(config: &Config) -> Seen {
         processes.push(row);
     }
     let paused = said["queue"]["paused"] == true;
-    let foreign = !config.server.command.is_empty();
     let answers = match runtime.targets().first() {
         _ if foreign || paused => said["server"]["state"] == "ready",
         Some(t) => pids[2].is_some_and(|pid| heartbeat(&runtime, t, pid)),

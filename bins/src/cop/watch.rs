@@ -390,7 +390,7 @@ impl Cop {
     /// A manager is wanted: one that runs already is adopted, else one is spawned with the stored fds.
     fn launch(&mut self, now: Time) {
         if let (Phase::Starting { .. }, Ok(Some(w))) =
-            (&self.phase, Ward::of_lock(&self.runtime.lock("server"), 0))
+            (&self.phase, Ward::of_server(&self.config, &self.runtime, 0))
         {
             log::info!("event=found of=server pid={}", w.pid);
             self.found_running = true;
@@ -464,7 +464,7 @@ impl Cop {
 
     /// `on_manager_death = "kill"`: the server goes with its manager.
     fn kill_orphaned_server(&self) {
-        if let Ok(Some(w)) = Ward::of_lock(&self.runtime.lock("server"), 0) {
+        if let Ok(Some(w)) = Ward::of_server(&self.config, &self.runtime, 0) {
             log::warn!("event=kill of=server pid={} : its manager is gone", w.pid);
             w.send(Rung::Kill, None);
         }

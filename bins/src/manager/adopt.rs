@@ -68,6 +68,10 @@ impl Keep {
     fn ask_who_it_is(&self) {
         let s = self.server.borrow();
         let Some(ward) = &s.ward else { return };
+        if !self.config.borrow().server.command.is_empty() {
+            // it knows no such question
+            return;
+        }
         let lacks_estate = self.config.borrow().server.continuity && !self.estates.borrow().has(ward.pid);
         let asked = match &s.channel {
             Some(_) if !lacks_estate => return,
@@ -89,10 +93,7 @@ impl Keep {
 
     /// Is there a cop that starts the next manager, and will that find the server?
     pub fn has_a_successor(&self) -> bool {
-        let adopts = {
-            let config = self.config.borrow();
-            config.server.command.is_empty() && config.cop.on_manager_death == OnManagerDeath::Adopt
-        };
+        let adopts = self.config.borrow().cop.on_manager_death == OnManagerDeath::Adopt;
         let cop = Ward::of_lock(&self.runtime.lock("cop"), 0).ok().flatten();
         adopts && !self.is_stopping() && self.upstream.is_connected() && cop.is_some_and(|c| !c.has_ended())
     }

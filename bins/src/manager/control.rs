@@ -250,6 +250,10 @@ async fn answer(
             Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
         },
         (&Method::POST, "/pause") => match pause_for(query) {
+            Ok(_) if !keep.serves_itself() => {
+                let why = "a server that isn't ours (server.command) can't be told to accept nothing\n";
+                text(StatusCode::CONFLICT, why.into())
+            }
             Ok(_) if !keep.is_ready() => {
                 text(StatusCode::CONFLICT, "no server serves that could be paused\n".into())
             }

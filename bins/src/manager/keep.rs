@@ -232,6 +232,11 @@ impl Keep {
         matches!(self.server.borrow().machine.state(), State::GaveUp)
     }
 
+    /// Is the server ours, and not another program (`server.command`)?
+    pub fn serves_itself(&self) -> bool {
+        self.config.borrow().server.command.is_empty()
+    }
+
     /// Does a server serve?
     pub fn is_ready(&self) -> bool {
         matches!(self.server.borrow().machine.state(), State::Ready { .. })

@@ -11,6 +11,7 @@ use crate::suite;
 use crate::ward::Ward;
 use policy::child::{Action, Event, Limits};
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use supervisor::clock;
@@ -74,7 +75,7 @@ impl Keep {
     fn launch(self: &Rc<Self>) {
         // the last manager's; or one that was promoted in its manager's last moment, and has taken the lock since
         let generation = self.server.borrow().machine.generation() + 1;
-        match Ward::of_lock(&self.runtime.lock("server"), generation) {
+        match self.running(generation) {
             Ok(Some(ward)) => return self.adopt(ward),
             Ok(None) => {}
             // its holder ended in this very moment
@@ -104,6 +105,15 @@ impl Keep {
                 }
                 self.feed(Event::SpawnFailed { permanent });
             }
+        }
+    }
+
+    /// A server that runs already. What one that isn't ours has left behind when it died is no server.
+    fn running(&self, generation: u64) -> io::Result<Option<Ward>> {
+        let config = self.config.borrow();
+        match config.server.command.is_empty() || generation == 1 {
+            true => Ward::of_server(&config, &self.runtime, generation),
+            false => Ok(None),
         }
     }
 
@@ -150,8 +160,9 @@ impl Keep {
             // the default depends on who asks, and the server may be somebody else
             ("TRAFFIC_STATE_DIR", config.suite.state_dir.clone().into()),
         ];
-        if channel.is_some() {
-            env.push((suite::TOKEN, self.runtime.token()?.into()));
+        match channel {
+            Some(_) => env.push((suite::TOKEN, self.runtime.token()?.into())),
+            None => env.push((suite::SERVER_OF, self.runtime.dir().into())),
         }
         if let Some(limit) = self.watchdog_limit(&config) {
             env.push(("WATCHDOG_USEC", limit.as_micros().to_string().into()));

@@ -232,7 +232,8 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-fn is_bound_to(fd: &OwnedFd, w: &Listen) -> bool {
+/// Is it a socket of that address?
+pub fn is_bound_to(fd: &OwnedFd, w: &Listen) -> bool {
     match w {
         Listen::Tcp(a) => {
             getsockname(fd).ok().and_then(|s| SocketAddr::try_from(s).ok()).is_some_and(|s| s == *a)

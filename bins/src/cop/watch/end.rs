@@ -23,7 +23,6 @@ impl Cop {
 
     /// When the manager is gone: see to a server that it left behind.
     pub(super) fn step_stop(&mut self, now: Time) {
-        let lock = self.runtime.lock("server");
         let manager_gone = self.ward.is_none() && !self.manager.state().is_alive();
         let rungs = self.config.server_rungs();
         let core = self.config.cop.core_signal;
@@ -42,7 +41,7 @@ impl Cop {
             }
         } else if manager_gone
             && ours
-            && let Ok(Some(w)) = Ward::of_lock(&lock, 0)
+            && let Ok(Some(w)) = Ward::of_server(&self.config, &self.runtime, 0)
         {
             log::warn!("event=stop-orphan of=server pid={}", w.pid);
             let (ladder, first) = Ladder::begin(rungs, now);

@@ -122,6 +122,10 @@ impl Cop {
         if ![0, pid].contains(&std::mem::replace(&mut self.last_server, pid)) {
             self.record.server_restarted();
         }
+        if !self.config.server.command.is_empty() {
+            // one that isn't ours holds no lock and answers no heartbeat: it is the manager's to watch
+            return self.maybe_serving();
+        }
         match Ward::of_lock(&self.runtime.lock("server"), 0) {
             Ok(Some(w)) if w.pid == pid => {
                 self.server = Some(w);
