@@ -5,7 +5,7 @@ mod common;
 use common::jobs::{pid, told};
 use common::*;
 use common::{lint, origin};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -76,6 +76,57 @@ fn dashboard_and_alerts_name_metrics_that_there_are() {
     let dashboard = std::fs::read_to_string(root.join("grafana.json")).unwrap();
     let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
     assert!(dashboard["panels"].as_array().unwrap().len() >= 10);
+    s.stop();
+}
+
+/// Update with `BLESS=1 cargo test -p traffic --test monitoring page`.
+#[test]
+fn every_metric_is_on_its_page() {
+    let origin = origin::Origin::start();
+    let mut s = Suite::new("");
+    let (cache, log) = (s.path("cache"), s.path("access.log"));
+    s.write_config(&format!(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\naccess_log = \"json\"\naccess_log_file = {log:?}\n\
+         [server.cache]\ndisk = \"1GiB\"\npath = {cache:?}\n[server.forward]\nclients = [\"127.0.0.0/8\"]\n\
+         [manager]\nadmin = \"127.0.0.1:0\"\n{}[[job]]\nname = \"one\"\ncommand = [\"sleep\", \"1000\"]\n",
+        origin.route()
+    ));
+    s.start();
+    let admin = s.wait(0, &["event=admin listen="]).rsplit("listen=").next().unwrap().parse().unwrap();
+    // an account of a death has its connections
+    let mut kept = Client::connect(s.addr()).unwrap();
+    assert_eq!(kept.get("/cacheable").unwrap().code, 200);
+    s.kill("server", SIGKILL);
+    assert_eq!(kept.get("/cacheable").unwrap().code, 200);
+    let mut text = String::new();
+    s.until("the next server is ready, and told of", || {
+        text = ask(admin, "/metrics").text();
+        let there =
+            ["traffic_inherited_connections_total{", "traffic_takeover_seconds ", "traffic_server_told 1\n"];
+        there.iter().all(|name| text.contains(name))
+    });
+    let of = |what: &str| -> BTreeMap<String, String> {
+        let lines = text.lines().filter_map(|l| l.strip_prefix(what)?.split_once(' '));
+        lines.map(|(name, rest)| (name.to_owned(), rest.to_owned())).collect()
+    };
+    let (helps, types) = (of("# HELP "), of("# TYPE "));
+    assert!(helps.len() > 30 && helps.keys().eq(types.keys()), "{text}");
+    let mut page = "# Metrics\n\nWhat `/metrics` of `manager.admin` and `traffic_manager metrics` say, in Prometheus' text format. Written by a \
+        test from what a suite\nanswers that has a job, origins, a cache on disk, an access log and the forward proxy. The server's own \
+        begin anew with every server.\n\n| name | type | |\n|---|---|---|\n"
+        .to_owned();
+    for (name, help) in &helps {
+        page += &format!("| `{name}` | {} | {} |\n", types[name], help.replace('|', "\\|"));
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/monitoring/metrics.md");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap_or_default(),
+        page,
+        "BLESS=1 updates docs/monitoring/metrics.md"
+    );
     s.stop();
 }
 

@@ -57,7 +57,7 @@ fn commands(out: &mut Vec<u8>, parent: &str, command: &Command) -> std::io::Resu
 pub fn configuration() -> String {
     let mut out = format!(".TH traffic.toml 5 \"\" \"{}\" \"Traffic suite\"\n", version());
     out += ".SH NAME\ntraffic.toml \\- configuration of traffic_cop, traffic_manager and traffic_server\n";
-    out += ".SH DESCRIPTION\nOne TOML file (\\-c FILE, else /etc/traffic/traffic.toml if it is there); everything has a working default.\n\
+    out += ".SH DESCRIPTION\nOne TOML file (\\-c FILE, else $TRAFFIC_CONFIG, else /etc/traffic/traffic.toml if it is there; at most 1 MiB); everything has a working default.\n\
             The command line (\\-\\-set KEY=VALUE) goes before the environment, that before the file.\nUnknown keys are errors.\n\
             .B traffic_manager check\\-config\nsays all that is wrong, or the effective values and where each came from.\n";
     let mut section = "";

@@ -192,13 +192,17 @@ impl Default for Job {
 
 /// The keys of `[[job]]`: name, default as an operator would write it (empty: required), what it is for.
 pub static JOB_KEYS: &[(&str, &str, &str)] = &[
-    ("name", "", "What commands call it: letters, digits, \"-\", \"_\" and \".\", at most 32."),
+    (
+        "name",
+        "",
+        "What commands call it: letters, digits, \"-\", \"_\" and \".\", at most 32; not \"server\".",
+    ),
     (
         "command",
         "",
         "An array: the program (looked for in PATH without a slash) and its arguments. {fd}, {fd1} … stand for the numbers of its listeners, {notify_fd} for that of `ready = \"fd\"`, {ping_fd} for that of `alive = \"ping\"`.",
     ),
-    ("workers", "1", "How many of it; `traffic_manager want NAME N` changes it while it runs."),
+    ("workers", "1", "How many of it, 0 to 1000; `traffic_manager want NAME N` changes it while it runs."),
     ("after", "[]", "Names of jobs: it starts when they are ready, and stops before they do."),
     (
         "restart_with",

@@ -8,7 +8,7 @@ use super::route::ROUTE_KEYS;
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Configuration\n\n\
-         One TOML file (`-c FILE`, else `/etc/traffic/traffic.toml` if it is there); everything has a working default.\n\
+         One TOML file (`-c FILE`, else `$TRAFFIC_CONFIG`, else `/etc/traffic/traffic.toml` if it is there; at most 1 MiB); everything has a working default.\n\
          Command line (`--set KEY=VALUE`) > environment > file > default. Unknown keys are errors. \
          `traffic_manager check-config` says all that is wrong, or the effective values and where each came from.\n\n\
          This page is made from the parser's own table (`bins/src/config/keys.rs`); a test compares them.\n",

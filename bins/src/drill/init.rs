@@ -20,7 +20,7 @@ use supervisor::pidfd::{ExitStatus, PidFd};
 use supervisor::spawn::{Spec, spawn};
 
 /// Fds that are kept at most, as `FileDescriptorStoreMax=` of our unit.
-const STORE_MAX: usize = 512;
+const STORE_MAX: usize = 8192;
 
 /// Keeps a cop running.
 #[derive(Debug)]

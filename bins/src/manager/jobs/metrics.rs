@@ -46,7 +46,7 @@ const GAUGES: [Gauge; 6] = [
     ("ready", "1 while all workers of the job are ready, have done their work, or sleep.", |j| {
         flag(j.is_ready())
     }),
-    ("asleep", "1 while the job waits for a connection, a file or its hour.", |j| flag(!j.call.is_awake())),
+    ("asleep", "1 while the job waits for a connection or its hour.", |j| flag(!j.call.is_awake())),
     ("workers_wanted", "Workers that the job is to have.", |j| j.want.get() as f64),
     ("workers_ready", "Workers of the job that are ready.", |j| workers(j, |w| w.is_ready())),
     ("workers_failed", "Workers of the job that aren't tried again, or whose last run failed.", |j| {

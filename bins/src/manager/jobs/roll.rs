@@ -45,7 +45,7 @@ impl Keep {
         let keep = self.clone();
         drop(engine::spawn(async move {
             if let Err(why) = keep.roll_now(&job).await {
-                log::error!("event=roll-failed of=job job={}: {}", job.name, why.trim_end());
+                log::error!("event=restart-failed of=job job={}: {}", job.name, why.trim_end());
             }
         }));
     }
