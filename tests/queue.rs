@@ -62,6 +62,46 @@ fn a_pause_holds_who_comes_and_resume_serves_them_in_order() {
     s.stop();
 }
 
+/// The order to retire is in the server's channel already when connections are handed over to it.
+#[test]
+fn who_is_handed_over_to_a_server_that_retires_is_served_by_the_next() {
+    let mut s = Suite::new("");
+    s.write_config(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n[cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n",
+    );
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
+    let old = supervisor::pidfd::PidFd::open(s.pid("server")).unwrap();
+    old.signal(SIGSTOP).unwrap();
+    let mark = s.mark();
+    let spawn = |word: &str| {
+        let mut c = clean(MANAGER);
+        c.arg(word).arg("-c").arg(s.path("traffic.toml"));
+        c.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let mut restart = spawn("restart");
+    s.wait(mark, &["event=replace of=server"]);
+    let mut pause = spawn("pause");
+    s.wait(mark, &["event=pause"]);
+    let mut waiting: Vec<Client> = (0..300)
+        .map(|_| {
+            let mut c = Client::connect(s.addr()).unwrap();
+            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c
+        })
+        .collect();
+    wait_depth(&s, 300);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    old.signal(nix::libc::SIGCONT).unwrap();
+    for c in &mut waiting {
+        assert_eq!(c.read().map(|a| a.code).ok(), Some(200), "{}", s.log.text());
+    }
+    assert!(restart.wait().unwrap().success());
+    let _ = pause.wait();
+    assert!(s.log.text().contains("event=retire of=server") && !s.log.text().contains("event=retire-failed"));
+    s.stop();
+}
+
 #[test]
 fn who_waits_too_long_is_told_so_and_who_gives_up_is_dropped() {
     let mut s = Suite::serving("");

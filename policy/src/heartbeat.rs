@@ -215,6 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn other_limits_count_from_the_next_probe_on() {
+        let mut h = beat();
+        assert!(matches!(h.tick(MS(0)), Action::Probe(_)));
+        h.set_limits(Limits { interval: MS(500), timeout: MS(100), failures: 1 });
+        assert_eq!(h.tick(MS(999)), Action::Wait, "this one has the time it was sent with");
+        assert_eq!(h.tick(MS(1000)), Action::Verdict { misses: 1 });
+        h.start(MS(2000));
+        assert!(matches!(h.tick(MS(2000)), Action::Probe(_)));
+        assert_eq!(h.tick(MS(2100)), Action::Verdict { misses: 1 });
+    }
+
+    #[test]
     fn one_good_answer_clears_the_count_and_an_old_one_does_not() {
         let mut h = beat();
         let Action::Probe(old) = h.tick(MS(0)) else { panic!() };

@@ -73,6 +73,8 @@ pub enum Field {
     Pong(i32),
     /// `X_TRAFFIC_SETTLED=1`: the sender has taken over all connections that it was offered.
     Settled,
+    /// `X_TRAFFIC_TAKEN=n`: the last connection that the sender was handed and has taken, by the number of its socket; 0: none.
+    Taken(u64),
     /// `X_TRAFFIC_SERVER=pid`: which server the manager holds (0: none is wanted, -1: none serves, -2: one would, but serving is
     /// paused).
     Server(i32),
@@ -150,6 +152,7 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "X_TRAFFIC_HELD" => flag(Field::Held),
         "X_TRAFFIC_PONG" => Ok(Some(Field::Pong(number()?))),
         "X_TRAFFIC_SETTLED" => flag(Field::Settled),
+        "X_TRAFFIC_TAKEN" => Ok(Some(Field::Taken(value.parse().map_err(|_| ())?))),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
         _ => Ok(None),
     }

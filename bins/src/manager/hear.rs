@@ -72,11 +72,15 @@ impl Keep {
                 }
             }
         }
+        let says_what_it_took = d.message.fields.iter().any(|f| matches!(f, Field::Taken(_)));
         for field in d.message.fields {
             match field {
+                Field::Taken(last) => self.taken(last),
                 Field::Settled => {
                     self.server.borrow_mut().settled = true;
-                    self.hand_over_settled();
+                    if !says_what_it_took {
+                        self.all_taken();
+                    }
                     self.estates.borrow_mut().settled(d.pid, &self.upstream);
                     self.offer_rest();
                 }
@@ -94,7 +98,13 @@ impl Keep {
                 }
                 Field::Took(text) => self.account(&text),
                 Field::Held => self.held(),
-                Field::Retiring => self.server_retires(),
+                Field::Retiring => {
+                    // it was told to end before it was handed those that it hasn't taken
+                    if says_what_it_took {
+                        self.hand_over_again();
+                    }
+                    self.server_retires();
+                }
                 Field::Status(text) => self.server.borrow_mut().said = text,
                 Field::ExtendTimeout(more) => self.feed(Event::Extend(generation, more)),
                 Field::Watchdog => self.fed(),

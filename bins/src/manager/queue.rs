@@ -6,6 +6,7 @@
 
 use super::keep::Keep;
 use crate::orders::Order;
+use crate::server::succession::number;
 use engine::net::{Listener, Stream};
 use policy::Time;
 use proxy::rt::Io;
@@ -162,12 +163,20 @@ impl Keep {
         }
     }
 
-    /// The server has what it was handed.
-    pub(super) fn hand_over_settled(&self) {
+    /// The server has what it was handed, up to the connection of that number.
+    pub(super) fn taken(&self, last: u64) {
+        let handed = &mut self.queue.borrow_mut().handed;
+        if let Some(at) = handed.iter().position(|(fd, _)| number(fd) == Some(last)) {
+            handed.drain(..=at);
+        }
+    }
+
+    /// The server, one of a version that doesn't say up to which, has what it was handed.
+    pub(super) fn all_taken(&self) {
         self.queue.borrow_mut().handed.clear();
     }
 
-    /// The server died before it had said so: they wait again, in their old places.
+    /// The server has ended, or retires, and hasn't taken them: they wait again, in their old places.
     pub(super) fn hand_over_again(&self) {
         let mut q = self.queue.borrow_mut();
         while let Some(c) = q.handed.pop_back() {

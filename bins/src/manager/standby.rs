@@ -237,6 +237,8 @@ impl Keep {
         drop(engine::spawn(async move {
             loop {
                 engine::time::sleep(limit).await;
+                // that it is ready may lie in the socket: we may have been stopped ourselves
+                keep.listen();
                 if keep.server_pid() != Some(pid) || keep.is_ready() {
                     return;
                 }

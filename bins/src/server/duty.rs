@@ -32,6 +32,8 @@ const SAY_REST: Duration = Duration::from_millis(5);
 pub struct Duty<'a> {
     pub(super) signals: Signals,
     pub(super) channel: Option<OwnedFd>,
+    /// The last connection that the manager has handed over, by its number; 0: none.
+    pub(super) last_taken: u64,
     pub(super) acceptor: Acceptor,
     pub(super) engine: Engine,
     pub(super) proxy: Arc<Proxy>,
@@ -215,11 +217,12 @@ impl Duty<'_> {
                     let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
-                self.notify.say_in_turn("X_TRAFFIC_SETTLED=1");
+                self.notify.say_in_turn(&settled(self.last_taken));
             }
             Order::Queued => {
+                self.last_taken = fds.last().and_then(succession::number).unwrap_or(self.last_taken);
                 fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
-                self.notify.say_in_turn("X_TRAFFIC_SETTLED=1");
+                self.notify.say_in_turn(&settled(self.last_taken));
             }
             Order::Introduce => self.introduce(),
             Order::Hold => {
@@ -253,9 +256,10 @@ impl Duty<'_> {
         if let Some(heir) = heir {
             let _ = to.send(Passing::Heir(heir));
         }
-        self.notify.say("STOPPING=1\nX_TRAFFIC_RETIRING=1");
+        self.notify.say(&format!("STOPPING=1\nX_TRAFFIC_TAKEN={}\nX_TRAFFIC_RETIRING=1", self.last_taken));
         if let Some(channel) = self.channel.take() {
-            // the heir may be named later; this thread ends with the process
+            // the heir may be named later; connections that are handed over now are the manager's still, which knows what we
+            // have taken. This thread ends with the process
             let to = to.clone();
             std::thread::spawn(move || {
                 while let Ok(Some((order, mut fds))) = Order::recv(&channel) {
@@ -292,6 +296,11 @@ impl Duty<'_> {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Says that everything is taken that was offered or handed over, up to the connection of that number.
+pub(super) fn settled(last_taken: u64) -> String {
+    format!("X_TRAFFIC_SETTLED=1\nX_TRAFFIC_TAKEN={last_taken}")
 }
 
 /// Answers a ping.

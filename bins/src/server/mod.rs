@@ -137,6 +137,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     };
     // found while we waited, or by one that started when we did
     origins.recall();
+    let last_taken = start.queued.last().and_then(succession::number).unwrap_or(0);
     let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
@@ -157,7 +158,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         for fd in &start.queued {
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }
-        notify.say_in_turn("X_TRAFFIC_SETTLED=1");
+        notify.say_in_turn(&duty::settled(last_taken));
         // from here on we have what nobody else has: were we and the manager killed before it has passed on how to get it,
         // it would be lost
         if !notify.barrier(ANNOUNCED) {
@@ -173,7 +174,21 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let drain = config.server.drain_timeout;
     let watchdog = watchdog_interval().map(|every| (every, Time::ZERO));
     let listeners = names.into_iter().zip(duplicates).collect();
-    Duty { signals, channel, acceptor, engine, proxy, legacy, lock, listeners, notify, drain, watchdog }.run()
+    Duty {
+        signals,
+        channel,
+        last_taken,
+        acceptor,
+        engine,
+        proxy,
+        legacy,
+        lock,
+        listeners,
+        notify,
+        drain,
+        watchdog,
+    }
+    .run()
 }
 
 fn accept(
