@@ -523,6 +523,34 @@ fn files_that_are_removed_are_made_anew() {
     s.stop();
 }
 
+/// Heartbeats come through the port, and there is no room for them.
+#[test]
+fn a_server_that_is_full_is_not_taken_for_hung_and_one_that_hangs_is() {
+    let mut s = Suite::new("");
+    s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\nmax_connections = 2\n{TIGHT}"));
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
+    let mut kept: Vec<Client> = (0..2).map(|_| Client::connect(s.addr()).unwrap()).collect();
+    let all_served = |kept: &mut Vec<Client>| kept.iter_mut().all(|c| c.get("/").unwrap().code == 200);
+    assert!(all_served(&mut kept));
+    let mut waiting = Client::connect(s.addr()).unwrap();
+    waiting.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    let (server, mark) = (s.pid("server"), s.mark());
+    s.wait(mark, &["traffic_cop", "event=server-full"]);
+    assert_eq!(s.log.try_wait(mark, &["event=verdict"], Duration::from_secs(5)), None);
+    assert!(all_served(&mut kept));
+    assert_eq!(s.pid("server"), server);
+    // it says nothing any more
+    s.kill("server", SIGSTOP);
+    s.wait(mark, &["event=verdict"]);
+    assert!(all_served(&mut kept));
+    assert_ne!(s.pid("server"), server);
+    // who has waited gets the first place
+    kept.pop();
+    assert_eq!(waiting.read().unwrap().code, 200);
+    s.stop();
+}
+
 /// The resolver says nothing from a moment on, and then the server is killed.
 #[test]
 fn an_origin_is_found_while_nobody_knows_its_name() {

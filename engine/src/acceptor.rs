@@ -20,6 +20,7 @@ use self::accepting::{ListenerSet, spare};
 pub use self::ports::{Bound, write_port_file};
 use crate::event::{Context, Continuation, Next};
 use crate::net::{Peer, Stream};
+use crate::pulse::Page;
 use crate::{GroupId, Handle, ThreadId};
 use rustix::net::sockopt;
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ use std::time::Duration;
 
 /// The longest pause after the process or the system ran out of descriptors.
 pub const FD_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is noted in the pulse page, while there is no room, that there is none.
+const SAYS_FULL: Duration = Duration::from_millis(250);
 /// Connections taken from one listener before the next one gets its turn.
 const BATCH: u32 = 64;
 
@@ -182,6 +185,7 @@ struct Control {
     /// Nothing is accepted for now, whatever room there is.
     held: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
+    pulse: Option<Arc<Page>>,
     accepted: AtomicU64,
     refused: AtomicU64,
     pauses: AtomicU64,
@@ -208,6 +212,13 @@ impl Control {
 
     fn is_full(&self) -> bool {
         self.is_held() || self.live.load(Ordering::SeqCst) >= self.max
+    }
+
+    /// Who asks through the port gets no answer: the pulse page says why.
+    fn says_full(&self) {
+        if let Some(page) = &self.pulse {
+            page.says_full();
+        }
     }
 
     /// There may be room now.
@@ -330,7 +341,8 @@ impl Acceptor {
     {
         let serve = Arc::new(serve);
         let held = AtomicBool::new(config.held);
-        let control = Arc::new(Control { max: config.max_connections, held, ..Control::default() });
+        let pulse = handle.inner.pulse.clone();
+        let control = Arc::new(Control { max: config.max_connections, held, pulse, ..Control::default() });
         let lane = |thread: ThreadId| {
             Arc::new(Lane {
                 thread,

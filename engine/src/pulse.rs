@@ -8,7 +8,7 @@
 
 use crate::fenced::page::WritablePage;
 use nix::time::{ClockId, clock_gettime};
-use policy::pulse::{MAGIC, NAME, RECORD, THREAD_NAME, words};
+use policy::pulse::{FULL, MAGIC, NAME, RECORD, THREAD_NAME, words};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -53,6 +53,11 @@ impl Page {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Nobody more is accepted for now.
+    pub(crate) fn says_full(&self) {
+        self.page.words()[FULL].store(monotonic_ms(), Ordering::Release);
     }
 
     fn name_at(&self, index: usize) -> usize {

@@ -10,7 +10,8 @@
 //! word 0          "TSPULSE1"
 //! word 1          number of thread records n
 //! word 2          number of names m
-//! words 3..8      0
+//! word 3          CLOCK_MONOTONIC in ms when it was noted last that nobody more is accepted: no room, no descriptors; 0: never
+//! words 4..8      0
 //! then n records of 8 words:
 //!   +0  ticks: odd during a round of the loop, even in epoll_wait; 0: not started, u64::MAX: ended
 //!   +1  CLOCK_MONOTONIC in ms of the last change of +0
@@ -32,6 +33,18 @@ pub const THREAD_NAME: usize = 40;
 pub const NAME: usize = 64;
 /// More threads or names than these are no page of ours.
 pub const MOST: usize = 4096;
+
+/// The word of the head that says when there was no room last.
+pub const FULL: usize = 3;
+/// A server that said so not longer ago than this, which notes it several times a second, lives, though it answers nobody new.
+pub const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// Does the page of a server say at `now` (`CLOCK_MONOTONIC`) that nobody more is accepted?
+pub fn is_full(page: &[u8], now: Time) -> bool {
+    let word = page.get(FULL * 8..FULL * 8 + 8).and_then(|b| Some(u64::from_le_bytes(b.try_into().ok()?)));
+    let is_page = page.starts_with(&MAGIC.to_le_bytes());
+    is_page && word.is_some_and(|ms| ms > 0 && now.saturating_sub(Duration::from_millis(ms)) <= FULL_FOR)
+}
 
 /// Words of a page.
 pub const fn words(threads: usize, names: usize) -> usize {

@@ -39,6 +39,22 @@ fn at(ticks: u64) -> Vec<Reading> {
 }
 
 #[test]
+fn a_server_is_full_for_as_long_as_it_says_so() {
+    let page = |said: u64| {
+        let mut head = [MAGIC, 0, 0, 0, 0, 0, 0, 0];
+        head[FULL] = said;
+        head.map(u64::to_le_bytes).as_flattened().to_vec()
+    };
+    let at = Duration::from_millis;
+    assert!(!is_full(&page(0), at(1)) && !is_full(b"", at(1)) && !is_full(&page(5_000)[..24], at(5_000)));
+    assert!(is_full(&page(5_000), at(5_000)) && is_full(&page(5_000), at(6_000)));
+    assert!(!is_full(&page(5_000), at(6_001)));
+    let mut other = page(5_000);
+    other[0] ^= 1;
+    assert!(!is_full(&other, at(5_000)));
+}
+
+#[test]
 fn a_page_says_what_a_thread_does() {
     let doing = |ticks| at(ticks)[0].doing.clone();
     assert_eq!(doing(0), Doing::NotStarted);

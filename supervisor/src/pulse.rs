@@ -1,5 +1,6 @@
 //! Reading another process's pulse page by its descriptor: see [`policy::pulse`].
 
+use policy::Time;
 use policy::pulse::{MOST, Processor, Reading, decode, words};
 use rustix::io::pread;
 use std::io;
@@ -11,6 +12,15 @@ use std::time::Duration;
 /// # Errors
 /// It can't be read, or is no pulse page.
 pub fn read(page: impl AsFd) -> io::Result<Vec<Reading>> {
+    decode(&bytes(page)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Does that server live, though it accepts nobody more? See [`policy::pulse::is_full`].
+pub fn is_full(page: impl AsFd, now: Time) -> bool {
+    bytes(page).is_ok_and(|bytes| policy::pulse::is_full(&bytes, now))
+}
+
+fn bytes(page: impl AsFd) -> io::Result<Vec<u8>> {
     let size = rustix::fs::fstat(&page)?.st_size as u64;
     let mut bytes = vec![0; size.min(words(MOST, MOST) as u64 * 8) as usize];
     let mut filled = 0;
@@ -22,7 +32,8 @@ pub fn read(page: impl AsFd) -> io::Result<Vec<Reading>> {
             Err(e) => return Err(e.into()),
         }
     }
-    decode(&bytes[..filled]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// What the kernel says of a thread of a process; `None` if it is gone.

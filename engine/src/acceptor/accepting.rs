@@ -1,6 +1,6 @@
 //! The accept loops: one for each listener on each thread that accepts.
 
-use super::{Accepted, AtLimit, BATCH, ConnGuard, ConnPlacement, Control, FD_PAUSE, Lane};
+use super::{Accepted, AtLimit, BATCH, ConnGuard, ConnPlacement, Control, FD_PAUSE, Lane, SAYS_FULL};
 use crate::net::{Listener, Peer};
 use crate::{Handle, Local, time};
 use rustix::io::Errno;
@@ -175,19 +175,25 @@ impl Accepting {
         let control = &self.set.control;
         control.pauses.fetch_add(1, Ordering::Relaxed);
         control.paused.store(true, Ordering::SeqCst);
-        // A place may have become free before the flag was up; then nobody kicks.
-        if limit.is_none() && !control.is_full() {
+        if let Some(limit) = limit {
+            control.says_full();
+            let mut waited = false;
+            let kicked = std::future::poll_fn(|_| {
+                let over = waited || control.is_stopped();
+                waited = true;
+                if over { Poll::Ready(()) } else { Poll::Pending }
+            });
+            let _ = time::timeout(limit, kicked).await;
             return !control.is_stopped();
         }
-        let mut waited = false;
-        let kicked = std::future::poll_fn(|_| {
-            let over = waited || control.is_stopped();
-            waited = true;
-            if over { Poll::Ready(()) } else { Poll::Pending }
-        });
-        match limit {
-            None => kicked.await,
-            Some(limit) => drop(time::timeout(limit, kicked).await),
+        // A place may have become free before the flag was up; then nobody kicks.
+        let is_over = || !control.is_full() || control.is_stopped();
+        while !is_over() {
+            if !control.is_held() {
+                control.says_full();
+            }
+            let room = std::future::poll_fn(|_| if is_over() { Poll::Ready(()) } else { Poll::Pending });
+            let _ = time::timeout(SAYS_FULL, room).await;
         }
         !control.is_stopped()
     }

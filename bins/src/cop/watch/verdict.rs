@@ -3,6 +3,9 @@
 use super::*;
 use policy::pulse::Stall;
 
+/// It is said no more often than this that a server is full.
+const SAY_FULL: Duration = Duration::from_secs(60);
+
 impl Cop {
     /// Tells systemd again what it keeps for us, as much as its queue takes now.
     pub(super) fn say_rest(&mut self) {
@@ -22,6 +25,7 @@ impl Cop {
             self.unsaid = Some(0);
         }
         let stall = self.stalled_thread(now);
+        self.excuse_full_server(now);
         let observation = Observation {
             manager: lock_state(&self.runtime.lock("manager"), self.ward.as_ref()),
             manager_starting: !matches!(self.manager.state(), State::Ready { .. })
@@ -79,6 +83,25 @@ impl Cop {
                     self.server_beat.start(now);
                 }
             }
+        }
+    }
+
+    /// A server that has as many connections as it may, or no descriptors, leaves our heartbeats in the backlog with everybody
+    /// else; its pulse page says so for as long as it lives.
+    fn excuse_full_server(&mut self, now: Time) {
+        let Some(pid) = self.server.as_ref().filter(|_| self.server_beat.has_failed()).map(|w| w.pid) else {
+            return;
+        };
+        let name = suite::pulse_name(pid);
+        let mut pages = self.store.iter().filter(|(n, _)| *n == name);
+        if pages.any(|(_, page)| supervisor::pulse::is_full(page, now)) {
+            if self.full_said.is_zero() || now.saturating_sub(self.full_said) >= SAY_FULL {
+                self.full_said = now;
+                log::warn!(
+                    "event=server-full pid={pid}: it accepts nobody more for now, and answers no heartbeat"
+                );
+            }
+            self.server_beat.start(now);
         }
     }
 
