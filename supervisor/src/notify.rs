@@ -432,6 +432,11 @@ impl Notifier {
         later.len()
     }
 
+    /// Are there fds that couldn't be stored yet, of a name that `is_it`?
+    pub fn has_later_of(&self, is_it: impl Fn(&str) -> bool) -> bool {
+        self.later().iter().any(|(name, l)| matches!(l, Later::Store(_)) && is_it(name))
+    }
+
     /// Is there anything that couldn't be said yet?
     pub fn has_later(&self) -> bool {
         !self.later().is_empty()

@@ -55,6 +55,10 @@ impl Keep {
             return log::warn!("event=notify-stranger pid={} uid={}: dropped", d.pid, d.uid);
         }
         let generation = self.server.borrow().machine.generation();
+        if d.message.has(&Field::Barrier) && self.owes_estates() {
+            // we may be killed together with it, before cop knows what there is
+            return self.barriers.borrow_mut().extend(d.fds);
+        }
         if let (true, Some(name)) = (d.message.has(&Field::FdStore), d.message.fd_name()) {
             if suite::estate_of(name).is_some_and(|(server, _)| server == d.pid) {
                 let mut estates = self.estates.borrow_mut();

@@ -19,7 +19,7 @@ use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::server::legacy::Legacy;
 use crate::server::origins;
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use crate::ward::Ward;
 use policy::Time;
 use policy::child::{Child, Event, State};
@@ -87,6 +87,8 @@ pub struct Keep {
     pub(super) timer: Cell<Option<Time>>,
     /// Somebody says to cop what it had no room for.
     speaking: Cell<bool>,
+    /// Closed when cop has been told what a server leaves: until then it doesn't serve.
+    pub(super) barriers: RefCell<Vec<OwnedFd>>,
     end: RefCell<End>,
     pub(super) changes: RefCell<Vec<Waker>>,
 }
@@ -212,6 +214,7 @@ impl Keep {
             started: now,
             timer: Cell::new(None),
             speaking: Cell::new(false),
+            barriers: RefCell::default(),
             end: RefCell::default(),
             changes: RefCell::default(),
         })
@@ -294,6 +297,9 @@ impl Keep {
             let (mut left, mut pause) = (usize::MAX, OFTEN);
             loop {
                 let now = keep.upstream.say_later();
+                if !keep.owes_estates() {
+                    keep.barriers.borrow_mut().clear();
+                }
                 if now == 0 {
                     break;
                 }
@@ -303,6 +309,11 @@ impl Keep {
             }
             keep.speaking.set(false);
         }));
+    }
+
+    /// Has cop not been told yet of something that a server leaves?
+    pub(super) fn owes_estates(&self) -> bool {
+        self.upstream.has_later_of(|name| suite::estate_of(name).is_some())
     }
 
     /// Waits until cop has heard all that it is to keep; not for one that doesn't listen.
