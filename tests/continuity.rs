@@ -21,6 +21,48 @@ fn connect(s: &Suite) -> Client {
     Client::connect(s.addr()).unwrap()
 }
 
+/// What a server that retires passes on lies in a socket that only the manager and the next server have, and cop.
+#[test]
+fn what_is_passed_on_survives_the_manager_and_the_heir() {
+    let (origin, mut s) = serving("");
+    let mut all: Vec<Client> = (0..30).map(|_| connect(&s)).collect();
+    for c in &mut all {
+        c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    }
+    origin.wait_seen("GET /held", 30);
+    expect_code(&s.run(MANAGER, &["restart"]), 0);
+    common::jobs::until_kept(&s);
+    s.kill("manager", SIGKILL);
+    s.kill("server", SIGKILL);
+    origin.release();
+    for c in &mut all {
+        assert_eq!(c.read().unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(), "/held");
+    }
+    for c in &mut all {
+        assert_eq!(c.get("/x").unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(), "/x");
+    }
+    s.stop();
+}
+
+#[test]
+fn reloads_at_the_same_time_cost_nobody_a_connection() {
+    let (_origin, mut s) = serving("");
+    let mut all: Vec<Client> = (0..20).map(|_| connect(&s)).collect();
+    for n in 0..12 {
+        let path = format!("/{n}");
+        for c in &mut all {
+            assert_eq!(c.get(&path).unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(), path);
+        }
+        let s = &s;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| expect_code(&s.run(MANAGER, &["reload"]), 0));
+            }
+        });
+    }
+    s.stop();
+}
+
 #[test]
 fn an_idle_connection_goes_on() {
     let (_origin, mut s) = serving("");

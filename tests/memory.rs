@@ -43,6 +43,22 @@ fn picture(s: &Suite) -> Vec<String> {
 }
 
 #[test]
+fn a_number_of_workers_that_was_agreed_to_is_kept() {
+    let mut s = suite();
+    s.start();
+    told(&s, &["wait-ready", "more"]);
+    for n in ["4", "2", "5"] {
+        let mark = s.mark();
+        told(&s, &["want", "more", n]);
+        s.kill("manager", SIGKILL);
+        s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+        s.until("the next one answers", || s.run(MANAGER, &["status"]).status.success());
+        assert_eq!(job(&s, "more")["want"].to_string(), n, "{}", s.log.text());
+    }
+    s.stop();
+}
+
+#[test]
 fn the_next_manager_knows_what_the_last_one_was_asked_for() {
     let mut s = suite();
     s.start();

@@ -191,12 +191,13 @@ fn a_server_killed_during_a_pause_leaves_the_pause() {
 
 #[test]
 fn the_queue_survives_the_death_of_the_manager() {
-    let mut s = Suite::serving("[manager]\nadmin = \"127.0.0.1:0\"\n");
+    let origin = Origin::start();
+    let mut s = Suite::serving(&format!("[manager]\nadmin = \"127.0.0.1:0\"\n{}", origin.route()));
     expect_code(&s.run(MANAGER, &["pause"]), 0);
     let mut waiting: Vec<Client> = (0..50)
         .map(|_| {
             let mut c = Client::connect(s.addr()).unwrap();
-            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            c.send("GET /waits HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
             c
         })
         .collect();
@@ -209,6 +210,13 @@ fn the_queue_survives_the_death_of_the_manager() {
     let mut late = Client::connect(s.addr()).unwrap();
     late.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     wait_depth(&s, 1);
+    // who has come before waits on as well, also when the server is another one
+    assert_eq!(s.pid("server"), server);
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["traffic_manager", "event=state of=server", "to=ready"]);
+    let server = s.pid("server");
+    assert_eq!(origin.seen("GET /waits"), 0, "{}", s.log.text());
     expect_code(&s.run(MANAGER, &["resume"]), 0);
     assert_eq!(late.read().unwrap().code, 200);
     for c in &mut waiting {

@@ -9,9 +9,21 @@ use supervisor::listen_fds::Inherited;
 /// The name of the server's end among the fds it inherits.
 pub const CHANNEL: &str = "channel";
 
+const INBOUND: &str = "inbound";
+
 /// The name under which our end of the channel to a server is stored.
 pub fn channel_name(server: i32) -> String {
     format!("{CHANNEL}-{server}")
+}
+
+/// The name under which the end is stored from which a retiring server's connections come.
+pub fn inbound_name(server: i32) -> String {
+    format!("{INBOUND}-{server}")
+}
+
+/// Those ends that an earlier manager had.
+pub fn take_inbound(inherited: &mut Vec<Inherited>) -> Vec<(i32, OwnedFd)> {
+    take_named(inherited, |name| name.strip_prefix(INBOUND)?.strip_prefix('-')?.parse().ok())
 }
 
 /// Our ends of channels that an earlier manager had: taken out of what was inherited, each with its server.

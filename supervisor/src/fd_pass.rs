@@ -21,6 +21,12 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
+/// Is there a message that nobody has received yet? It stays where it is.
+pub fn is_unread(socket: impl AsFd) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::net::recv(socket, &mut [0; 1][..], flags).is_ok_and(|(n, _)| n > 0)
+}
+
 /// Bounds how long [`send`] and [`recv`] block.
 ///
 /// # Errors

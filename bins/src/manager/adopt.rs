@@ -34,6 +34,7 @@ impl Keep {
     /// A server that serves already is ours from here on.
     pub(super) fn adopt(self: &Rc<Self>, ward: Ward) {
         log::info!("event=adopt of=server pid={}", ward.pid);
+        let pid = ward.pid;
         {
             let mut s = self.server.borrow_mut();
             (s.adopted, s.ever_ready, s.settled, s.since) = (true, true, true, clock::now());
@@ -53,7 +54,7 @@ impl Keep {
         // whatever the last manager had told it
         if let Some(channel) = &self.server.borrow().channel {
             let _ = self.whether_to_go_on().send(channel, &[]);
-            self.name_inbound(channel);
+            self.name_inbound(pid, channel);
         }
         self.offer_rest();
         self.ask_who_it_is();
@@ -86,7 +87,7 @@ impl Keep {
         self.upstream.forget_fds(&channel_name(pid));
         self.upstream.store_fds(&channel_name(pid), &[channel.as_fd()]);
         let _ = self.whether_to_go_on().send(&channel, &[]);
-        self.name_inbound(&channel);
+        self.name_inbound(pid, &channel);
         self.server.borrow_mut().channel = Some(channel);
         self.offer_rest();
     }

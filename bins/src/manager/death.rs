@@ -141,6 +141,7 @@ impl Keep {
         self.watch_gap();
         // the one that was to follow it follows now
         self.replace.borrow_mut().old_is_dead();
+        self.forget_inbound(pid);
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(pid, &self.upstream);
         }

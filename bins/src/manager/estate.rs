@@ -2,6 +2,7 @@
 //! and the connection table.
 
 use crate::suite;
+use proxy::continuity::Table;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use supervisor::identity;
@@ -10,8 +11,10 @@ use supervisor::listen_fds::Inherited;
 use supervisor::notify::Notifier;
 use supervisor::pidfd::PidFd;
 
-/// More than these mean that servers die faster than the next one can take over; the oldest is given up.
+/// More than these of dead servers mean that servers die faster than the next one can take over; the oldest is given up.
 const MAX: usize = 8;
+/// Those of servers that live, and finish what they have, included.
+const MAX_ALL: usize = 64;
 
 /// How long a keeper may take to close what it has.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -27,6 +30,23 @@ struct Estate {
     watched: bool,
     /// The server that was told to take it over, 0 for none.
     offered: i32,
+}
+
+impl Estate {
+    /// Its server, if that lives.
+    fn living(&self) -> Option<PidFd> {
+        let server = PidFd::open(self.server).ok()?;
+        // its keeper began after it: a younger process has only got its number
+        let started = |pid| identity::look(pid).map(|l| l.start_time).ok();
+        let itself = started(self.server)? <= started(suite::estate_of(&self.name)?.1)?;
+        (itself && server.is_alive()).then_some(server)
+    }
+
+    /// Is it a dead manager's, whose table has no records?
+    fn is_a_queue(&self) -> bool {
+        let table = self.fds.get(1).and_then(|fd| Table::open(fd.try_clone().ok()?).ok());
+        table.is_some_and(|t| t.size().slots == 0)
+    }
 }
 
 /// All of them, that of the living server included.
@@ -79,8 +99,12 @@ impl Estates {
         };
         fds.sort_by_key(|fd| !is_socket(fd));
         self.0.push(Estate { name: name.to_owned(), server, keeper, fds, watched: false, offered: 0 });
-        if self.0.len() > MAX {
-            let oldest = self.0.remove(0);
+        let is_dead = |e: &Estate| e.living().is_none();
+        if self.0.len() > MAX
+            && (self.0.iter().filter(|e| is_dead(e)).count() > MAX || self.0.len() > MAX_ALL)
+        {
+            let oldest = self.0.iter().position(is_dead).unwrap_or(0);
+            let oldest = self.0.remove(oldest);
             log::error!("event=estate-given-up server={}: its connections are closed", oldest.server);
             // nobody is told to close it in time: there may be no engine yet
             oldest.kill();
@@ -109,22 +133,15 @@ impl Estates {
 
     /// Servers that have an estate and live.
     pub fn living(&self) -> Vec<(i32, PidFd)> {
-        let living = |e: &Estate| {
-            let server = PidFd::open(e.server).ok()?;
-            // its keeper began after it: a younger process has only got its number
-            let started = |pid| identity::look(pid).map(|l| l.start_time).ok();
-            let itself = started(e.server)? <= started(suite::estate_of(&e.name)?.1)?;
-            (itself && server.is_alive()).then_some((e.server, server))
-        };
-        self.0.iter().filter_map(living).collect()
+        self.0.iter().filter_map(|e| Some((e.server, e.living()?))).collect()
     }
 
     /// What the server `heir` is to take over and wasn't offered yet: two fds each. Those of the `living` are no
-    /// inheritance yet.
-    pub fn offer(&mut self, heir: i32, living: &[i32]) -> Vec<BorrowedFd<'_>> {
+    /// inheritance yet; while serving is `paused`, connections that have waited in a manager wait on.
+    pub fn offer(&mut self, heir: i32, living: &[i32], paused: bool) -> Vec<BorrowedFd<'_>> {
         let mut fds = Vec::new();
         for e in &mut self.0 {
-            let dead = e.server != heir && !living.contains(&e.server);
+            let dead = e.server != heir && !living.contains(&e.server) && !(paused && e.is_a_queue());
             if dead && e.offered != heir && e.fds.len() == 2 && e.keeper.is_alive() {
                 e.offered = heir;
                 fds.extend(e.fds.iter().map(AsFd::as_fd));
@@ -243,7 +260,7 @@ mod tests {
                 true => list.add_if(&name, fds, &nobody, |_, _| true),
                 false => fds.into_iter().for_each(|fd| list.add_if(&name, vec![fd], &nobody, |_, _| true)),
             }
-            let offered = list.offer(99, &[]);
+            let offered = list.offer(99, &[], false);
             let kinds: Vec<bool> =
                 offered.iter().map(|fd| is_socket(&fd.try_clone_to_owned().unwrap())).collect();
             assert_eq!(kinds, [true, false], "together {together}, reversed {reversed}");
@@ -281,7 +298,7 @@ mod tests {
             (0..=MAX).map(|_| std::process::Command::new("sleep").arg("60").spawn().unwrap()).collect();
         let mut list = Estates::default();
         for (server, keeper) in keepers.iter().enumerate() {
-            let name = suite::estate_name(server as i32 + 1, keeper.id() as i32);
+            let name = suite::estate_name(i32::MAX - server as i32, keeper.id() as i32);
             list.add(&name, Vec::new(), &nobody);
             assert!(!list.0.iter().any(|e| e.name == name), "a sleep is no keeper");
             list.add_if(&name, Vec::new(), &nobody, |_, _| true);

@@ -130,6 +130,8 @@ pub struct Start {
     pub estates: Estates,
     /// To servers that an earlier manager had started.
     pub channels: Vec<(i32, OwnedFd)>,
+    /// From whom connections come.
+    pub inbound: Vec<(i32, OwnedFd)>,
     /// Their pulse pages.
     pub pages: Vec<(i32, OwnedFd)>,
     /// Jobs that an earlier manager had.
@@ -164,6 +166,7 @@ impl Keep {
             legacy,
             estates,
             channels,
+            inbound,
             pages,
             jobs,
             memo,
@@ -196,7 +199,7 @@ impl Keep {
             queue: RefCell::default(),
             retiring: RefCell::default(),
             dying: RefCell::default(),
-            inbound: RefCell::default(),
+            inbound: RefCell::new(inbound),
             replace: RefCell::default(),
             replace_failed: RefCell::default(),
             first_config: config.clone(),

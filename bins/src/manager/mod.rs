@@ -271,6 +271,7 @@ fn live(
     suite::reserve_fds(4096);
     let kept: Vec<String> = inherited.iter().map(|i| i.name.clone()).collect();
     let channels = orders::take_channels(&mut inherited);
+    let inbound = orders::take_inbound(&mut inherited);
     let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
     let jobs = Jobs::take(&mut inherited);
@@ -315,6 +316,7 @@ fn live(
         legacy,
         estates,
         channels,
+        inbound,
         pages,
         jobs,
         memo,

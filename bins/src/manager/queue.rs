@@ -251,6 +251,8 @@ impl Keep {
         self.remember();
         if self.is_ready() {
             self.end_queueing();
+            // who has waited since before a manager died comes first
+            self.offer_rest();
             if let Some(channel) = &self.server.borrow().channel {
                 self.hand_over(channel);
                 let _ = Order::GoOn.send(channel, &[]);

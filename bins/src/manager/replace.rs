@@ -9,7 +9,7 @@
 //! let go". An old one that doesn't let go in time is killed, and the next server takes over as after any death.
 
 use super::keep::Keep;
-use crate::orders::{Order, channel_name};
+use crate::orders::{Order, channel_name, inbound_name};
 use crate::ward::Ward;
 use policy::child::{Event, State};
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,6 +52,10 @@ impl Keep {
         if !ours || !self.is_ready() {
             return self.feed(Event::Restart);
         }
+        if matches!(*self.replace.borrow(), Replace::Told(_)) {
+            // it goes, with what it passes on; who follows it is started with the configuration of then
+            return log::info!("event=replace of=server: it has been told already");
+        }
         log::info!("event=replace of=server");
         *self.replace_failed.borrow_mut() = None;
         *self.replace.borrow_mut() = Replace::Awaiting;
@@ -75,7 +79,13 @@ impl Keep {
             Ok(from)
         });
         match told {
-            Ok(from) => *self.replace.borrow_mut() = Replace::Told(from),
+            Ok(from) => {
+                // we may be killed before anybody has read what it passes on
+                if let Some(pid) = self.server_pid() {
+                    self.upstream.store_fds_first(&inbound_name(pid), &[from.as_fd()]);
+                }
+                *self.replace.borrow_mut() = Replace::Told(from);
+            }
             Err(e) => return self.replace_fails(format!("the server can't be told: {e}")),
         }
         let (keep, pid) = (self.clone(), self.server_pid());
@@ -123,7 +133,9 @@ impl Keep {
         log::info!("event=retire of=server pid={}", old.pid);
         let pid = old.pid;
         self.retiring.borrow_mut().push(old);
-        self.inbound.borrow_mut().extend(heir.map(|from| (pid, from)));
+        if let Some(from) = heir {
+            self.comes_from(pid, from);
+        }
         self.feed(Event::Displaced);
         self.limit_retirement();
     }
@@ -147,17 +159,31 @@ impl Keep {
                 let (to, from) = fd_pass::pair().ok()?;
                 Order::Retire.send(&channel, &[to.as_fd()]).ok().map(|()| from)
             });
-            self.inbound.borrow_mut().extend(heir.map(|from| (pid, from)));
+            if let Some(from) = heir {
+                self.comes_from(pid, from);
+            }
         }
         if !self.retiring.borrow().is_empty() {
             self.limit_retirement();
         }
+        let retiring = self.retiring_pids();
+        let gone: Vec<i32> = self.inbound.borrow().iter().map(|(pid, _)| *pid).collect();
+        for pid in gone.into_iter().filter(|pid| !retiring.contains(pid) && Some(*pid) != serving) {
+            self.forget_inbound_later(pid);
+        }
+    }
+
+    /// Connections of that retiring server come from there. Cop keeps it too: killed together with the server that reads, we
+    /// would leave them to nobody.
+    fn comes_from(&self, pid: i32, from: OwnedFd) {
+        self.upstream.store_fds_first(&inbound_name(pid), &[from.as_fd()]);
+        self.inbound.borrow_mut().push((pid, from));
     }
 
     /// A server that begins is told from whom connections come. We keep our copy: if this one ends before it has read
     /// them all, the next one goes on reading.
-    pub(super) fn name_inbound(&self, channel: &OwnedFd) {
-        for (pid, from) in self.inbound.borrow().iter() {
+    pub(super) fn name_inbound(&self, to: i32, channel: &OwnedFd) {
+        for (pid, from) in self.inbound.borrow().iter().filter(|(pid, _)| *pid != to) {
             if let Err(e) = Order::Heir.send(channel, &[from.as_fd()]) {
                 log::warn!("event=heir-failed retiring={pid}: {e}");
             }
@@ -182,11 +208,25 @@ impl Keep {
         self.forget_page(pid);
         self.estates.borrow_mut().ended(pid, &self.upstream);
         self.offer_rest();
+        self.forget_inbound_later(pid);
+    }
+
+    /// That retiring server is gone. What it has passed on may lie there still.
+    fn forget_inbound_later(self: &Rc<Self>, pid: i32) {
         let keep = self.clone();
         drop(engine::spawn(async move {
             engine::time::sleep(INBOUND).await;
-            keep.inbound.borrow_mut().retain(|(from, _)| *from != pid);
+            // a server that hangs reads nothing, and the one after it has to find it
+            while keep.inbound.borrow().iter().any(|(of, from)| *of == pid && fd_pass::is_unread(from)) {
+                engine::time::sleep(INBOUND).await;
+            }
+            keep.forget_inbound(pid);
         }));
+    }
+
+    pub(super) fn forget_inbound(&self, pid: i32) {
+        self.inbound.borrow_mut().retain(|(of, _)| *of != pid);
+        self.upstream.forget_fds(&inbound_name(pid));
     }
 
     /// What has become an inheritance since the server was promoted goes to it now.
@@ -200,7 +240,8 @@ impl Keep {
         if estates.is_offered(heir.pid) || self.queue.borrow().is_handing_over() {
             return;
         }
-        let fds = estates.offer(heir.pid, &self.retiring_pids());
+        let paused = self.queue.borrow().is_paused();
+        let fds = estates.offer(heir.pid, &self.retiring_pids(), paused);
         if !fds.is_empty()
             && let Err(e) = Order::Adopt.send(channel, &fds)
         {

@@ -264,11 +264,11 @@ impl Keep {
             self.end_queueing();
             self.hand_over(channel);
         }
-        let mut estates = self.estates.borrow_mut();
-        if let Err(e) = Order::Promote.send(channel, &estates.offer(pid, &self.retiring_pids())) {
+        let (mut estates, paused) = (self.estates.borrow_mut(), self.queue.borrow().is_paused());
+        if let Err(e) = Order::Promote.send(channel, &estates.offer(pid, &self.retiring_pids(), paused)) {
             // it is dying: its end is seen by its pidfd
             log::warn!("event=promote-failed pid={pid}: {e}");
         }
-        self.name_inbound(channel);
+        self.name_inbound(pid, channel);
     }
 }

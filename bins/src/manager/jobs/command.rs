@@ -150,6 +150,8 @@ fn want(keep: &Rc<Keep>, job: &Job, workers: usize) -> Answer {
     }
     job.want.set(workers);
     keep.settle_jobs();
+    // whoever is told so may rely on it
+    keep.remember();
     (OK, format!("{} is to have {workers} workers\n", job.name))
 }
 
