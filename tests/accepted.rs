@@ -136,3 +136,52 @@ fn a_reload_leaves_the_suite_where_it_is() {
     fs::write(&file, right).unwrap();
     s.stop();
 }
+
+/// The configuration is right, and no server can be had with it.
+#[test]
+fn a_reload_with_which_no_server_gets_ready_is_undone() {
+    let mut s = Suite::new("");
+    let job = |name: &str| format!("[[job]]\nname = {name:?}\ncommand = [\"sleep\", \"1000\"]\n");
+    let write = |s: &Suite, says: &str, sockets: &[&str], nofile: u32, jobs: &str| {
+        let paths = sockets.iter().map(|n| format!(", \"unix:{}\"", s.path(n).display())).collect::<String>();
+        s.write_config(&format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"{paths}]\nnofile = {nofile}\n\
+             [[route]]\nrespond = 200\nrespond_body = {says:?}\n{jobs}"
+        ));
+    };
+    write(&s, "one", &["a"], 0, &job("first"));
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
+    let addr = s.addr();
+    let connects = |name: &str| std::os::unix::net::UnixStream::connect(s.path(name)).is_ok();
+    let names = |s: &Suite| common::jobs::jobs(s).iter().map(|j| j["name"].to_string()).collect::<Vec<_>>();
+    let ports = std::fs::read_to_string(s.run_dir().join("ports")).unwrap();
+    for who in ["server", "manager", "server"] {
+        // too few descriptors for a server
+        write(&s, "two", &["b"], 12, &job("second"));
+        let said = expect_code(&s.run(MANAGER, &["reload"]), 1);
+        assert!(said.contains("the next server"), "{said}");
+        assert_eq!((says(&s).as_str(), s.addr(), connects("a")), ("one", addr, true));
+        assert_eq!(std::fs::read_to_string(s.run_dir().join("ports")).unwrap(), ports);
+        assert_eq!(names(&s), ["\"first\""]);
+        let mark = s.mark();
+        s.kill(who, SIGKILL);
+        if who == "manager" {
+            s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+        }
+        assert_eq!((says(&s).as_str(), connects("a")), ("one", true), "{}", s.log.text());
+    }
+    // one that is right is taken whole
+    write(&s, "three", &["b"], 0, &job("second"));
+    expect_code(&s.run(MANAGER, &["reload"]), 0);
+    assert_eq!((says(&s).as_str(), s.addr(), connects("b")), ("three", addr, true));
+    s.until("the jobs are the new ones", || names(&s) == ["\"second\""]);
+    for _ in 0..2 {
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+        s.kill("server", SIGKILL);
+        assert_eq!((says(&s).as_str(), connects("b")), ("three", true), "{}", s.log.text());
+    }
+    s.stop();
+}

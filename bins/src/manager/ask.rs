@@ -1,7 +1,6 @@
 //! What the manager is asked by people and programs: its state, and to take another configuration.
 
 use super::keep::Keep;
-use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
 use crate::config::{Accepted, Config};
@@ -68,20 +67,7 @@ impl Keep {
         let listeners =
             listeners::take_or_bind(&new.server.listen, listeners::Access::of_server(&new)?, duplicates)?;
         listeners::publish(&listeners, &self.runtime)?;
-        for gone in self.listeners.borrow().iter().filter(|l| !new.server.listen.contains(&l.wanted)) {
-            self.upstream.forget_fds(&gone.fd_name());
-        }
-        *self.listeners.borrow_mut() = listeners;
-        *self.accepted.borrow_mut() = accepted;
-        self.store_fds(&self.upstream);
-        self.server.borrow_mut().machine.set_limits(limits(&new));
-        let limits = limits(&new);
-        *self.config.borrow_mut() = new;
-        self.renew_watch();
-        let jobs = self.config.borrow().jobs.clone();
-        self.reload_jobs(jobs, sockets);
-        self.renew_standby(limits);
-        self.restart();
+        self.begin_reload(new, accepted, listeners, sockets);
         let note = match kept.as_slice() {
             [] => String::new(),
             keys => format!("; needs a restart of the suite: {}", keys.join(", ")),

@@ -242,11 +242,15 @@ async fn answer(
             replaced(keep, "the server was replaced".into()).await
         }
         (&Method::POST, "/reload") => match keep.reload() {
-            Ok(what) => {
+            Ok(what) => match keep.wait_ready(keep.patience()).await {
                 // who is told that it was accepted may rely on that, whoever dies next
-                keep.cop_has_heard().await;
-                replaced(keep, what).await
-            }
+                Ok(()) if keep.cop_has_heard().await => serves(keep, &what),
+                Ok(()) => serves(
+                    keep,
+                    &format!("{what}; cop doesn't listen, so it would be undone if the manager died now"),
+                ),
+                Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+            },
             Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
         },
         (&Method::POST, "/pause") => match pause_for(query) {
@@ -295,12 +299,14 @@ fn pause_for(query: &str) -> Result<Option<Duration>, String> {
 /// Waits for the next server, so that the answer says what happened and not what was hoped for.
 async fn replaced(keep: &Rc<Keep>, what: String) -> Response<Body> {
     match keep.wait_ready(keep.patience()).await {
-        Ok(()) => {
-            let pid = keep.server_pid().unwrap_or(0);
-            text(StatusCode::OK, format!("{what}: pid {pid} serves\n"))
-        }
+        Ok(()) => serves(keep, &what),
         Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
     }
+}
+
+fn serves(keep: &Keep, what: &str) -> Response<Body> {
+    let pid = keep.server_pid().unwrap_or(0);
+    text(StatusCode::OK, format!("{what}: pid {pid} serves\n"))
 }
 
 fn text(status: StatusCode, text: String) -> Response<Body> {

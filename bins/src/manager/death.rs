@@ -142,6 +142,7 @@ impl Keep {
         // the one that was to follow it follows now
         self.replace.borrow_mut().old_is_dead();
         self.forget_inbound(pid);
+        self.reload_suffers(generation, &said(status));
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(pid, &self.upstream);
         }

@@ -94,6 +94,7 @@ impl Keep {
                         (s.ever_ready, s.since) = (true, clock::now());
                     }
                     self.feed(Event::Ready(generation));
+                    self.settle_reload();
                     self.begin_watchdog();
                     self.announce_ready();
                     self.serves_again();

@@ -12,6 +12,7 @@ use super::memo::Memo;
 use super::queue::Queue;
 use super::replace::Replace;
 use super::standby::Standby;
+use super::undo::Undo;
 use super::watch::Watch;
 use crate::cli::Common;
 use crate::config::{Accepted, Config, accepted};
@@ -49,6 +50,8 @@ pub struct Keep {
     pub(super) config: RefCell<Config>,
     /// As it was accepted.
     pub(super) accepted: RefCell<Accepted>,
+    /// What was before a reload that hasn't proved itself.
+    pub(super) undo: RefCell<Option<Undo>>,
     /// Of which file.
     pub(super) file: Option<PathBuf>,
     /// The page on which servers write where origins are.
@@ -205,6 +208,7 @@ impl Keep {
             first_config: config.clone(),
             config: RefCell::new(config),
             accepted: RefCell::new(accepted),
+            undo: RefCell::default(),
             file,
             origins,
             common,
@@ -250,7 +254,12 @@ impl Keep {
 
     /// Has cop keep duplicates of the listeners.
     pub fn store_fds(self: &Rc<Self>, cop: &Notifier) {
-        cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]);
+        match &*self.undo.borrow() {
+            // the next manager goes on with what is known to work
+            Some(undo) => cop.store_fds(accepted::NAME, &[undo.accepted.as_fd()]),
+            None => cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]),
+        }
+        self.store_undo(cop);
         for l in self.listeners.borrow().iter() {
             cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
@@ -319,14 +328,14 @@ impl Keep {
         self.upstream.has_later_of(|name| suite::estate_of(name).is_some())
     }
 
-    /// Waits until cop has heard all that it is to keep; not for one that doesn't listen.
-    pub(super) async fn cop_has_heard(&self) {
+    /// Waits until cop has heard all that it is to keep; not for one that doesn't listen. Has it?
+    pub(super) async fn cop_has_heard(&self) -> bool {
         let heard = async {
             while self.upstream.say_later() > 0 || !self.upstream.is_heard() {
                 engine::time::sleep(OFTEN).await;
             }
         };
-        let _ = engine::time::timeout(HEARD, heard).await;
+        engine::time::timeout(HEARD, heard).await.is_ok()
     }
 
     /// Adopts the server that runs, or starts one.

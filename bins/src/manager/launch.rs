@@ -100,6 +100,7 @@ impl Keep {
                 log::error!("event=spawn-failed of=server: {e:#}");
                 let permanent = e.downcast_ref::<SpawnError>().is_some_and(SpawnError::is_permanent);
                 self.server.borrow_mut().last_exit = Some(format!("{e:#}"));
+                self.reload_suffers(generation, &format!("{e:#}"));
                 if permanent && !self.server.borrow().ever_ready {
                     return self.fail(e.context("the server can't be started"));
                 }

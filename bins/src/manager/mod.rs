@@ -28,6 +28,7 @@ mod recover;
 pub mod replace;
 pub mod scrape;
 pub mod standby;
+mod undo;
 mod watch;
 
 use self::estate::Estates;

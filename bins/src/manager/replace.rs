@@ -101,12 +101,13 @@ impl Keep {
     }
 
     /// The next one can't be had: the old one serves on.
-    pub(super) fn replace_fails(&self, why: String) {
+    pub(super) fn replace_fails(self: &Rc<Self>, why: String) {
         if matches!(*self.replace.borrow(), Replace::No) {
             return;
         }
         log::error!("event=replace-failed: {why}; the server that is serves on");
         *self.replace.borrow_mut() = Replace::No;
+        self.undo_reload(&why);
         *self.replace_failed.borrow_mut() = Some(why);
         self.wake_changes();
     }
