@@ -4,7 +4,7 @@ mod common;
 
 use common::origin::{BIG, Origin, big};
 use common::*;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,50 +169,108 @@ fn pipelined_requests_are_answered_in_order() {
     s.stop();
 }
 
-/// Begins to read a big answer, kills the server in the middle, and reads on. Returns what came after the head.
-fn cut_in_the_middle(s: &Suite, path: &str) -> (Vec<u8>, std::io::Result<()>) {
+/// How the big body is asked for: the version of HTTP, fields, and which bytes of it come.
+const PARTS: [(&str, &str, std::ops::Range<usize>); 6] = [
+    ("1.1", "", 0..BIG),
+    ("1.0", "", 0..BIG),
+    ("1.1", "Range: bytes=0-15999999\r\n", 0..16_000_000),
+    ("1.1", "Range: bytes=1000-15999999\r\n", 1000..16_000_000),
+    ("1.1", "Range: bytes=1000-\r\n", 1000..BIG),
+    ("1.0", "Range: bytes=1000-\r\n", 1000..BIG),
+];
+
+/// What came of an answer that was cut in the middle.
+struct Came {
+    stream: TcpStream,
+    head: String,
+    body: Vec<u8>,
+    whole: bool,
+}
+
+impl Came {
+    /// All of it is what there was from this position on, when it was begun.
+    fn is_right(&self, from: usize) -> bool {
+        self.body.iter().zip(from..).all(|(b, at)| *b == big(at))
+    }
+}
+
+/// Begins to read a big answer, kills the server in the middle, and reads on.
+fn cut_in_the_middle(s: &Suite, path: &str, version: &str, fields: &str, meanwhile: impl FnOnce()) -> Came {
     let mut stream = TcpStream::connect(s.addr()).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
-    std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes())
-        .unwrap();
+    write!(stream, "GET {path} HTTP/{version}\r\nHost: t\r\n{fields}\r\n").unwrap();
     // enough that the answer has begun, little enough that the rest is not in buffers
-    let mut got = vec![0; 100 << 10];
-    stream.read_exact(&mut got).unwrap();
+    let mut body = vec![0; 100 << 10];
+    stream.read_exact(&mut body).unwrap();
+    meanwhile();
     s.kill("server", SIGKILL);
-    let head = got.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
-    got.drain(..head);
+    let end = body.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let head = String::from_utf8(body.drain(..end).collect()).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(BIG);
     let mut part = [0; 64 << 10];
-    while got.len() < BIG {
+    while body.len() < length {
         match stream.read(&mut part) {
-            Ok(0) => return (got, Err(std::io::ErrorKind::UnexpectedEof.into())),
-            Ok(n) => got.extend(&part[..n]),
-            Err(e) => return (got, Err(e)),
+            Ok(0) | Err(_) => break,
+            Ok(n) => body.extend(&part[..n]),
         }
     }
-    (got, Ok(()))
+    let whole = body.len() == length;
+    Came { stream, head, body, whole }
 }
 
 #[test]
 fn a_begun_answer_goes_on_at_the_byte_if_it_can_be_told_to_be_the_same() {
-    let (origin, mut s) = serving("");
-    for _ in 0..3 {
-        let (got, end) = cut_in_the_middle(&s, "/big?etag");
-        end.unwrap();
-        assert_eq!(got.len(), BIG);
-        assert!(got.iter().enumerate().all(|(at, b)| *b == big(at)), "a byte is wrong");
+    for more in ["", "[server.cache]\nmemory = \"0\"\n"] {
+        let (origin, mut s) = serving(more);
+        for (n, (version, fields, range)) in PARTS.into_iter().enumerate() {
+            let mark = s.mark();
+            let path = format!("/big?etag={n}");
+            let mut came = cut_in_the_middle(&s, &path, version, fields, || ());
+            let what =
+                format!("HTTP/{version} {fields:?} {more:?}: {} bytes, {}", came.body.len(), came.head);
+            let status = if fields.is_empty() { "200" } else { "206" };
+            assert!(came.head.starts_with(&format!("http/{version} {status} ")), "{what}");
+            assert!(came.whole && came.body.len() == range.len(), "{what}");
+            assert!(came.is_right(range.start), "a byte is wrong: {what}");
+            assert_eq!(origin.seen(&format!("GET {path}")), 2, "{what}");
+            s.wait(mark, &["event=took-over", "continued=1"]);
+            // and not a byte more
+            if version == "1.1" {
+                write!(came.stream, "GET /after HTTP/1.0\r\n\r\n").unwrap();
+            }
+            let mut rest = String::new();
+            came.stream.read_to_string(&mut rest).unwrap();
+            let after = rest.starts_with("HTTP/1.0 200 ") && rest.ends_with("/after");
+            assert!(if version == "1.1" { after } else { rest.is_empty() }, "{what}, then {rest}");
+        }
+        s.stop();
     }
-    assert!(origin.seen("GET /big?etag") > 3);
-    s.stop();
+}
+
+#[test]
+fn a_begun_answer_to_which_there_is_another_one_now_is_cut_and_never_mixed() {
+    for (version, fields, range) in PARTS {
+        let (origin, mut s) = serving("");
+        let came = cut_in_the_middle(&s, "/big?etag", version, fields, || origin.change());
+        let what = format!("HTTP/{version} {fields:?}: {} bytes, {}", came.body.len(), came.head);
+        assert!(!came.whole, "{what}");
+        assert!(came.is_right(range.start), "of two answers: {what}");
+        assert_eq!(origin.seen("GET /big?etag"), 2, "{what}");
+        s.stop();
+    }
 }
 
 #[test]
 fn a_begun_answer_without_a_validator_or_a_length_is_cut_and_never_wrong() {
     let (_origin, mut s) = serving("");
-    let (got, end) = cut_in_the_middle(&s, "/big");
-    assert!(end.is_err(), "{} bytes", got.len());
-    assert!(got.iter().enumerate().all(|(at, b)| *b == big(at)), "a byte is wrong");
-    let (_, end) = cut_in_the_middle(&s, "/chunked");
-    assert!(end.is_err());
+    for (version, fields, range) in PARTS {
+        let mark = s.mark();
+        let came = cut_in_the_middle(&s, "/big", version, fields, || ());
+        assert!(!came.whole, "HTTP/{version} {fields:?}: {} bytes", came.body.len());
+        assert!(came.is_right(range.start), "HTTP/{version} {fields:?}: a byte is wrong");
+        s.wait(mark, &["event=took-over", "answer_cut=1"]);
+    }
+    assert!(!cut_in_the_middle(&s, "/chunked", "1.1", "", || ()).whole);
     s.stop();
 }
 

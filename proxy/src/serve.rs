@@ -258,7 +258,9 @@ where
     match io.leads_on() {
         // what follows isn't HTTP
         true => journal.detach(),
-        false => journal.answer(Answer { body_len, validator: validator(response.headers()) }),
+        false => {
+            journal.answer(Answer { body_len, validator: validator(response.status(), response.headers()) })
+        }
     }
     response.map(|body| Tracked { body, io: Some(io.clone()) })
 }
@@ -281,14 +283,27 @@ async fn whole(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// A number that differs when the representation does, byte by byte; 0 if there is none: a strong ETag, or a Last-Modified
-/// that is old enough to be strong (RFC 9110, 8.8.2.2).
-pub(crate) fn validator(headers: &HeaderMap) -> u64 {
-    validator_of(|name| headers.get(name).and_then(|v| v.to_str().ok()))
+/// A number that differs when the body does, byte by byte: of a 200's representation, or of it and which part of it a 206 has.
+/// 0 if there is none: it takes a strong ETag, or a Last-Modified that is old enough to be strong (RFC 9110, 8.8.2.2).
+pub(crate) fn validator(status: StatusCode, headers: &HeaderMap) -> u64 {
+    // the first of two would prove nothing
+    if headers.get_all(header::CONTENT_RANGE).iter().nth(1).is_some() {
+        return 0;
+    }
+    validator_of(status, |name| headers.get(name).and_then(|v| v.to_str().ok()))
 }
 
 /// The same of fields that are found by `text`.
-pub(crate) fn validator_of<'a>(text: impl Fn(&HeaderName) -> Option<&'a str>) -> u64 {
+pub(crate) fn validator_of<'a>(status: StatusCode, text: impl Fn(&HeaderName) -> Option<&'a str>) -> u64 {
+    let range = match status {
+        StatusCode::OK => None,
+        // that of several parts has none
+        StatusCode::PARTIAL_CONTENT => match text(&header::CONTENT_RANGE) {
+            None => return 0,
+            range => range,
+        },
+        _ => return 0,
+    };
     let strong = match text(&header::ETAG) {
         Some(tag) if !tag.starts_with("W/") => tag,
         _ => {
@@ -304,6 +319,9 @@ pub(crate) fn validator_of<'a>(text: impl Fn(&HeaderName) -> Option<&'a str>) ->
     };
     let mut hash = DefaultHasher::new();
     (strong, text(&header::CONTENT_ENCODING), text(&header::CONTENT_TYPE)).hash(&mut hash);
+    if let Some(range) = range {
+        range.hash(&mut hash);
+    }
     hash.finish().max(1)
 }
 

@@ -12,10 +12,11 @@ struct State {
     seen: HashMap<String, usize>,
     bodies: Vec<Vec<u8>>,
     held: bool,
+    changed: bool,
 }
 
 /// Paths: `/held` is answered when [`Origin::release`] was called; `/cacheable` may be kept for an hour; `/big?etag`, `/big` have a body of [`BIG`] bytes with
-/// and without a validator; `/chunked` the same without a length; anything else is answered at once with its own path.
+/// and without a validator, of which it sends the part it is asked for; `/chunked` the same without a length; anything else is answered at once with its own path.
 pub struct Origin {
     pub addr: SocketAddr,
     shared: Arc<(Mutex<State>, Condvar)>,
@@ -24,7 +25,7 @@ pub struct Origin {
 /// More than the socket buffers of both ends take.
 pub const BIG: usize = 16 << 20;
 
-/// The byte at a position of the big body.
+/// The byte at a position of the big body, before [`Origin::change`].
 pub fn big(at: usize) -> u8 {
     (at % 251) as u8 ^ (at / 65_536) as u8
 }
@@ -71,6 +72,11 @@ impl Origin {
         self.shared.0.lock().unwrap().bodies.clone()
     }
 
+    /// The big body is another one from now on, for those who ask from now on.
+    pub fn change(&self) {
+        self.shared.0.lock().unwrap().changed = true;
+    }
+
     /// Answers what is held, now and from now on.
     pub fn release(&self) {
         self.shared.0.lock().unwrap().held = false;
@@ -80,7 +86,7 @@ impl Origin {
 
 fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()> {
     let mut from = BufReader::new(stream);
-    let (mut first, mut length) = (String::new(), 0);
+    let (mut first, mut length, mut range) = (String::new(), 0, None);
     from.read_line(&mut first).ok().filter(|n| *n > 0)?;
     loop {
         let mut line = String::new();
@@ -91,12 +97,16 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
         if let Some(n) = line.to_ascii_lowercase().strip_prefix("content-length:") {
             length = n.trim().parse().ok()?;
         }
+        if let Some(spec) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+            let (from, to) = spec.trim().split_once('-')?;
+            range = Some((from.parse::<usize>().ok()?, to.parse().map_or(BIG, |last: usize| last + 1)));
+        }
     }
     let mut words = first.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let mut body = vec![0; length];
     from.read_exact(&mut body).ok()?;
-    {
+    let changed = {
         let mut state = shared.0.lock().unwrap();
         *state.seen.entry(format!("{method} {path}")).or_default() += 1;
         if method == "POST" {
@@ -109,14 +119,26 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
                 state = shared.1.wait_timeout(state, Duration::from_secs(60)).unwrap().0;
             }
         }
-    }
+        state.changed
+    };
     if path.starts_with("/big") || path.starts_with("/chunked") {
         let chunked = path.starts_with("/chunked");
-        let tag = if path.contains("etag") { "ETag: \"one\"\r\n" } else { "" };
-        let framing =
-            if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {BIG}") };
-        write!(stream, "HTTP/1.1 200 OK\r\n{tag}{framing}\r\n\r\n").ok()?;
-        let all: Vec<u8> = (0..BIG).map(big).collect();
+        let tag = match path.contains("etag") {
+            true if changed => "ETag: \"two\"\r\n",
+            true => "ETag: \"one\"\r\n",
+            false => "",
+        };
+        let (from, to) = range.unwrap_or((0, BIG));
+        let status = match range {
+            Some(_) => format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{BIG}", to - 1),
+            None => "200 OK".to_owned(),
+        };
+        let framing = match chunked {
+            true => "Transfer-Encoding: chunked".to_owned(),
+            false => format!("Content-Length: {}", to - from),
+        };
+        write!(stream, "HTTP/1.1 {status}\r\n{tag}{framing}\r\n\r\n").ok()?;
+        let all: Vec<u8> = (from..to).map(|at| if changed { !big(at) } else { big(at) }).collect();
         for part in all.chunks(64 << 10) {
             if chunked {
                 write!(stream, "{:x}\r\n", part.len()).ok()?;

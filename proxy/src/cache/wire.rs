@@ -60,7 +60,7 @@ impl Wire {
             text.extend_from_slice(value);
             text.extend_from_slice(b"\r\n");
         }
-        let validator = crate::serve::validator(&headers);
+        let validator = crate::serve::validator(StatusCode::OK, &headers);
         Some(Wire { text: text.into(), age_at: age_at?, ttl_at: ttl_at?, route, validator })
     }
 

@@ -16,6 +16,7 @@ use super::table::{
 };
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -65,7 +66,7 @@ impl ForwardMark {
 pub struct Answer {
     /// Bytes of the body on the wire; `None` if not known.
     pub body_len: Option<u64>,
-    /// Of the representation; 0 for none.
+    /// By which the same body is known; 0 for none.
     pub validator: u64,
 }
 
@@ -393,10 +394,11 @@ impl Journal {
             return Write::All;
         }
         self.answer.set(None);
+        let answer = Answer { validator: with_line(first, answer.validator), ..answer };
         let head = head_len(first).and_then(|n| u32::try_from(n).ok());
         if let Some(rest) = self.rest.take() {
             let same = answer.body_len == Some(rest.body_len) && answer.validator == rest.validator;
-            return match head.filter(|_| same && first.starts_with(b"HTTP/1.1 200")) {
+            return match head.filter(|_| same) {
                 Some(head) => {
                     let end = rest.out_base + u64::from(rest.head_len) + rest.body_len;
                     self.answer_end.set(Some(end));
@@ -545,6 +547,25 @@ impl Drop for Journal {
         }
     }
 }
+
+/// A validator that holds for an answer with this status line only; 0 if such answers aren't gone on with. The usual line
+/// leaves it as it is, which is what servers that went on with no other have noted.
+fn with_line(head: &[u8], validator: u64) -> u64 {
+    let line = head.get(..LINE.len()).unwrap_or_default();
+    match line {
+        _ if validator == 0 => 0,
+        LINE => validator,
+        b"HTTP/1.1 206" | b"HTTP/1.0 200" | b"HTTP/1.0 206" => {
+            let mut hash = DefaultHasher::new();
+            (line, validator).hash(&mut hash);
+            hash.finish().max(1)
+        }
+        _ => 0,
+    }
+}
+
+/// The usual beginning of a status line.
+const LINE: &[u8] = b"HTTP/1.1 200";
 
 /// Bytes of a head, its empty line included.
 pub(super) fn head_len(bytes: &[u8]) -> Option<usize> {

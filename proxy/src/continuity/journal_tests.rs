@@ -186,6 +186,94 @@ fn a_resumed_answer_leaves_out_what_is_out() {
     assert_eq!(j.begin_write(longer), Write::Different);
 }
 
+/// Whether an answer with the head `first` is gone on with by one that has the head `then`, both with a body of 50 bytes.
+fn goes_on(first: &str, then: &str) -> bool {
+    let answer = |head: &str| {
+        let mut room = [httparse::EMPTY_HEADER; 16];
+        let mut parsed = httparse::Response::new(&mut room);
+        parsed.parse(head.as_bytes()).unwrap();
+        let mut headers = http::HeaderMap::new();
+        for field in &*parsed.headers {
+            let name = http::HeaderName::from_bytes(field.name.as_bytes()).unwrap();
+            headers.append(name, http::HeaderValue::from_bytes(field.value).unwrap());
+        }
+        let status = http::StatusCode::from_u16(parsed.code.unwrap()).unwrap();
+        Answer { body_len: Some(50), validator: crate::serve::validator(status, &headers) }
+    };
+    let mut c = Conn::new();
+    c.read(GET);
+    c.journal.request(true, Some(0));
+    c.journal.answer(answer(first));
+    c.write(first.as_bytes());
+    c.write(b"0123456789");
+    let next = Continuity::new(Size { slots: 16, buffers: 4 }).unwrap();
+    let kernel = Facts { bytes_in: Some(c.bytes_in), bytes_out: Some(c.bytes_out), closed: false };
+    match next.inherit(&c.table, FD, FD, &kernel).unwrap() {
+        Err(why) => {
+            // whoever counts it knows already
+            assert_eq!(why, Reason::AnswerCut);
+            return false;
+        }
+        Ok(what) => assert!(matches!(what, What::Continue { .. }), "{what:?}"),
+    }
+    let (j, _) = next.begin(FD);
+    j.request(true, Some(0));
+    j.answer(answer(then));
+    match j.begin_write(then.as_bytes()) {
+        Write::Without { swallow } => {
+            assert_eq!(swallow, then.len() as u64 + 10);
+            true
+        }
+        Write::Different => false,
+        Write::All => panic!("a second answer to one request"),
+    }
+}
+
+#[test]
+fn only_the_same_part_of_the_same_representation_goes_on() {
+    let head = |line: &str, fields: &str| format!("HTTP/{line} X\r\n{fields}ETag: \"a\"\r\n\r\n");
+    let range = |range: &str| format!("Content-Range: bytes {range}\r\n");
+    let all = [
+        head("1.1 200", ""),
+        head("1.0 200", ""),
+        head("1.1 206", &range("0-49/90")),
+        head("1.0 206", &range("0-49/90")),
+        head("1.1 206", &range("40-89/90")),
+        head("1.1 206", &range("0-49/91")),
+        head("1.1 206", &range("0-49/*")),
+        head("1.1 206", &range("0-49/90")).replace("\"a\"", "\"b\""),
+        head("1.1 206", &range("0-49/90").replace("\r\n", "\r\nContent-Encoding: gzip\r\n")),
+    ];
+    for (n, first) in all.iter().enumerate() {
+        for (m, then) in all.iter().enumerate() {
+            assert_eq!(goes_on(first, then), n == m, "{first}\n{then}");
+        }
+    }
+    let never = [
+        head("1.1 404", ""),
+        head("1.1 203", ""),
+        // of several parts, or of nobody knows which
+        head("1.1 206", "Content-Type: multipart/byteranges; boundary=b\r\n"),
+        head("1.1 206", &(range("0-49/90") + &range("40-89/90"))),
+        // weak, and none
+        head("1.1 206", &range("0-49/90")).replace("ETag: ", "ETag: W/"),
+        head("1.1 206", &range("0-49/90")).replace("ETag", "X"),
+    ];
+    for head in &never {
+        assert!(!goes_on(head, head), "{head}");
+        assert!(!all.iter().any(|then| goes_on(head, then) || goes_on(then, head)), "{head}");
+    }
+}
+
+/// A server of before this was told apart notes a 200 as we do, and goes on with nothing else.
+#[test]
+fn the_usual_line_leaves_a_validator_as_it_is() {
+    assert_eq!(with_line(HEAD, 9), 9);
+    assert_ne!(with_line(b"HTTP/1.0 200 OK\r\n\r\n", 9), 9);
+    assert_eq!([&b"HTTP/1.1"[..], b"", b"HTTP/1.1 416 X"].map(|head| with_line(head, 9)), [0; 3]);
+    assert_eq!(with_line(HEAD, 0), 0);
+}
+
 #[test]
 fn buffers_are_bounded_and_come_back() {
     let (table, buffers) = pair();

@@ -7,7 +7,7 @@
 //!   word 1   bytes written before this answer
 //!   word 2   bytes of the answer's head 32 | bytes of the request 32
 //!   word 3   bytes of the answer's body, all ones if unknown
-//!   word 4   validator of the answer, 0 for none
+//!   word 4   validator of the answer, 0 if it can't be told to be the same when it is made again
 //! buffers (16 KiB each)
 //!   word 0   bytes that had been read from the socket before the first one here
 //!   word 1   bytes here

@@ -215,7 +215,7 @@ pub fn answer(bytes: &[u8], to: &mut Vec<u8>, back: &Back<'_>) -> Come {
         let found = parsed.headers.iter().find(|f| f.name.eq_ignore_ascii_case(name.as_str()));
         visible(found?.value)
     };
-    let validator = serve::validator_of(text);
+    let validator = serve::validator_of(status, text);
     // more than was announced is nobody's answer
     let goes_on = framing.goes_on && bytes.len() == head + framing.body;
     let noted = refusal.flatten().is_some_and(|r| r != Refusal::Request);
