@@ -173,15 +173,20 @@ impl Engine {
     /// Ends the engine: listeners stop accepting, [`draining`](crate::draining) becomes true, what is in progress gets
     /// until `deadline` to end, the rest is cancelled (each on its own thread), and all threads are joined.
     pub fn shutdown(mut self, deadline: Duration) -> ShutdownReport {
+        let cancelled_before = self.cancelled();
+        let drained = self.drain(deadline);
+        self.stop();
+        ShutdownReport { drained, cancelled: self.cancelled() - cancelled_before }
+    }
+
+    /// The first half of [`Engine::shutdown`]: has everything ended by the `deadline`? What hasn't goes on.
+    pub fn drain(&self, deadline: Duration) -> bool {
         let until = Instant::now() + deadline;
         self.stop_accepting();
-        let cancelled_before = self.cancelled();
         for thread in &self.handle.inner.threads {
             thread.order(DRAIN);
         }
-        let drained = self.wait_until_ended(until);
-        self.stop();
-        ShutdownReport { drained, cancelled: self.cancelled() - cancelled_before }
+        self.wait_until_ended(until)
     }
 
     fn cancelled(&self) -> u64 {

@@ -43,6 +43,8 @@ pub struct Record {
     pub overflow: bool,
     /// Crashes in which this request was in progress before.
     pub attempts: u8,
+    /// The server ended in order, and left what it hadn't finished: that was no crash.
+    pub in_order: bool,
     /// Bytes read from the socket in all, as far as recorded; `None` while no bytes are kept.
     pub bytes_in: Option<u64>,
     /// Bytes written before this answer.
@@ -178,7 +180,7 @@ fn responding(r: &Record, sent: u64, unrecorded: u64) -> Verdict {
 
 /// Nothing of the answer is out: may the request be carried out again?
 fn again(r: &Record, unrecorded: u64) -> Verdict {
-    let attempts = r.attempts.saturating_add(1);
+    let attempts = r.attempts.saturating_add(u8::from(!r.in_order));
     if attempts >= MAX_ATTEMPTS {
         return Verdict::BadGateway { suspect: true };
     }
@@ -199,6 +201,7 @@ mod tests {
             forwarded: false,
             overflow: false,
             attempts: 0,
+            in_order: false,
             bytes_in: Some(100),
             out_base: 1000,
             head_len: 50,
@@ -235,6 +238,13 @@ mod tests {
                 // and never a second time after two crashes
                 let r = Record { attempts: 1, ..r };
                 assert_eq!(decide(&r, &kernel(100, 1000)), Verdict::BadGateway { suspect: true });
+                // an end in order says nothing against it
+                let r = Record { in_order: true, ..r };
+                let again = decide(&r, &kernel(100, 1000));
+                assert!(matches!(
+                    again,
+                    Verdict::Replay { attempts: 1, .. } | Verdict::BadGateway { suspect: false }
+                ));
             }
         }
         let cut = Record { overflow: true, ..record(Stage::InProgress) };

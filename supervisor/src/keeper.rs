@@ -45,6 +45,9 @@ pub trait Shared {
 
     /// Who has to be dead, if that is known.
     fn roll(&self) -> Option<Roll>;
+
+    /// Has the ward noted that this fd is a connection to be kept? One may be of a listener that is no more.
+    fn has(&self, fd: RawFd) -> bool;
 }
 
 /// A keeper, as its ward knows it.
@@ -144,7 +147,7 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared
         }
         let Some(nonce) = message.strip_prefix(b"TAKE ").and_then(|n| n.try_into().ok()) else { continue };
         // an asker has taken DEAD out of the socket with the rest, and the next manager looks for it there
-        if give(control, nonce, kept).and_then(|()| fd_pass::send(control, DEAD, &[])).is_err() {
+        if give(control, nonce, kept, shared).and_then(|()| fd_pass::send(control, DEAD, &[])).is_err() {
             break;
         }
     }
@@ -154,13 +157,16 @@ fn live(ward: &PidFd, control: &OwnedFd, kept: &[Local], first: &[RawFd], shared
 }
 
 /// Sends every connection of the listeners.
-fn give(control: &OwnedFd, nonce: [u8; 8], kept: &[Local]) -> io::Result<()> {
+fn give(control: &OwnedFd, nonce: [u8; 8], kept: &[Local], shared: &dyn Shared) -> io::Result<()> {
     let mut fds = open_fds()?;
     fds.retain(|fd| *fd > 2);
     // SAFETY: nobody else uses this table, and nothing is closed before this process ends; where a directory was listed, its
     // own fd is closed, and is found to be no socket.
     let borrowed = |fd: &RawFd| unsafe { BorrowedFd::borrow_raw(*fd) };
-    let list: Vec<BorrowedFd<'_>> = fds.iter().map(borrowed).filter(|fd| is_connection(*fd, kept)).collect();
+    let is_kept = |fd: &BorrowedFd<'_>| {
+        is_connection(*fd, kept) || (shared.has(fd.as_raw_fd()) && getpeername(fd).is_ok())
+    };
+    let list: Vec<BorrowedFd<'_>> = fds.iter().map(borrowed).filter(is_kept).collect();
     for batch in list.chunks(MAX_FDS) {
         let mut message = nonce.to_vec();
         batch.iter().for_each(|fd| message.extend((fd.as_raw_fd() as u32).to_ne_bytes()));

@@ -270,29 +270,30 @@ impl Duty<'_> {
             });
         }
         let roll = legacy.roll();
-        let passing = std::thread::spawn(move || {
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
             let _signed = roll.and_then(super::legacy::sign);
-            pass_on(&from)
+            let _ = tell.send(pass_on(&from));
+            // what ends its request now stays open until we are gone
+            let _rest: Vec<Passing> = from.iter().collect();
         });
         let connections = to.clone();
         continuity
             .retirement()
             .begin(Box::new(move |r| drop(connections.send(Passing::Connection(Box::new(r))))));
-        let report = self.engine.shutdown(self.drain);
-        self.proxy.close();
-        continuity.retirement().end();
+        let drained = self.engine.drain(self.drain);
         let _ = to.send(Passing::NoMore);
-        let (passed, parked) = passing.join().unwrap_or_default();
-        log::info!(
-            "event=stopped drained={} cancelled={} passed_on={passed} left={}",
-            report.drained,
-            report.cancelled,
-            parked.len()
-        );
-        match parked.is_empty() {
-            true => legacy.end(),
-            // our keeper has them; closed here they would be closed there, so they stay open until we are gone
-            false => std::mem::forget((parked, legacy)),
+        let (passed, parked) = told.recv().unwrap_or_default();
+        log::info!("event=stopped drained={drained} passed_on={passed} left={}", parked.len());
+        self.proxy.close();
+        if drained && parked.is_empty() {
+            self.engine.shutdown(Duration::ZERO);
+            legacy.end();
+        } else {
+            continuity.table().ends_in_order();
+            // our keeper has them; closed here they would be closed there, so they stay open until we are gone. What is in
+            // progress is gone on with as after a death
+            std::mem::forget((parked, to, legacy, self.engine));
         }
         Ok(Exit::Done)
     }

@@ -48,6 +48,10 @@ impl Shared for InMemory {
     fn roll(&self) -> Option<Roll> {
         self.roll
     }
+
+    fn has(&self, fd: RawFd) -> bool {
+        self.table.has(fd)
+    }
 }
 
 impl Legacy {

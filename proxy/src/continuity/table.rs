@@ -1,7 +1,7 @@
 //! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
 //!
 //! ```text
-//! header (64 bytes)   magic, slots, buffers, fd of the server's lock
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order
 //! slots  (64 bytes each, one a cache line, by fd number)
 //!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
@@ -166,6 +166,11 @@ impl Table {
         self.header()[3].store(fd as u64, Ordering::Release);
     }
 
+    /// Notes that the server ends in order now, and leaves what it hasn't finished.
+    pub fn ends_in_order(&self) {
+        self.header()[4].store(1, Ordering::Release);
+    }
+
     /// The fd of the server's lock.
     pub fn lock_fd(&self) -> Option<RawFd> {
         RawFd::try_from(self.header()[3].load(Ordering::Acquire)).ok()
@@ -214,6 +219,7 @@ impl Table {
                 forwarded: word & FORWARDED != 0,
                 overflow: word & OVERFLOW != 0,
                 attempts: head.attempts as u8,
+                in_order: self.header()[4].load(Ordering::Acquire) == 1,
                 bytes_in: head.buffer.and_then(|_| before.checked_add(kept as u64)),
                 out_base: words[1].load(Ordering::Acquire),
                 head_len: (lens >> 32) as u32,
@@ -247,9 +253,12 @@ impl Table {
 
     /// Fd numbers with a record.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
-        (0..self.size.slots as RawFd).filter(|fd| {
-            self.slot(*fd).is_some_and(|w| Head::unpack(w[0].load(Ordering::Acquire)).stage != FREE)
-        })
+        (0..self.size.slots as RawFd).filter(|fd| self.has(*fd))
+    }
+
+    /// Has this fd a record?
+    pub fn has(&self, fd: RawFd) -> bool {
+        self.slot(fd).is_some_and(|w| Head::unpack(w[0].load(Ordering::Acquire)).stage != FREE)
     }
 
     fn header(&self) -> &[AtomicU64] {
