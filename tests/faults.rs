@@ -542,7 +542,7 @@ fn a_server_that_is_full_is_not_taken_for_hung_and_one_that_hangs_is() {
     assert_eq!(s.pid("server"), server);
     // it says nothing any more
     s.kill("server", SIGSTOP);
-    s.wait(mark, &["event=verdict"]);
+    // by cop, or by the manager if it was stopped in a round of its loop
     assert!(all_served(&mut kept));
     assert_ne!(s.pid("server"), server);
     // who has waited gets the first place

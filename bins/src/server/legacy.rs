@@ -50,7 +50,7 @@ impl Shared for InMemory {
     }
 
     fn has(&self, fd: RawFd) -> bool {
-        self.table.has(fd)
+        self.table.serves(fd)
     }
 }
 

@@ -253,12 +253,17 @@ impl Table {
 
     /// Fd numbers with a record.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
-        (0..self.size.slots as RawFd).filter(|fd| self.has(*fd))
+        (0..self.size.slots as RawFd).filter(|fd| self.stage(*fd) != FREE)
     }
 
-    /// Has this fd a record?
-    pub fn has(&self, fd: RawFd) -> bool {
-        self.slot(fd).is_some_and(|w| Head::unpack(w[0].load(Ordering::Acquire)).stage != FREE)
+    /// Is this fd a connection that is served? One that was about to be closed, or is another server's, isn't: its number may be
+    /// anything's by now.
+    pub fn serves(&self, fd: RawFd) -> bool {
+        ![FREE, CLOSING, PASSED_ON].contains(&self.stage(fd))
+    }
+
+    fn stage(&self, fd: RawFd) -> u64 {
+        self.slot(fd).map_or(FREE, |w| Head::unpack(w[0].load(Ordering::Acquire)).stage)
     }
 
     fn header(&self) -> &[AtomicU64] {
