@@ -170,6 +170,50 @@ fn the_queue_is_bounded_and_the_backlog_takes_the_rest() {
     s.stop();
 }
 
+/// So many clients with a request each; the connection ends with the answer.
+fn clients(s: &Suite, n: usize) -> Vec<Client> {
+    let one = |_| {
+        let mut c = Client::connect(s.addr()).unwrap();
+        c.send("GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").unwrap();
+        c
+    };
+    (0..n).map(one).collect()
+}
+
+/// Nobody of the suite may have more open files.
+fn limit_files(s: &mut Suite, n: usize) {
+    s.wrap = ["prlimit", &format!("--nofile={n}:{n}")].map(str::to_owned).to_vec();
+}
+
+#[test]
+fn the_queue_leaves_descriptors_for_everything_else() {
+    let mut s = Suite::new(TIGHT);
+    limit_files(&mut s, 300);
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
+    let manager = s.pid("manager");
+    let mark = s.mark();
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting = clients(&s, 350);
+    s.wait(mark, &["event=queue-full"]);
+    // it is asked, answers cop, and starts servers
+    for _ in 0..2 {
+        let mark = s.mark();
+        s.kill("server", SIGKILL);
+        s.wait(mark, &["event=ready"]);
+        s.wait(mark, &["event=standby-ready"]);
+        assert!(queue_status(&s)["depth"].as_u64() > Some(100));
+    }
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    for c in &mut waiting {
+        assert_eq!(c.read().unwrap().code, 200, "{}", s.log.text());
+    }
+    assert_eq!(s.pid("manager"), manager, "{}", s.log.text());
+    let log = s.log.text();
+    assert!(!log.contains("accept-failed") && !log.contains("spawn-failed"), "{log}");
+    s.stop();
+}
+
 #[test]
 fn a_server_killed_during_a_pause_leaves_the_pause() {
     let mut s = Suite::serving("");

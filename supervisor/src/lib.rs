@@ -11,7 +11,8 @@
 //! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
 //! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`daemonize`]: the double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
-//! 6. [`fd_pass`], [`keeper`], [`roll`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any;
+//! 6. [`fd_pass`], [`keeper`], [`roll`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any; [`fds`]: for
+//!    how many there is room;
 //! 7. [`probe`]: the heartbeat's fetch, in one poll set with everything else; [`port`]: which one it goes to; [`pulse`]: what a
 //!    server's threads do;
 //! 8. [`signals`], [`reaper`]: what wakes a supervisor;
@@ -26,6 +27,7 @@ pub mod daemonize;
 pub mod dirs;
 pub mod fd_pass;
 pub mod fd_store;
+pub mod fds;
 pub mod identity;
 pub mod keeper;
 pub mod listen_fds;

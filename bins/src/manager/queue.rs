@@ -1,8 +1,9 @@
 //! The connection queue: while no server serves, the manager accepts, and hands over in the order of arrival.
 //!
-//! It is bounded by `manager.queue.max_connections`; beyond that, and in the first moments of an outage, connections wait
-//! in the kernel's backlog. One that has waited for `max_wait` is told 503 and when to come again. What has been handed over
-//! is kept here too until the server says that it has it.
+//! It is bounded by `manager.queue.max_connections` and by our limit of open files, of which it leaves some for everything
+//! else; beyond that, and in the first moments of an outage, connections wait in the kernel's backlog. One that has waited for
+//! `max_wait` is told 503 and when to come again. What has been handed over is kept here too until the server says that it has
+//! it.
 
 use super::keep::Keep;
 use crate::orders::Order;
@@ -14,17 +15,19 @@ use proxy::serve;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use supervisor::notify::MAX_FDS;
-use supervisor::{clock, tcp};
+use supervisor::{clock, fds, tcp};
 
 /// A take-over is over before this: only what lasts longer is worth accepting for.
 const GAP: Duration = Duration::from_millis(50);
 /// How often waiting clients are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
+/// So many descriptors are left for commands, heartbeats, servers and what they leave; a quarter, if we may have few.
+const RESERVE: usize = 64;
 
 /// What a client is told that has waited too long.
 const SORRY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
@@ -40,6 +43,8 @@ pub struct Queue {
     /// Accept loops of an earlier time end when they see another number.
     epoch: u64,
     sweeping: bool,
+    /// It was said that there is no room for more.
+    is_full: bool,
     wakers: Vec<Waker>,
     paused: Option<Option<Duration>>,
     held: bool,
@@ -118,6 +123,7 @@ impl Keep {
                 return;
             }
             q.epoch += 1;
+            q.is_full = false;
             q.epoch
         };
         log::info!("event=queue-begin");
@@ -282,8 +288,14 @@ async fn accept(keep: Rc<Keep>, listener: Listener, epoch: u64) {
             }
             // woken by the end of the queueing, and by the sweep that makes room
             q.wakers.push(cx.waker().clone());
-            if q.waiting.len() >= max {
+            if q.waiting.len() >= max || !has_room(keep.notify.as_fd()) {
                 q.full += 1;
+                if !std::mem::replace(&mut q.is_full, true) {
+                    log::warn!(
+                        "event=queue-full waiting={}: more wait in the kernel's backlog",
+                        q.waiting.len()
+                    );
+                }
                 return Poll::Pending;
             }
             listener.poll_accept_fd(cx).map(Some)
@@ -302,6 +314,12 @@ async fn accept(keep: Rc<Keep>, listener: Listener, epoch: u64) {
             }
         }
     }
+}
+
+/// Is there a descriptor for one more, beside those that are left for everything else?
+fn has_room(any: BorrowedFd<'_>) -> bool {
+    let left = fds::left(any);
+    left > RESERVE || left > fds::limit() / 4
 }
 
 /// Looks at those who wait: who has waited too long is told, who has gone is dropped.
