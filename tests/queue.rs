@@ -215,6 +215,58 @@ fn the_queue_leaves_descriptors_for_everything_else() {
 }
 
 #[test]
+fn who_the_server_has_no_room_for_is_served_when_it_has() {
+    let mut s = Suite::serving("nofile = 100\nthreads = 1\n");
+    let server = s.pid("server");
+    let mark = s.mark();
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting = clients(&s, 300);
+    wait_depth(&s, 300);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    for c in &mut waiting {
+        assert_eq!(c.read().map(|a| a.code).ok(), Some(200), "{}", s.log.text());
+    }
+    s.wait(mark, &["event=server-full"]);
+    assert_eq!((queue_status(&s)["depth"].as_u64(), s.pid("server")), (Some(0), server));
+    // and before it serves
+    expect_code(&s.run(MANAGER, &["pause"]), 0);
+    let mut waiting = clients(&s, 300);
+    wait_depth(&s, 300);
+    s.kill("server", SIGKILL);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    for c in &mut waiting {
+        assert_eq!(c.read().map(|a| a.code).ok(), Some(200), "{}", s.log.text());
+    }
+    s.stop();
+}
+
+#[test]
+fn who_finds_no_room_in_the_server_in_time_is_told_so() {
+    let mut s = Suite::serving("nofile = 100\nthreads = 1\n[manager.queue]\nmax_wait = \"2s\"\n");
+    let server = s.pid("server");
+    expect_code(&s.run(MANAGER, &["pause", "--max-wait", "60s"]), 0);
+    let one = |_| {
+        let mut c = Client::connect(s.addr()).unwrap();
+        c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+        c
+    };
+    let mut waiting: Vec<Client> = (0..150).map(one).collect();
+    wait_depth(&s, 150);
+    expect_code(&s.run(MANAGER, &["resume"]), 0);
+    // nobody goes
+    let codes: Vec<u16> = waiting.iter_mut().map(|c| c.read().unwrap().code).collect();
+    let served = codes.iter().take_while(|code| **code == 200).count();
+    assert!(served > 20 && codes[served..].iter().all(|code| *code == 503), "not in order: {codes:?}");
+    assert!(served < 150, "{codes:?}");
+    for c in &mut waiting[..served] {
+        assert_eq!(c.get("/").unwrap().code, 200);
+    }
+    drop(waiting);
+    assert_eq!((s.get("/").code, s.pid("server")), (200, server), "{}", s.log.text());
+    s.stop();
+}
+
+#[test]
 fn a_server_killed_during_a_pause_leaves_the_pause() {
     let mut s = Suite::serving("");
     s.wait(0, &["event=standby-ready"]);

@@ -3,7 +3,7 @@
 use crate::suite::take_named;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use supervisor::fd_pass;
+use supervisor::fd_pass::{self, Message};
 use supervisor::listen_fds::Inherited;
 
 /// The name of the server's end among the fds it inherits.
@@ -38,7 +38,7 @@ pub enum Order {
     Promote,
     /// While serving: take over these estates too.
     Adopt,
-    /// Connections that were accepted for you, in their order: before [`Order::Promote`] or while serving.
+    /// Connections that were accepted for you, in their order. [`Order::Promote`] or [`Order::GoOn`] ends a series of these.
     Queued,
     /// Accept nothing for now.
     Hold,
@@ -82,16 +82,23 @@ impl Order {
         fd_pass::send(channel, word, fds)
     }
 
-    /// Takes the next order; `None` when nobody is there to give one any more.
+    /// Takes the next order; `None` when nobody is there to give one any more. True: some of its fds are missing, since there was
+    /// no room for them here; that happens to [`Order::Queued`] only.
     ///
     /// # Errors
-    /// The channel fails, or says what isn't known.
-    pub fn recv(channel: impl AsFd) -> io::Result<Option<(Order, Vec<OwnedFd>)>> {
-        let Some((word, fds)) = fd_pass::recv(channel)? else { return Ok(None) };
+    /// The channel fails, or says what isn't known, or another order is cut off.
+    pub fn recv(channel: impl AsFd) -> io::Result<Option<(Order, Vec<OwnedFd>, bool)>> {
+        let Some(Message { bytes: word, fds, is_cut }) = fd_pass::recv_what_fits(channel)? else {
+            return Ok(None);
+        };
         let ping = || std::str::from_utf8(word.strip_prefix(PING)?).ok()?.parse().ok().map(Order::Ping);
         let plain = ALL.iter().find(|(_, w)| *w == word).map(|(order, _)| *order);
         match plain.or_else(ping) {
-            Some(order) => Ok(Some((order, fds))),
+            Some(order) if is_cut && order != Order::Queued => {
+                let why = format!("{order:?} came without all of its fds: there is no room for them");
+                Err(io::Error::new(io::ErrorKind::InvalidData, why))
+            }
+            Some(order) => Ok(Some((order, fds, is_cut))),
             None => {
                 let why = format!("an unknown order: {:?}", String::from_utf8_lossy(&word));
                 Err(io::Error::new(io::ErrorKind::InvalidData, why))
@@ -109,8 +116,8 @@ mod tests {
         let (a, b) = fd_pass::pair().unwrap();
         for order in ALL.map(|(order, _)| order).into_iter().chain([Order::Ping(0), Order::Ping(u32::MAX)]) {
             order.send(&a, &[a.as_fd()]).unwrap();
-            let (got, fds) = Order::recv(&b).unwrap().unwrap();
-            assert_eq!((got, fds.len()), (order, 1));
+            let (got, fds, is_cut) = Order::recv(&b).unwrap().unwrap();
+            assert_eq!((got, fds.len(), is_cut), (order, 1, false));
         }
         for wrong in ["DANCE", "PING x", "PING"] {
             fd_pass::send(&a, wrong.as_bytes(), &[]).unwrap();

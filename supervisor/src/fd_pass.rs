@@ -59,11 +59,37 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
     }
 }
 
+/// A message as it came.
+#[derive(Debug)]
+pub struct Message {
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// Its fds, with rising numbers; the first of them, if it is cut.
+    pub fds: Vec<OwnedFd>,
+    /// We have no room for all of its fds.
+    pub is_cut: bool,
+}
+
 /// Receives one message; `None` when the other end is gone.
 ///
 /// # Errors
 /// `WouldBlock` after the timeout; `InvalidData` if something was cut off (fds that came along are closed).
 pub fn recv(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    match recv_what_fits(socket)? {
+        Some(m) if m.is_cut => Err(cut()),
+        other => Ok(other.map(|m| (m.bytes, m.fds))),
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a message with fds was cut off")
+}
+
+/// The same, but where we may have no more fds the message comes with as many as there is room for.
+///
+/// # Errors
+/// As [`recv`], if the text was cut off.
+pub fn recv_what_fits(socket: impl AsFd) -> io::Result<Option<Message>> {
     let mut bytes = vec![0u8; MAX_MESSAGE];
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -80,14 +106,15 @@ pub fn recv(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
             fds.extend(list);
         }
     }
-    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message with fds was cut off"));
+    if got.flags.contains(ReturnFlags::TRUNC) {
+        return Err(cut());
     }
     if got.bytes == 0 {
         return Ok(None);
     }
     bytes.truncate(got.bytes);
-    Ok(Some((bytes, fds)))
+    // the buffer holds what one message can carry: what is missing is room in our table
+    Ok(Some(Message { bytes, fds, is_cut: got.flags.contains(ReturnFlags::CTRUNC) }))
 }
 
 #[cfg(test)]

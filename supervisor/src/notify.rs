@@ -75,6 +75,8 @@ pub enum Field {
     Settled,
     /// `X_TRAFFIC_TAKEN=n`: the last connection that the sender was handed and has taken, by the number of its socket; 0: none.
     Taken(u64),
+    /// `X_TRAFFIC_SHORT=1`: the sender had no room for the rest of what it was handed.
+    Short,
     /// `X_TRAFFIC_SERVER=pid`: which server the manager holds (0: none is wanted, -1: none serves, -2: one would, but serving is
     /// paused).
     Server(i32),
@@ -153,6 +155,7 @@ fn field(key: &str, value: &str) -> Result<Option<Field>, ()> {
         "X_TRAFFIC_PONG" => Ok(Some(Field::Pong(number()?))),
         "X_TRAFFIC_SETTLED" => flag(Field::Settled),
         "X_TRAFFIC_TAKEN" => Ok(Some(Field::Taken(value.parse().map_err(|_| ())?))),
+        "X_TRAFFIC_SHORT" => flag(Field::Short),
         "X_TRAFFIC_SERVER" => Ok(Some(Field::Server(number()?))),
         _ => Ok(None),
     }

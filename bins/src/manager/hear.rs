@@ -77,6 +77,7 @@ impl Keep {
             }
         }
         let says_what_it_took = d.message.fields.iter().any(|f| matches!(f, Field::Taken(_)));
+        let was_short = d.message.has(&Field::Short);
         for field in d.message.fields {
             match field {
                 Field::Taken(last) => self.taken(last),
@@ -93,6 +94,7 @@ impl Keep {
                         let mut s = self.server.borrow_mut();
                         (s.ever_ready, s.since) = (true, clock::now());
                     }
+                    self.settled_silently();
                     self.feed(Event::Ready(generation));
                     self.settle_reload();
                     self.begin_watchdog();
@@ -116,6 +118,18 @@ impl Keep {
                 Field::WatchdogTrigger => self.feed(Event::Unhealthy(generation)),
                 _ => {}
             }
+        }
+        match was_short {
+            true => self.was_short(),
+            false if says_what_it_took => self.hand_over_rest(),
+            false => {}
+        }
+    }
+
+    /// Servers of earlier versions don't say that they have what they were handed, where they have nothing to take over.
+    fn settled_silently(&self) {
+        if !self.server.borrow().settled && !self.config.borrow().server.continuity {
+            self.all_taken();
         }
     }
 

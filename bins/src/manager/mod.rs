@@ -5,14 +5,15 @@
 //!
 //! Read in this order: this file (command line, start-up, the loop), [`keep`] (the manager's state), `launch`,
 //! `adopt` and `death` (the server's life), [`standby`], [`replace`]
-//! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] (who comes meanwhile), [`listeners`], [`control`] (what may
-//! be asked over the control socket).
+//! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] and [`hand_over`] (who comes
+//! meanwhile), [`listeners`], [`control`] (what may be asked over the control socket).
 
 mod adopt;
 mod ask;
 pub mod control;
 mod death;
 pub mod estate;
+pub mod hand_over;
 mod hear;
 mod hook;
 pub mod incident;

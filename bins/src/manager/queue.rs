@@ -2,12 +2,11 @@
 //!
 //! It is bounded by `manager.queue.max_connections` and by our limit of open files, of which it leaves some for everything
 //! else; beyond that, and in the first moments of an outage, connections wait in the kernel's backlog. One that has waited for
-//! `max_wait` is told 503 and when to come again. What has been handed over is kept here too until the server says that it has
-//! it.
+//! `max_wait` is told 503 and when to come again. How they come to the server: [`super::hand_over`].
 
+use super::hand_over::Room;
 use super::keep::Keep;
 use crate::orders::Order;
-use crate::server::succession::number;
 use engine::net::{Listener, Stream};
 use policy::Time;
 use proxy::rt::Io;
@@ -19,13 +18,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
-use supervisor::notify::MAX_FDS;
 use supervisor::{clock, fds, tcp};
 
 /// A take-over is over before this: only what lasts longer is worth accepting for.
 const GAP: Duration = Duration::from_millis(50);
 /// How often waiting clients are looked at.
-const SWEEP: Duration = Duration::from_millis(500);
+pub(super) const SWEEP: Duration = Duration::from_millis(500);
 /// So many descriptors are left for commands, heartbeats, servers and what they leave; a quarter, if we may have few.
 const RESERVE: usize = 64;
 
@@ -36,10 +34,11 @@ const SORRY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nCon
 /// The queue.
 #[derive(Default)]
 pub struct Queue {
-    waiting: VecDeque<(OwnedFd, Time)>,
+    pub(super) waiting: VecDeque<(OwnedFd, Time)>,
     /// Handed over; the server hasn't said yet that it has them.
-    handed: VecDeque<(OwnedFd, Time)>,
-    accepting: bool,
+    pub(super) handed: VecDeque<(OwnedFd, Time)>,
+    pub(super) room: Room,
+    pub(super) accepting: bool,
     /// Accept loops of an earlier time end when they see another number.
     epoch: u64,
     sweeping: bool,
@@ -52,9 +51,9 @@ pub struct Queue {
     expired: u64,
     gone: u64,
     full: u64,
-    longest: Duration,
-    since_mark: u64,
-    wait_since_mark: Duration,
+    pub(super) longest: Duration,
+    pub(super) since_mark: u64,
+    pub(super) wait_since_mark: Duration,
 }
 
 impl Queue {
@@ -133,6 +132,11 @@ impl Keep {
                 Err(e) => log::error!("event=queue-failed listen={}: {e}", l.bound),
             }
         }
+        self.begin_sweep();
+    }
+
+    /// From now on, who waits is looked at.
+    pub(super) fn begin_sweep(self: &Rc<Self>) {
         if !std::mem::replace(&mut self.queue.borrow_mut().sweeping, true) {
             drop(engine::spawn(sweep(self.clone())));
         }
@@ -148,64 +152,11 @@ impl Keep {
         q.wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// Hands over everything that waits, in order.
-    pub(super) fn hand_over(&self, channel: &OwnedFd) {
-        let mut q = self.queue.borrow_mut();
-        let now = clock::now();
-        while !q.waiting.is_empty() {
-            let n = q.waiting.len().min(MAX_FDS);
-            let batch: Vec<_> = q.waiting.drain(..n).collect();
-            let fds: Vec<_> = batch.iter().map(|(fd, _)| fd.as_fd()).collect();
-            if let Err(e) = Order::Queued.send(channel, &fds) {
-                log::warn!("event=hand-over-failed: {e}");
-                batch.into_iter().rev().for_each(|c| q.waiting.push_front(c));
-                return;
-            }
-            let longest = batch.first().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
-            q.longest = q.longest.max(longest);
-            q.wait_since_mark = q.wait_since_mark.max(longest);
-            q.since_mark += batch.len() as u64;
-            q.handed.extend(batch);
-        }
-    }
-
-    /// The server has what it was handed, up to the connection of that number.
-    pub(super) fn taken(&self, last: u64) {
-        let handed = &mut self.queue.borrow_mut().handed;
-        if let Some(at) = handed.iter().position(|(fd, _)| number(fd) == Some(last)) {
-            handed.drain(..=at);
-        }
-    }
-
-    /// The server, one of a version that doesn't say up to which, has what it was handed.
-    pub(super) fn all_taken(&self) {
-        self.queue.borrow_mut().handed.clear();
-    }
-
-    /// The server has ended, or retires, and hasn't taken them: they wait again, in their old places.
-    pub(super) fn hand_over_again(&self) {
-        let mut q = self.queue.borrow_mut();
-        while let Some(c) = q.handed.pop_back() {
-            q.waiting.push_front(c);
-        }
-    }
-
     /// Nobody comes any more: what waits is told so.
     pub(super) fn end_queue(&self) {
         self.end_queueing();
         let all: Vec<_> = self.queue.borrow_mut().waiting.drain(..).collect();
         all.into_iter().for_each(|(fd, _)| refuse(fd));
-    }
-
-    /// A server serves: it gets who has waited, unless serving is paused.
-    pub(super) fn serves_again(&self) {
-        if self.queue.borrow().is_paused() {
-            return;
-        }
-        self.end_queueing();
-        if let Some(channel) = &self.server.borrow().channel {
-            self.hand_over(channel);
-        }
     }
 
     /// Holds new connections here, whatever the server could do; `max_wait` for as long as it is paused.
@@ -259,8 +210,9 @@ impl Keep {
             self.end_queueing();
             // who has waited since before a manager died comes first
             self.offer_rest();
+            self.queue.borrow_mut().room = Room::default();
+            self.hand_over_rest();
             if let Some(channel) = &self.server.borrow().channel {
-                self.hand_over(channel);
                 let _ = Order::GoOn.send(channel, &[]);
             }
             self.tell_server();
@@ -338,15 +290,16 @@ async fn sweep(keep: Rc<Keep>) {
             q.waiting.retain(|(fd, _)| !has_gone(fd));
             q.gone += (before - q.waiting.len()) as u64;
             q.wakers.drain(..).for_each(Waker::wake);
-            if q.waiting.is_empty() && !q.accepting {
-                q.sweeping = false;
-                return;
-            }
         }
         if !expired.is_empty() {
             log::warn!("event=queue-expired connections={} max_wait={max_wait:?}", expired.len());
         }
         expired.into_iter().for_each(|(fd, _)| refuse(fd));
+        let mut q = keep.queue.borrow_mut();
+        if q.waiting.is_empty() && !q.accepting {
+            q.sweeping = false;
+            return;
+        }
     }
 }
 

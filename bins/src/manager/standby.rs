@@ -262,7 +262,7 @@ impl Keep {
             let _ = Order::Hold.send(channel, &[]);
         } else {
             self.end_queueing();
-            self.hand_over(channel);
+            self.hand_over_first(channel);
         }
         let (mut estates, paused) = (self.estates.borrow_mut(), self.queue.borrow().is_paused());
         if let Err(e) = Order::Promote.send(channel, &estates.offer(pid, &self.retiring_pids(), paused)) {

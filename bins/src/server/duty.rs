@@ -5,7 +5,7 @@
 //! keeper: whether they are closed or go on is for the manager to know.
 
 use super::legacy::Legacy;
-use super::succession;
+use super::succession::{self, Handed};
 use crate::exit::Exit;
 use crate::orders::{Order, channel_name};
 use crate::suite::pulse_name;
@@ -32,8 +32,7 @@ const SAY_REST: Duration = Duration::from_millis(5);
 pub struct Duty<'a> {
     pub(super) signals: Signals,
     pub(super) channel: Option<OwnedFd>,
-    /// The last connection that the manager has handed over, by its number; 0: none.
-    pub(super) last_taken: u64,
+    pub(super) handed: Handed,
     pub(super) acceptor: Acceptor,
     pub(super) engine: Engine,
     pub(super) proxy: Arc<Proxy>,
@@ -194,7 +193,7 @@ impl Duty<'_> {
 
     fn obey(&mut self, sources: &mut Vec<OwnedFd>) -> Option<End> {
         let Some(channel) = &self.channel else { return None };
-        let (order, mut fds) = match Order::recv(channel) {
+        let (order, mut fds, is_cut) = match Order::recv(channel) {
             Ok(Some(order)) => order,
             // the manager is dead; the next one finds us by our lock
             Ok(None) => {
@@ -217,19 +216,22 @@ impl Duty<'_> {
                     let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
-                self.notify.say_in_turn(&settled(self.last_taken));
+                self.notify.say_in_turn(&self.handed.settled());
             }
             Order::Queued => {
-                self.last_taken = fds.last().and_then(succession::number).unwrap_or(self.last_taken);
-                fds.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
-                self.notify.say_in_turn(&settled(self.last_taken));
+                let taken = self.handed.take(fds, is_cut);
+                taken.into_iter().for_each(|fd| self.adopt(fd, Resume::default()));
+                self.notify.say_in_turn(&self.handed.settled());
             }
             Order::Introduce => self.introduce(),
             Order::Hold => {
                 self.acceptor.hold();
                 self.notify.say("X_TRAFFIC_HELD=1");
             }
-            Order::GoOn => self.acceptor.go_on(),
+            Order::GoOn => {
+                self.handed.end_series().into_iter().for_each(|short| self.notify.say_in_turn(&short));
+                self.acceptor.go_on();
+            }
             Order::Ping(n) => pong(self.notify, n),
             Order::Heir => sources.extend(fds.pop()),
             Order::Retire => return Some(End::Retire(fds.pop())),
@@ -256,13 +258,13 @@ impl Duty<'_> {
         if let Some(heir) = heir {
             let _ = to.send(Passing::Heir(heir));
         }
-        self.notify.say(&format!("STOPPING=1\nX_TRAFFIC_TAKEN={}\nX_TRAFFIC_RETIRING=1", self.last_taken));
+        self.notify.say(&format!("STOPPING=1\n{}\nX_TRAFFIC_RETIRING=1", self.handed.taken()));
         if let Some(channel) = self.channel.take() {
             // the heir may be named later; connections that are handed over now are the manager's still, which knows what we
             // have taken. This thread ends with the process
             let to = to.clone();
             std::thread::spawn(move || {
-                while let Ok(Some((order, mut fds))) = Order::recv(&channel) {
+                while let Ok(Some((order, mut fds, _))) = Order::recv(&channel) {
                     if let (Order::Retire, Some(heir)) = (order, fds.pop()) {
                         let _ = to.send(Passing::Heir(heir));
                     }
@@ -297,11 +299,6 @@ impl Duty<'_> {
         }
         Ok(Exit::Done)
     }
-}
-
-/// Says that everything is taken that was offered or handed over, up to the connection of that number.
-pub(super) fn settled(last_taken: u64) -> String {
-    format!("X_TRAFFIC_SETTLED=1\nX_TRAFFIC_TAKEN={last_taken}")
 }
 
 /// Answers a ping.

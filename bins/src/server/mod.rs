@@ -15,7 +15,7 @@ pub mod succession;
 
 use self::duty::Duty;
 use self::legacy::Legacy;
-use self::succession::Start;
+use self::succession::{Handed, Start};
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
@@ -137,7 +137,6 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     };
     // found while we waited, or by one that started when we did
     origins.recall();
-    let last_taken = start.queued.last().and_then(succession::number).unwrap_or(0);
     let left = succession::collect(start.estates);
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
@@ -158,12 +157,14 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         for fd in &start.queued {
             continuity.resume(fd.as_raw_fd(), Resume::default());
         }
-        notify.say_in_turn(&duty::settled(last_taken));
+        say_taken(&mut start.handed, notify);
         // from here on we have what nobody else has: were we and the manager killed before it has passed on how to get it,
         // it would be lost
         if !notify.barrier(ANNOUNCED) {
             log::warn!("event=announce-slow: the manager hasn't taken what we leave within {ANNOUNCED:?}");
         }
+    } else if channel.is_some() {
+        say_taken(&mut start.handed, notify);
     }
     let continuity = legacy.as_ref().map(|(c, _)| c.clone());
     let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>()?;
@@ -177,7 +178,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     Duty {
         signals,
         channel,
-        last_taken,
+        handed: start.handed,
         acceptor,
         engine,
         proxy,
@@ -189,6 +190,12 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         watchdog,
     }
     .run()
+}
+
+/// Says what is ours from here on, and whether there was no room for more.
+fn say_taken(handed: &mut Handed, notify: &Notifier) {
+    notify.say_in_turn(&handed.settled());
+    handed.end_series().into_iter().for_each(|short| notify.say_in_turn(&short));
 }
 
 fn accept(

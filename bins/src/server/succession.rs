@@ -13,10 +13,11 @@ use supervisor::keeper;
 use supervisor::listen_fds::Inherited;
 use supervisor::notify::Notifier;
 use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, Signals};
-use supervisor::{fd_pass, tcp};
+use supervisor::{fd_pass, fds, tcp};
 
 /// How long a keeper may take for its next message.
 const KEEPER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What a dead server has left: the way to its keeper, and its table.
 pub struct Estate {
     keeper: OwnedFd,
@@ -30,8 +31,49 @@ pub struct Start {
     pub estates: Vec<Estate>,
     /// Connections that the manager has accepted meanwhile, in their order.
     pub queued: Vec<OwnedFd>,
+    /// Which these are.
+    pub handed: Handed,
     /// Nothing is accepted before somebody says so.
     pub held: bool,
+}
+
+/// How far we have taken what the manager has handed over to us.
+#[derive(Default)]
+pub struct Handed {
+    /// The last connection that we have taken, by its number; 0: none.
+    last: u64,
+    /// There was no room for the rest of this series.
+    is_short: bool,
+}
+
+impl Handed {
+    /// Those of an order that there is room for. Half of what is free is left: to origins, to what dead servers have left. After
+    /// the first that isn't taken, none of the series is: the manager hears up to which, and has the others.
+    pub fn take(&mut self, mut fds: Vec<OwnedFd>, is_cut: bool) -> Vec<OwnedFd> {
+        // the kernel gives out the lowest free numbers: all below the first are in use
+        let first = fds.first().map_or(0, |fd| fd.as_raw_fd() as usize);
+        let most = first + fds::limit().saturating_sub(first) / 2;
+        let room = fds.iter().take_while(|fd| !self.is_short && (fd.as_raw_fd() as usize) < most).count();
+        self.is_short |= is_cut || room < fds.len();
+        fds.truncate(room);
+        self.last = fds.last().and_then(number).unwrap_or(self.last);
+        fds
+    }
+
+    /// Says that everything is taken that was offered or handed over, up to that connection.
+    pub fn settled(&self) -> String {
+        format!("X_TRAFFIC_SETTLED=1\n{}", self.taken())
+    }
+
+    /// Says up to which connection.
+    pub fn taken(&self) -> String {
+        format!("X_TRAFFIC_TAKEN={}", self.last)
+    }
+
+    /// No more of the series come: says if there was no room for all.
+    pub fn end_series(&mut self) -> Option<String> {
+        std::mem::take(&mut self.is_short).then(|| format!("X_TRAFFIC_SHORT=1\n{}", self.taken()))
+    }
 }
 
 /// The channel to our manager, taken out of what was inherited; `None`: nobody manages us.
@@ -65,13 +107,13 @@ pub fn wait(channel: &OwnedFd, signals: &mut Signals, notify: &Notifier) -> anyh
         if !spoke {
             continue;
         }
-        let Some((order, fds)) = Order::recv(channel)? else { return Ok(None) };
+        let Some((order, fds, is_cut)) = Order::recv(channel)? else { return Ok(None) };
         match order {
             Order::Promote => {
                 start.estates = estates(fds);
                 return Ok(Some(start));
             }
-            Order::Queued => start.queued.extend(fds),
+            Order::Queued => start.queued.extend(start.handed.take(fds, is_cut)),
             Order::Hold => start.held = true,
             Order::GoOn => start.held = false,
             Order::Ping(n) => pong(notify, n),
