@@ -5,6 +5,7 @@ mod common;
 use common::origin::Origin;
 use common::*;
 use std::time::{Duration, Instant};
+use supervisor::pidfd::PidFd;
 
 fn queue_status(s: &Suite) -> serde_json::Value {
     let text = expect_code(&s.run(MANAGER, &["status"]), 0);
@@ -71,7 +72,7 @@ fn who_is_handed_over_to_a_server_that_retires_is_served_by_the_next() {
     );
     s.start();
     s.wait(0, &["event=standby-ready"]);
-    let old = supervisor::pidfd::PidFd::open(s.pid("server")).unwrap();
+    let old = PidFd::open(s.pid("server")).unwrap();
     old.signal(SIGSTOP).unwrap();
     let mark = s.mark();
     let spawn = |word: &str| {
@@ -263,6 +264,70 @@ fn who_finds_no_room_in_the_server_in_time_is_told_so() {
     }
     drop(waiting);
     assert_eq!((s.get("/").code, s.pid("server")), (200, server), "{}", s.log.text());
+    s.stop();
+}
+
+/// Both together are more than a server may have open.
+#[test]
+fn who_waits_gives_way_to_who_was_connected() {
+    let mut s = Suite::new("");
+    s.write_config(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\nstandby = false\n[manager.respawn]\nmax = \"100ms\"\n",
+    );
+    s.own_programs();
+    limit_files(&mut s, 400);
+    s.start();
+    let mut open: Vec<Client> = (0..260).map(|_| Client::connect(s.addr()).unwrap()).collect();
+    for c in &mut open {
+        assert_eq!(c.get("/").unwrap().code, 200);
+    }
+    let mend = s.break_server();
+    let mark = s.mark();
+    s.kill("server", SIGKILL);
+    s.wait(mark, &["event=queue-begin"]);
+    let mut waiting = clients(&s, 200);
+    wait_depth(&s, 200);
+    mend();
+    for c in &mut waiting {
+        assert_eq!(c.read().map(|a| a.code).ok(), Some(200), "{}", s.log.text());
+    }
+    for c in &mut open {
+        assert_eq!(c.get("/").map(|a| a.code).ok(), Some(200), "{}", s.log.text());
+    }
+    assert!(!s.log.text().contains("event=take-over-cut"), "{}", s.log.text());
+    s.stop();
+}
+
+/// A server that may have fewer open files than the one before it had clients serves as many as it can.
+#[test]
+fn of_more_than_can_be_taken_over_as_many_are_as_there_is_room_for() {
+    let mut s = Suite::new("");
+    let config = |nofile: u32| {
+        format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\nstandby = false\nnofile = {nofile}\n\
+             [cop]\ninterval = \"60s\"\ntimeout = \"60s\"\n"
+        )
+    };
+    s.write_config(&config(300));
+    s.start();
+    let mut open: Vec<Client> = (0..200).map(|_| Client::connect(s.addr()).unwrap()).collect();
+    for c in &mut open {
+        assert_eq!(c.get("/").unwrap().code, 200);
+    }
+    let server = s.pid("server");
+    s.write_config(&config(100));
+    let mark = s.mark();
+    let manager = s.pid("manager");
+    let old = PidFd::open(server).unwrap();
+    old.signal(SIGSTOP).unwrap();
+    PidFd::open(manager).unwrap().signal(SIGHUP).unwrap();
+    s.wait(mark, &["event=reload:"]);
+    old.signal(SIGKILL).unwrap();
+    s.wait(mark, &["event=take-over-cut"]);
+    let served = open.iter_mut().filter_map(|c| c.get("/").ok()).filter(|a| a.code == 200).count();
+    assert!((30..100).contains(&served), "{served}: {}", s.log.text());
+    drop(open);
+    s.until("it serves", || s.get("/").code == 200);
     s.stop();
 }
 

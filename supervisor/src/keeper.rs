@@ -19,7 +19,7 @@
 //! owner -> keeper   END
 //! ```
 
-use crate::fd_pass;
+use crate::fd_pass::{self, Message};
 use crate::notify::MAX_FDS;
 use crate::pidfd::PidFd;
 use crate::roll::{Fate, Roll};
@@ -253,16 +253,25 @@ pub fn end(control: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::send(control, END, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(|_| ())?)
 }
 
-/// Asks the keeper behind `control` for everything it has: pairs of the number in the dead ward and the fd here.
+/// What a keeper gave.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Pairs of the number in the dead ward and the fd here.
+    pub connections: Vec<(RawFd, OwnedFd)>,
+    /// So many more it has that there was no room for here.
+    pub missed: usize,
+}
+
+/// Asks the keeper behind `control` for everything it has.
 ///
 /// # Errors
 /// The keeper is gone, doesn't answer within the timeout of `control`, or talks nonsense.
-pub fn take(control: impl AsFd, nonce: u64) -> io::Result<Vec<(RawFd, OwnedFd)>> {
+pub fn take(control: impl AsFd, nonce: u64) -> io::Result<Given> {
     let nonce = nonce.to_ne_bytes();
     fd_pass::send(&control, &[b"TAKE ", &nonce[..]].concat(), &[])?;
-    let mut all = Vec::new();
+    let mut all = Given::default();
     loop {
-        let Some((message, fds)) = fd_pass::recv(&control)? else {
+        let Some(Message { bytes: message, fds, is_cut }) = fd_pass::recv_what_fits(&control)? else {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper is gone"));
         };
         // what was sent to somebody who died before he read it is dropped here, and that the ward is dead
@@ -270,12 +279,14 @@ pub fn take(control: impl AsFd, nonce: u64) -> io::Result<Vec<(RawFd, OwnedFd)>>
         if numbers.is_empty() {
             return Ok(all);
         }
-        if numbers.len() != fds.len() * 4 {
+        let missed = (numbers.len() / 4).checked_sub(fds.len()).filter(|missed| is_cut || *missed == 0);
+        let Some(missed) = missed.filter(|_| numbers.len() % 4 == 0) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the keeper's list and its fds differ"));
-        }
+        };
+        all.missed += missed;
         let numbers =
             numbers.chunks_exact(4).map(|n| u32::from_ne_bytes(n.try_into().expect("four")) as RawFd);
-        all.extend(numbers.zip(fds));
+        all.connections.extend(numbers.zip(fds));
     }
 }
 

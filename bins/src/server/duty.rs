@@ -25,6 +25,8 @@ use supervisor::notify::Notifier;
 use supervisor::signals::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{clock, fd_pass};
 
+/// Descriptors that what others leave to a server that serves doesn't take.
+const SPARE_FDS: usize = 8;
 /// Until the full queue of the manager is tried again.
 const SAY_REST: Duration = Duration::from_millis(5);
 
@@ -211,7 +213,7 @@ impl Duty<'_> {
                 if let Some(continuity) = self.continuity() {
                     // a manager that is dead may have offered them already; asked before new numbers are given out
                     let have = continuity.table().fds().filter_map(succession::number_of).collect();
-                    let mut left = succession::collect(succession::estates(fds));
+                    let mut left = succession::collect(&succession::estates(fds), SPARE_FDS);
                     left.iter_mut().for_each(|l| l.forget(&have));
                     let taken = succession::take_over(left, continuity, self.notify);
                     taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));

@@ -41,6 +41,10 @@ use supervisor::{dirs, listen_fds};
 const NAME: &str = "traffic_server";
 /// How long the manager may take to pass on what we leave; one that is dead has a successor, which asks.
 const ANNOUNCED: Duration = Duration::from_millis(200);
+/// Descriptors that are needed from the take-over until we serve: by the lock and to accept.
+const FDS_TO_SERVE: usize = 16;
+/// And for each listener: duplicates, and a spare one.
+const FDS_A_LISTENER: usize = 4;
 /// More room than this is made when it is needed: it is 8 bytes of kernel memory each.
 const RESERVED_FDS: usize = 65_536;
 
@@ -137,7 +141,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     };
     // found while we waited, or by one that started when we did
     origins.recall();
-    let left = succession::collect(start.estates);
+    let left = start.collect(FDS_TO_SERVE + FDS_A_LISTENER * listeners.len());
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;
     // whoever holds it sees a thread that has stalled

@@ -8,6 +8,8 @@ use proxy::continuity::{Continuity, Table, What};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use supervisor::keeper;
 use supervisor::listen_fds::Inherited;
@@ -21,7 +23,7 @@ const KEEPER_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a dead server has left: the way to its keeper, and its table.
 pub struct Estate {
     keeper: OwnedFd,
-    table: OwnedFd,
+    table: Arc<Table>,
 }
 
 /// Everything that a server begins with.
@@ -85,7 +87,18 @@ pub fn channel(inherited: &mut Vec<Inherited>) -> Option<OwnedFd> {
 /// Estates from the fds of an order, two each.
 pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
     let mut fds = fds.into_iter();
-    std::iter::from_fn(|| Some(Estate { keeper: fds.next()?, table: fds.next()? })).collect()
+    let pairs = std::iter::from_fn(|| Some((fds.next()?, fds.next()?)));
+    let open = |(keeper, table)| match Table::open(table) {
+        Ok(table) => Some(Estate { keeper, table: Arc::new(table) }),
+        Err(e) => {
+            log::warn!("event=take-over-failed: {e}");
+            None
+        }
+    };
+    let mut all: Vec<Estate> = pairs.filter_map(open).collect();
+    // if there is no room for all, a dead manager's, whose clients haven't been served yet, come last
+    all.sort_by_key(|e| e.table.size().slots == 0);
+    all
 }
 
 /// Waits until we are to serve; `None`: we are to end.
@@ -124,8 +137,10 @@ pub fn wait(channel: &OwnedFd, signals: &mut Signals, notify: &Notifier) -> anyh
 
 /// What a dead server has left, in our hands.
 pub struct Left {
-    table: Table,
+    table: Arc<Table>,
     connections: Vec<(RawFd, OwnedFd)>,
+    /// There was no room for so many more.
+    missed: usize,
 }
 
 impl Left {
@@ -147,16 +162,34 @@ pub fn number_of(fd: RawFd) -> Option<u64> {
     rustix::fs::stat(path).ok().map(|s| s.st_ino)
 }
 
-/// Gets the fds from the keepers. A keeper that answers has closed the dead server's lock.
-pub fn collect(estates: Vec<Estate>) -> Vec<Left> {
-    let mut all = Vec::new();
-    for (n, estate) in estates.into_iter().enumerate() {
+impl Start {
+    /// What dead servers have left. Where there isn't room for all of it, who has only waited goes on waiting: the manager has
+    /// them still.
+    pub fn collect(&mut self, reserve: usize) -> Vec<Left> {
+        let estates = std::mem::take(&mut self.estates);
+        let left = collect(&estates, reserve);
+        if self.queued.is_empty() || left.iter().all(|l| l.missed == 0) {
+            return left;
+        }
+        self.queued.clear();
+        self.handed = Handed { last: 0, is_short: true };
+        drop(left);
+        collect(&estates, reserve)
+    }
+}
+
+/// Gets the fds from the keepers, and leaves `reserve` numbers free. A keeper that answers has closed the dead server's lock.
+pub fn collect(estates: &[Estate], reserve: usize) -> Vec<Left> {
+    let (mut all, most) = (Vec::new(), fds::limit().saturating_sub(reserve));
+    for estate in estates {
         let ask = || -> anyhow::Result<Left> {
-            let table = Table::open(estate.table)?;
             fd_pass::set_timeout(&estate.keeper, KEEPER_TIMEOUT)?;
-            let nonce = u64::from(std::process::id()) << 32 | n as u64;
-            let connections = keeper::take(&estate.keeper, nonce).context("asking the keeper")?;
-            Ok(Left { table, connections })
+            let given = keeper::take(&estate.keeper, nonce()).context("asking the keeper")?;
+            let all = given.missed + given.connections.len();
+            let mut connections = given.connections;
+            connections.retain(|(_, fd)| (fd.as_raw_fd() as usize) < most);
+            let missed = all - connections.len();
+            Ok(Left { table: estate.table.clone(), connections, missed })
         };
         match ask() {
             Ok(left) => all.push(left),
@@ -166,13 +199,26 @@ pub fn collect(estates: Vec<Estate>) -> Vec<Left> {
     all
 }
 
+/// For each question another one.
+fn nonce() -> u64 {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    u64::from(std::process::id()) << 32 | u64::from(ASKED.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Decides about every connection. What is returned is to be served; its records are in our table already, so if we die
 /// from here on, nothing is lost.
 pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Vec<OwnedFd> {
     let begun = std::time::Instant::now();
     let (mut all, mut counts) = (Vec::new(), Counts::default());
     let dead = left.len();
-    for Left { table, connections } in left {
+    for Left { table, connections, missed } in left {
+        if missed > 0 {
+            // their keeper closes them
+            log::error!(
+                "event=take-over-cut connections={missed}: the limit of open files is too low for them"
+            );
+            counts.add_many("no_room", missed as u64);
+        }
         for (old, fd) in connections {
             match decide(&table, old, &fd, ours) {
                 Ok(what) => {
@@ -231,7 +277,11 @@ struct Counts(BTreeMap<&'static str, u64>);
 
 impl Counts {
     fn add(&mut self, what: &'static str) {
-        *self.0.entry(what).or_default() += 1;
+        self.add_many(what, 1);
+    }
+
+    fn add_many(&mut self, what: &'static str, n: u64) {
+        *self.0.entry(what).or_default() += n;
     }
 
     fn text(&self) -> String {
