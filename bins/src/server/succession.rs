@@ -44,17 +44,19 @@ pub struct Start {
 pub struct Handed {
     /// The last connection that we have taken, by its number; 0: none.
     last: u64,
+    /// In this series, those with larger fd numbers are not taken.
+    most: Option<usize>,
     /// There was no room for the rest of this series.
     is_short: bool,
 }
 
 impl Handed {
-    /// Those of an order that there is room for. Half of what is free is left: to origins, to what dead servers have left. After
-    /// the first that isn't taken, none of the series is: the manager hears up to which, and has the others.
+    /// Those of an order that there is room for. Half of what was free before the series is left: to origins, to what dead servers
+    /// have left. After the first that isn't taken, none of the series is: the manager hears up to which, and has the others.
     pub fn take(&mut self, mut fds: Vec<OwnedFd>, is_cut: bool) -> Vec<OwnedFd> {
         // the kernel gives out the lowest free numbers: all below the first are in use
         let first = fds.first().map_or(0, |fd| fd.as_raw_fd() as usize);
-        let most = first + fds::limit().saturating_sub(first) / 2;
+        let most = *self.most.get_or_insert_with(|| first + fds::limit().saturating_sub(first) / 2);
         let room = fds.iter().take_while(|fd| !self.is_short && (fd.as_raw_fd() as usize) < most).count();
         self.is_short |= is_cut || room < fds.len();
         fds.truncate(room);
@@ -74,6 +76,7 @@ impl Handed {
 
     /// No more of the series come: says if there was no room for all.
     pub fn end_series(&mut self) -> Option<String> {
+        self.most = None;
         std::mem::take(&mut self.is_short).then(|| format!("X_TRAFFIC_SHORT=1\n{}", self.taken()))
     }
 }
@@ -172,7 +175,7 @@ impl Start {
             return left;
         }
         self.queued.clear();
-        self.handed = Handed { last: 0, is_short: true };
+        self.handed = Handed { is_short: true, ..Handed::default() };
         drop(left);
         collect(&estates, reserve)
     }
@@ -286,5 +289,32 @@ impl Counts {
 
     fn text(&self) -> String {
         self.0.iter().map(|(k, n)| format!("{k}={n}")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_the_first_that_is_missing_none_of_a_series_is_taken() {
+        let some = |n| -> Vec<OwnedFd> {
+            let mut fds: Vec<OwnedFd> =
+                (0..n).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+            fds.sort_by_key(|fd| fd.as_raw_fd());
+            fds
+        };
+        let mut handed = Handed::default();
+        assert_eq!((handed.taken(), handed.end_series()), ("X_TRAFFIC_TAKEN=0".to_owned(), None));
+        assert_eq!(handed.take(some(3), false).len(), 3);
+        let taken = handed.taken();
+        assert_ne!(taken, "X_TRAFFIC_TAKEN=0");
+        assert_eq!(handed.end_series(), None);
+        // what comes after a gap is not taken, though there is room for it
+        assert_eq!(handed.take(some(2), true).len(), 2);
+        assert!(handed.take(Vec::new(), true).is_empty() && handed.take(some(1), false).is_empty());
+        assert_eq!(handed.end_series(), Some(format!("X_TRAFFIC_SHORT=1\n{taken}")));
+        assert_eq!(handed.take(some(1), false).len(), 1);
+        assert_eq!(handed.end_series(), None);
     }
 }
