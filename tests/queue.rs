@@ -227,7 +227,7 @@ fn who_the_server_has_no_room_for_is_served_when_it_has() {
     for c in &mut waiting {
         assert_eq!(c.read().map(|a| a.code).ok(), Some(200), "{}", s.log.text());
     }
-    s.wait(mark, &["event=server-full"]);
+    s.wait(mark, &["event=hand-over-short"]);
     assert_eq!((queue_status(&s)["depth"].as_u64(), s.pid("server")), (Some(0), server));
     // and before it serves
     expect_code(&s.run(MANAGER, &["pause"]), 0);

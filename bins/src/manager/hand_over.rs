@@ -118,7 +118,7 @@ impl Keep {
             if q.room.most.replace(taken.max(1)).is_none() {
                 let left = q.handed.len() + q.waiting.len();
                 log::warn!(
-                    "event=server-full taken={taken} waiting={left}: they are handed over as there is room"
+                    "event=hand-over-short taken={taken} waiting={left}: they are handed over as there is room"
                 );
             }
             q.room.pause = if taken > 0 { SOON } else { (q.room.pause * 2).clamp(SOON, SWEEP) };
