@@ -295,7 +295,7 @@ fn a_new_cop_is_given_what_is_needed_for_that() {
     let mark = s.mark();
     s.start();
     s.wait(mark, &["event=new-cop"]);
-    // the fds are sent before the next heartbeat is answered
+    common::jobs::until_kept(&s);
     let mark = s.mark();
     s.kill("manager", SIGKILL);
     s.kill("server", SIGKILL);

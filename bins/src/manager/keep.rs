@@ -254,27 +254,31 @@ impl Keep {
 
     /// Has cop keep duplicates of the listeners.
     pub fn store_fds(self: &Rc<Self>, cop: &Notifier) {
+        // its queue is short, and we may be killed before it has read it: first what clients would be lost with
+        for l in self.listeners.borrow().iter() {
+            cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
+        }
+        self.estates.borrow().store(cop);
+        if let Some(legacy) = &*self.legacy.borrow() {
+            legacy.announce(cop);
+        }
+        {
+            let s = self.server.borrow();
+            if let (Some(w), Some(channel)) = (&s.ward, &s.channel) {
+                cop.store_fds(&channel_name(w.pid), &[channel.as_fd()]);
+            }
+        }
+        self.store_inbound(cop);
         match &*self.undo.borrow() {
             // the next manager goes on with what is known to work
             Some(undo) => cop.store_fds(accepted::NAME, &[undo.accepted.as_fd()]),
             None => cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]),
         }
         self.store_undo(cop);
-        for l in self.listeners.borrow().iter() {
-            cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
-        }
+        self.memo.borrow().store(cop);
+        self.store_pages(cop);
         if let Some(origins) = &self.origins {
             cop.store_fds(origins::NAME, &[origins.as_fd()]);
-        }
-        self.memo.borrow().store(cop);
-        self.estates.borrow().store(cop);
-        self.store_pages(cop);
-        if let Some(legacy) = &*self.legacy.borrow() {
-            legacy.announce(cop);
-        }
-        let s = self.server.borrow();
-        if let (Some(w), Some(channel)) = (&s.ward, &s.channel) {
-            cop.store_fds(&channel_name(w.pid), &[channel.as_fd()]);
         }
         self.store_jobs();
     }

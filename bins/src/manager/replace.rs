@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 use supervisor::fd_pass;
+use supervisor::notify::Notifier;
 
 /// How long a server may take to let go of its lock.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -179,6 +180,16 @@ impl Keep {
     fn comes_from(&self, pid: i32, from: OwnedFd) {
         self.upstream.store_fds_first(&inbound_name(pid), &[from.as_fd()]);
         self.inbound.borrow_mut().push((pid, from));
+    }
+
+    /// Has a cop keep all of them.
+    pub(super) fn store_inbound(&self, cop: &Notifier) {
+        for (pid, from) in self.inbound.borrow().iter() {
+            cop.store_fds(&inbound_name(*pid), &[from.as_fd()]);
+        }
+        if let (Replace::Told(from), Some(pid)) = (&*self.replace.borrow(), self.server_pid()) {
+            cop.store_fds(&inbound_name(pid), &[from.as_fd()]);
+        }
     }
 
     /// A server that begins is told from whom connections come. We keep our copy: if this one ends before it has read
