@@ -161,3 +161,24 @@ fn a_control_group_finds_those_that_have_dropped_every_mark() {
     s.stop();
     assert!(!groups.0.join("job.fork").exists(), "no group is left");
 }
+
+/// Cop and the manager are killed: nobody is left who knows the jobs, but for their mark.
+#[test]
+fn a_stop_ends_jobs_whose_supervisors_were_killed() {
+    for all in [false, true] {
+        let mut s = Suite::new("");
+        config(&s, &format!("[[job]]\nname = \"one\"\n{DAEMON}"));
+        s.start();
+        let (_, escaped) = escaped(&s, 0, "one");
+        let worker = PidFd::open(pid(&s, "one")).unwrap();
+        let stranger = Stranger::new(s.path("other"), "one");
+        for who in ["cop", "manager", "server"].into_iter().filter(|who| all || *who != "server") {
+            s.kill(who, SIGKILL);
+        }
+        let said = expect_code(&s.run(COP, &["stop"]), 0);
+        assert!(said.contains("left behind"), "{said}");
+        assert!(!worker.is_alive() && !escaped.is_alive());
+        assert!(PidFd::open(stranger.0.id() as i32).unwrap().is_alive());
+        expect_code(&s.run(COP, &["stop"]), 3);
+    }
+}

@@ -2,16 +2,21 @@
 
 use crate::cli::Common;
 use crate::config::Config;
+use crate::config::job::MARK;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::suite::Runtime;
 use crate::sweep::Sweep;
 use crate::ward::Ward;
 use anyhow::Context;
+use nix::libc::{SIGKILL, SIGTERM};
 use policy::ladder::{Ladder, Rung, Rungs};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::time::Duration;
-use supervisor::clock;
+use supervisor::{clock, tree};
+
+/// How long processes of jobs may take to end that no configuration knows any more, or after SIGKILL.
+const JOBS: Duration = Duration::from_secs(10);
 
 /// Ends the suite and waits until all three are gone.
 ///
@@ -37,16 +42,43 @@ fn stop(config: &Config) -> anyhow::Result<u32> {
     let cop = Rungs { polite: manager.whole() + Duration::from_secs(3), ..server };
     let mut ended = 0;
     for (program, rungs) in [("cop", cop), ("manager", manager), ("server", server)] {
-        if let Some(ward) = Ward::of_lock(&runtime.lock(program), 0).unwrap_or(None) {
+        let ward = match program {
+            "server" => Ward::of_server(config, &runtime, 0),
+            _ => Ward::of_lock(&runtime.lock(program), 0),
+        };
+        if let Some(ward) = ward.unwrap_or(None) {
             end(program, &ward, rungs, config.cop.core_signal)?;
             ended += 1;
         }
     }
-    ended += Sweep::all(config);
+    ended += Sweep::all(config) + u32::from(end_jobs(config, &runtime));
     if ended > 0 {
         runtime.clean();
     }
     Ok(ended)
+}
+
+/// Ends processes of jobs that nobody answers for: cop and the manager were killed. Were there any?
+fn end_jobs(config: &Config, runtime: &Runtime) -> bool {
+    let find = || {
+        let mut found = tree::marked(&MARK).unwrap_or_default();
+        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == runtime.dir().to_str()));
+        found
+    };
+    let jobs = find();
+    if jobs.is_empty() {
+        return false;
+    }
+    eprintln!("traffic_cop: processes of jobs were left behind: {} are ended", jobs.len());
+    let patience = config.jobs.iter().map(|j| j.stop_timeout).max().unwrap_or(JOBS);
+    for (signal, time) in [(SIGTERM, patience), (SIGKILL, JOBS)] {
+        let (until, left) = (clock::now() + time, find());
+        left.iter().for_each(|f| drop(f.pidfd.signal(signal)));
+        for f in left {
+            let _ = f.pidfd.poll_exit(until.saturating_sub(clock::now()));
+        }
+    }
+    true
 }
 
 /// Walks one process down the ladder and waits for its end.
