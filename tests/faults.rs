@@ -601,6 +601,40 @@ fn an_origin_is_found_while_nobody_knows_its_name() {
     s.stop();
 }
 
+/// Its file is all by which a Unix socket is found.
+#[test]
+fn a_unix_socket_that_is_removed_is_made_anew() {
+    let mut s = Suite::new("");
+    let socket = s.path("http.sock");
+    let listen = format!("[server]\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n", socket.display());
+    s.write_config(&format!("{listen}{TIGHT}"));
+    s.start();
+    s.wait(0, &["event=standby-ready"]);
+    let asks = || -> std::io::Result<bool> {
+        let mut c = UnixStream::connect(&socket)?;
+        c.write_all(b"GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        c.read_to_string(&mut answer)?;
+        Ok(answer.starts_with("HTTP/1.1 200"))
+    };
+    assert!(asks().unwrap());
+    let mut kept = Client::connect(s.addr()).unwrap();
+    for _ in 0..2 {
+        fs::remove_file(&socket).unwrap();
+        assert_eq!(kept.get("/").unwrap().code, 200);
+        s.until("it is there again", || asks().is_ok_and(|well| well));
+        assert_eq!(kept.get("/").unwrap().code, 200);
+        common::jobs::until_kept(&s);
+        let mark = s.mark();
+        s.kill("manager", SIGKILL);
+        s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+        s.kill("server", SIGKILL);
+        assert!(asks().unwrap(), "{}", s.log.text());
+        s.wait(mark, &["event=standby-ready"]);
+    }
+    s.stop();
+}
+
 /// What can't be made anew proves nothing: whoever works goes on.
 #[test]
 fn files_that_can_not_be_made_anew_are_no_reason_to_kill_anybody() {

@@ -88,6 +88,8 @@ pub struct Keep {
     pub(super) cop: RefCell<String>,
     pub(super) started: Time,
     pub(super) timer: Cell<Option<Time>>,
+    /// It was said that a Unix socket of the server's can't be made anew.
+    pub(super) socket_missing: Cell<bool>,
     /// Somebody says to cop what it had no room for.
     speaking: Cell<bool>,
     /// Closed when cop has been told what a server leaves: until then it doesn't serve.
@@ -220,6 +222,7 @@ impl Keep {
             cop: RefCell::default(),
             started: now,
             timer: Cell::new(None),
+            socket_missing: Cell::new(false),
             speaking: Cell::new(false),
             barriers: RefCell::default(),
             end: RefCell::default(),
@@ -300,6 +303,7 @@ impl Keep {
             self.store_fds(&self.upstream);
         }
         self.speak();
+        self.mend_sockets();
         self.cop_asks();
     }
 

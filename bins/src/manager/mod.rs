@@ -22,6 +22,7 @@ pub mod keep;
 mod launch;
 pub mod listeners;
 mod memo;
+mod mend;
 mod pac;
 pub mod page;
 pub mod queue;

@@ -192,6 +192,7 @@ impl Keep {
     fn watch_tick(self: &Rc<Self>) {
         // an answer may lie in the socket
         self.listen();
+        self.mend_sockets();
         let now = clock::now();
         let alone = self.is_alone(now);
         if alone {
