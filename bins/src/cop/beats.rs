@@ -27,12 +27,14 @@ pub struct Beat {
     machine: Heartbeat,
     fetch: Option<(u64, Probe)>,
     failed: bool,
+    /// Why it doesn't answer is known, and was said.
+    excused: bool,
 }
 
 impl Beat {
     /// Off until started.
     pub fn new(name: &'static str, limits: Limits) -> Beat {
-        Beat { name, machine: Heartbeat::new(limits), fetch: None, failed: false }
+        Beat { name, machine: Heartbeat::new(limits), fetch: None, failed: false, excused: false }
     }
 
     /// Other numbers from now on.
@@ -42,9 +44,17 @@ impl Beat {
 
     /// Begins to ask.
     pub fn start(&mut self, now: Time) {
-        self.failed = false;
+        (self.failed, self.excused) = (false, false);
         self.fetch = None;
         self.machine.start(now);
+    }
+
+    /// Begins anew after a verdict that counts for nothing. True: the first one since it has answered.
+    pub fn excuse(&mut self, now: Time) -> bool {
+        let before = self.excused;
+        self.start(now);
+        self.excused = true;
+        !before
     }
 
     /// Stops asking.
@@ -128,15 +138,23 @@ impl Beat {
             }
         };
         self.failed &= !good;
+        self.excused &= !good;
         if let Action::Verdict { misses } = self.machine.answered(generation, good, now) {
             self.verdict(misses, &why);
         } else if !good {
-            log::info!("event=heartbeat-missed of={} misses={}: {why}", self.name, self.machine.misses());
+            let level = if self.excused { log::Level::Debug } else { log::Level::Info };
+            log::log!(
+                level,
+                "event=heartbeat-missed of={} misses={}: {why}",
+                self.name,
+                self.machine.misses()
+            );
         }
     }
 
     fn verdict(&mut self, misses: u32, why: &str) {
-        log::warn!("event=heartbeat-failed of={} misses={misses}: {why}", self.name);
+        let level = if self.excused { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "event=heartbeat-failed of={} misses={misses}: {why}", self.name);
         self.fetch = None;
         self.failed = true;
     }

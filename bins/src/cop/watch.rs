@@ -91,8 +91,6 @@ pub struct Cop {
     paused: bool,
     manager_beat: Beat,
     server_beat: Beat,
-    /// When it was said last that the server accepts nobody more.
-    full_said: Time,
     check: Check,
     /// The server's event threads, and whose they are.
     threads: (i32, policy::pulse::Watch),
@@ -169,7 +167,6 @@ impl Cop {
             paused: false,
             manager_beat: Beat::new("manager", limits),
             server_beat: Beat::new("server", limits),
-            full_said: Time::ZERO,
             check: Check::default(),
             threads: (0, policy::pulse::Watch::new(Duration::ZERO, Duration::ZERO)),
             next_check: now + c.interval,

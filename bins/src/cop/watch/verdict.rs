@@ -3,9 +3,6 @@
 use super::*;
 use policy::pulse::Stall;
 
-/// It is said no more often than this that a server is full.
-const SAY_FULL: Duration = Duration::from_secs(60);
-
 impl Cop {
     /// Tells systemd again what it keeps for us, as much as its queue takes now.
     pub(super) fn say_rest(&mut self) {
@@ -94,14 +91,10 @@ impl Cop {
         };
         let name = suite::pulse_name(pid);
         let mut pages = self.store.iter().filter(|(n, _)| *n == name);
-        if pages.any(|(_, page)| supervisor::pulse::is_full(page, now)) {
-            if self.full_said.is_zero() || now.saturating_sub(self.full_said) >= SAY_FULL {
-                self.full_said = now;
-                log::warn!(
-                    "event=server-full pid={pid}: it accepts nobody more for now, and answers no heartbeat"
-                );
-            }
-            self.server_beat.start(now);
+        if pages.any(|(_, page)| supervisor::pulse::is_full(page, now)) && self.server_beat.excuse(now) {
+            log::warn!(
+                "event=server-full pid={pid}: it accepts nobody more for now, and answers no heartbeat"
+            );
         }
     }
 
