@@ -5,8 +5,9 @@
 //!
 //! Read in this order: this file (command line, start-up, the loop), [`keep`] (the manager's state), `launch`,
 //! `adopt` and `death` (the server's life), [`standby`], [`replace`]
-//! (the next one), `watch` (does it hang?), [`estate`] (what the last one left), [`queue`] and [`hand_over`] (who comes
-//! meanwhile), [`listeners`], [`control`] (what may be asked over the control socket).
+//! (the next one), `undo` (a reload that comes to nothing), `watch` (does it hang?), [`estate`] (what the last one left),
+//! [`queue`] (who comes meanwhile), `hand_over` (how they come to the server), `memo` and [`page`] (what the next manager is to
+//! know), [`listeners`], `mend`, [`control`] (what may be asked over the control socket).
 
 mod adopt;
 mod ask;
