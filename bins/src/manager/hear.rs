@@ -9,6 +9,9 @@ use std::rc::Rc;
 use supervisor::clock;
 use supervisor::notify::{Datagram, Field};
 
+/// So many barriers wait for cop; a server has one or two.
+const BARRIERS: usize = 16;
+
 impl Keep {
     /// The fd to wait on for [`Keep::listen`].
     ///
@@ -57,7 +60,10 @@ impl Keep {
         let generation = self.server.borrow().machine.generation();
         if d.message.has(&Field::Barrier) && self.owes_estates() {
             // we may be killed together with it, before cop knows what there is
-            return self.barriers.borrow_mut().extend(d.fds);
+            let mut barriers = self.barriers.borrow_mut();
+            barriers.extend(d.fds);
+            let too_many = barriers.len().saturating_sub(BARRIERS);
+            return drop(barriers.drain(..too_many));
         }
         if let (true, Some(name)) = (d.message.has(&Field::FdStore), d.message.fd_name()) {
             if suite::estate_of(name).is_some_and(|(server, _)| server == d.pid) {
