@@ -26,46 +26,82 @@ pub struct TcpFacts {
     pub unread: u64,
 }
 
-/// Asks the kernel. `None`: no TCP socket.
+/// What the kernel says is asked for so often until it stands still. Nobody reads or writes, so what can still move is bounded by the
+/// socket's buffers; a peer that fills or drains them moves it for as long.
+const ROUNDS: u32 = 10_000;
+
+/// Asks the kernel. `None`: no TCP socket. Nobody may be reading from or writing to it: only the peer may move what is counted.
+///
+/// What was acknowledged and what still waits for that are asked for one after the other, and the peer may acknowledge in between (or send,
+/// which concerns what was received and what wasn't read): both are taken together only if nothing has moved from before to after. A
+/// count that was too small would be bytes written twice, or a connection given up.
 ///
 /// # Errors
-/// The kernel is too old, or the fd isn't a socket.
+/// The kernel is too old, or the fd isn't a socket; `WouldBlock`: it doesn't stand still.
 pub fn facts(socket: impl AsFd) -> io::Result<Option<TcpFacts>> {
     let fd = socket.as_fd().as_raw_fd();
-    let mut info = [0u8; LENGTH];
-    let mut len = LENGTH as nix::libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into `info`, and says how many.
-    let got = unsafe {
-        nix::libc::getsockopt(
-            fd,
-            nix::libc::IPPROTO_TCP,
-            nix::libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if got < 0 {
-        return match io::Error::last_os_error() {
-            e if matches!(e.raw_os_error(), Some(nix::libc::ENOPROTOOPT | nix::libc::EOPNOTSUPP)) => Ok(None),
-            e => Err(e),
+    let Some(mut seen) = Info::of(fd)? else { return Ok(None) };
+    for _ in 0..ROUNDS {
+        let unread = queued(fd, nix::libc::FIONREAD)?;
+        let unsent = queued(fd, nix::libc::TIOCOUTQ)?;
+        let Some(now) = Info::of(fd)? else { return Ok(None) };
+        if now == seen {
+            return Ok(Some(seen.facts(unread, unsent)));
+        }
+        seen = now;
+    }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "the connection doesn't stand still"))
+}
+
+/// Of TCP_INFO, what was true at one moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Info {
+    state: u8,
+    acked: u64,
+    received: u64,
+}
+
+impl Info {
+    fn of(fd: i32) -> io::Result<Option<Info>> {
+        let mut info = [0u8; LENGTH];
+        let mut len = LENGTH as nix::libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes into `info`, and says how many.
+        let got = unsafe {
+            nix::libc::getsockopt(
+                fd,
+                nix::libc::IPPROTO_TCP,
+                nix::libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
         };
+        if got < 0 {
+            return match io::Error::last_os_error() {
+                e if matches!(e.raw_os_error(), Some(nix::libc::ENOPROTOOPT | nix::libc::EOPNOTSUPP)) => {
+                    Ok(None)
+                }
+                e => Err(e),
+            };
+        }
+        if (len as usize) < LENGTH {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's TCP_INFO is too short"));
+        }
+        let word = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
+        Ok(Some(Info { state: info[STATE], acked: word(BYTES_ACKED), received: word(BYTES_RECEIVED) }))
     }
-    if (len as usize) < LENGTH {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's TCP_INFO is too short"));
+
+    fn facts(self, unread: u64, unsent: u64) -> TcpFacts {
+        let half_closed = self.state == CLOSE_WAIT;
+        // the FIN of a client that has closed its side counts as a byte received
+        let received = self.received.saturating_sub(u64::from(half_closed));
+        TcpFacts {
+            bytes_read: received.saturating_sub(unread),
+            bytes_written: self.acked + unsent,
+            alive: matches!(self.state, ESTABLISHED | CLOSE_WAIT),
+            half_closed,
+            unread,
+        }
     }
-    let word = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
-    let state = info[STATE];
-    // the FIN of a client that has closed its side counts as a byte received
-    let fin = u64::from(state == CLOSE_WAIT);
-    let unread = queued(fd, nix::libc::FIONREAD)?;
-    let unsent = queued(fd, nix::libc::TIOCOUTQ)?;
-    Ok(Some(TcpFacts {
-        bytes_read: word(BYTES_RECEIVED).saturating_sub(fin).saturating_sub(unread),
-        bytes_written: word(BYTES_ACKED) + unsent,
-        alive: matches!(state, ESTABLISHED | CLOSE_WAIT),
-        half_closed: state == CLOSE_WAIT,
-        unread,
-    }))
 }
 
 /// What was sent on a socket and not received yet, in bytes as the kernel counts them: zero when nothing is under way.
@@ -115,6 +151,34 @@ mod tests {
         while ask(&server).alive {
             std::thread::yield_now();
         }
+    }
+
+    /// A client takes and sends while we ask.
+    #[test]
+    fn what_moves_meanwhile_is_counted_once() {
+        const BYTES: usize = 8 << 20;
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(l.local_addr().unwrap()).unwrap();
+        let (mut server, _) = l.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut sends = client.try_clone().unwrap();
+        let peer = [
+            std::thread::spawn(move || client.read_exact(&mut vec![0; BYTES])),
+            std::thread::spawn(move || sends.write_all(&vec![0; BYTES])),
+        ];
+        let (mut written, mut read, mut asked) = (0, 0, 0);
+        let chunk = vec![0; 256 << 10];
+        let mut into = vec![0; 256 << 10];
+        while read < BYTES || written < BYTES || asked < 10_000 {
+            written += server.write(&chunk[..chunk.len().min(BYTES - written)]).unwrap_or(0);
+            read += server.read(&mut into).unwrap_or(0);
+            for _ in 0..20 {
+                let f = facts(&server).unwrap().unwrap();
+                assert_eq!((f.bytes_written, f.bytes_read), (written as u64, read as u64), "{f:?}");
+                asked += 1;
+            }
+        }
+        peer.into_iter().for_each(|t| t.join().unwrap().unwrap());
     }
 
     #[test]
