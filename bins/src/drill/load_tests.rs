@@ -89,9 +89,12 @@ fn each_misdeed_has_its_name() {
 
 #[test]
 fn refusals_are_refusals() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
+    // bound, and nobody listens there
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let socket = TcpListener::from(socket);
+    let addr = socket.local_addr().unwrap();
     let s = run(Plan { addr, ..plan(1, 20) });
     assert_eq!((s.ok, s.failed.get(&Failure::Refused)), (0, Some(&s.requests)), "{:?}", s.failed);
     assert_eq!(s.connections_lost, 0, "what never was can't be lost");
