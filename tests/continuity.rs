@@ -2,26 +2,15 @@
 
 mod common;
 
-use common::origin::{BIG, Origin, big};
+use common::origin::{BIG, Origin, big, serving};
 use common::*;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-fn serving(more: &str) -> (Origin, Suite) {
-    let origin = Origin::start();
-    let suite = Suite::serving(&format!("{more}{}", origin.route()));
-    suite.wait(0, &["event=standby-ready"]);
-    (origin, suite)
-}
-
-fn connect(s: &Suite) -> Client {
-    Client::connect(s.addr()).unwrap()
-}
-
 #[test]
 fn an_idle_connection_goes_on() {
     let (_origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     for n in 0..5 {
         let path = format!("/{n}");
         assert_eq!(c.get(&path).unwrap().text(), path);
@@ -34,7 +23,7 @@ fn an_idle_connection_goes_on() {
 #[test]
 fn many_idle_connections_go_on_through_many_kills() {
     let (_origin, mut s) = serving("");
-    let mut all: Vec<Client> = (0..300).map(|_| connect(&s)).collect();
+    let mut all: Vec<Client> = (0..300).map(|_| s.client()).collect();
     for round in 0..4 {
         for (n, c) in all.iter_mut().enumerate() {
             assert_eq!(c.get(&format!("/{n}")).unwrap().text(), format!("/{n}"), "in round {round}");
@@ -47,7 +36,7 @@ fn many_idle_connections_go_on_through_many_kills() {
 #[test]
 fn half_a_head_is_kept() {
     let (origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/before").unwrap();
     c.send("GET /half HTTP/1.1\r\nHost: t").unwrap();
     // a request on another connection that the same server has answered: it has surely read the half by now, or the
@@ -65,7 +54,7 @@ fn a_safe_request_in_progress_is_asked_again() {
     // through the HTTP library, and without it
     for more in ["", "[server.cache]\nmemory = \"0\"\n"] {
         let (origin, mut s) = serving(more);
-        let mut c = connect(&s);
+        let mut c = s.client();
         c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
         origin.wait_seen("GET /held", 1);
         s.kill("server", SIGKILL);
@@ -80,7 +69,7 @@ fn a_safe_request_in_progress_is_asked_again() {
 #[test]
 fn a_forwarded_post_gets_502_and_is_never_sent_twice() {
     let (origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.send("POST /held HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").unwrap();
     origin.wait_seen("POST /held", 1);
     s.kill("server", SIGKILL);
@@ -96,7 +85,7 @@ fn a_forwarded_post_gets_502_and_is_never_sent_twice() {
 #[test]
 fn a_post_whose_body_is_still_coming_is_sent_once_and_whole() {
     let (origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     // the head alone, so that nothing has been forwarded when the server dies
     c.send("POST /p HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r").unwrap();
     s.get("/other");
@@ -110,7 +99,7 @@ fn a_post_whose_body_is_still_coming_is_sent_once_and_whole() {
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let (origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     let all: String =
         ["/held", "/two", "/three"].map(|p| format!("GET {p} HTTP/1.1\r\nHost: t\r\n\r\n")).concat();
     c.send(&all).unwrap();
@@ -234,10 +223,10 @@ fn a_poisonous_request_is_found_out_and_the_others_are_served() {
     let mut s = Suite::serving("");
     s.wait(0, &["event=standby-ready"]);
     let token = std::fs::read_to_string(s.run_dir().join("heartbeat.token")).unwrap();
-    let mut other = connect(&s);
+    let mut other = s.client();
     other.get("/").unwrap();
     let mark = s.mark();
-    let mut poison = connect(&s);
+    let mut poison = s.client();
     poison
         .send(&format!(
             "GET /.traffic/heartbeat?abort HTTP/1.1\r\nHost: t\r\ntraffic-heartbeat: {token}\r\n\r\n"
@@ -255,7 +244,7 @@ fn a_poisonous_request_is_found_out_and_the_others_are_served() {
 #[test]
 fn manager_and_server_killed_together_cost_no_connection() {
     let (_origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     for n in 0..3 {
         assert_eq!(
             c.get("/x").unwrap_or_else(|e| panic!("{e}\n{}", s.log.text())).text(),
@@ -274,7 +263,7 @@ fn manager_and_server_killed_together_cost_no_connection() {
 #[test]
 fn a_manager_that_was_replaced_still_hands_everything_on() {
     let (_origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/x").unwrap();
     let mark = s.mark();
     s.kill("manager", SIGKILL);
@@ -289,7 +278,7 @@ fn a_manager_that_was_replaced_still_hands_everything_on() {
 #[test]
 fn a_new_cop_is_given_what_is_needed_for_that() {
     let (_origin, mut s) = serving(TIGHT);
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/x").unwrap();
     s.kill("cop", SIGKILL);
     let mark = s.mark();
@@ -307,7 +296,7 @@ fn a_new_cop_is_given_what_is_needed_for_that() {
 #[test]
 fn a_stopped_server_costs_a_pause_and_no_connection() {
     let (origin, mut s) = serving(TIGHT);
-    let (mut idle, mut busy) = (connect(&s), connect(&s));
+    let (mut idle, mut busy) = (s.client(), s.client());
     idle.get("/x").unwrap();
     busy.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     origin.wait_seen("GET /held", 1);
@@ -325,7 +314,7 @@ fn without_a_standby_it_only_takes_longer() {
     let mut s = Suite::new("");
     s.write_config(&format!("[server]\nlisten = [\"127.0.0.1:0\"]\nstandby = false\n{}", origin.route()));
     s.start();
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/x").unwrap();
     s.kill("server", SIGKILL);
     assert_eq!(c.get("/x").unwrap().text(), "/x");
@@ -338,7 +327,7 @@ fn without_continuity_a_kill_costs_the_connection_and_nothing_else() {
     let mut s = Suite::new("");
     s.write_config("[server]\nlisten = [\"127.0.0.1:0\"]\ncontinuity = false\n");
     s.start();
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/").unwrap();
     s.kill("server", SIGKILL);
     assert!(c.get("/").is_err());
@@ -399,7 +388,7 @@ fn clients_of_a_unix_socket_go_on_or_are_closed_cleanly() {
 #[test]
 fn every_interruption_has_its_record() {
     let (_origin, mut s) = serving("");
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/x").unwrap();
     let mark = s.mark();
     let dead = s.kill("server", SIGKILL);
@@ -460,7 +449,7 @@ fn metrics_are_what_prometheus_reads_and_survive_the_manager() {
 fn heads_half_closed_clients_and_expectations_go_on() {
     let (origin, mut s) = serving("");
     // a HEAD has no body on the wire, whatever its Content-Length says
-    let mut head = connect(&s);
+    let mut head = s.client();
     head.send("HEAD /held-head HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     // a client that has said that it will send no more still waits for its answer
     let half = TcpStream::connect(s.addr()).unwrap();
@@ -468,7 +457,7 @@ fn heads_half_closed_clients_and_expectations_go_on() {
     std::io::Write::write_all(&mut &half, b"GET /held-half HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     half.shutdown(std::net::Shutdown::Write).unwrap();
     // one that waits for leave to send its body; it may be given twice
-    let mut expects = connect(&s);
+    let mut expects = s.client();
     expects.send("POST /e HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n").unwrap();
     origin.wait_seen("HEAD /held-head", 1);
     origin.wait_seen("GET /held-half", 1);

@@ -159,15 +159,6 @@ impl Drop for Small {
     }
 }
 
-/// Only root may mount, and be limited as somebody else.
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("needs root: not tried");
-    }
-    root
-}
-
 #[test]
 fn with_its_disks_full_everybody_may_die_and_is_replaced() {
     if !is_root() {

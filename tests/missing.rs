@@ -8,15 +8,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-/// Only root may mount, and be limited as somebody else.
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("needs root: not tried");
-    }
-    root
-}
-
 /// The resolver says nothing from a moment on, and then the server is killed.
 #[test]
 fn an_origin_is_found_while_nobody_knows_its_name() {

@@ -11,10 +11,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 /// On every Linux system, with no rights anywhere.
 const USER: &str = "nobody";
 
-fn root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
 fn uid() -> u32 {
     nix::unistd::User::from_name(USER).unwrap().unwrap().uid.as_raw()
 }
@@ -61,7 +57,7 @@ fn children(pid: i32) -> Vec<i32> {
 
 #[test]
 fn the_server_has_no_privileges_and_continuity_all_the_same() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let mut s = shared(USER, "");
@@ -118,7 +114,7 @@ fn the_server_has_no_privileges_and_continuity_all_the_same() {
 
 #[test]
 fn root_does_not_serve_unless_it_is_allowed_to() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let s = Suite::new("");
@@ -154,7 +150,7 @@ fn root_does_not_serve_unless_it_is_allowed_to() {
 
 #[test]
 fn a_closed_runtime_directory_is_named() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let s = shared(USER, "");
@@ -167,7 +163,7 @@ fn a_closed_runtime_directory_is_named() {
 
 #[test]
 fn the_cache_on_disk_is_the_servers_and_nothing_else_of_the_state() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let origin = origin::Origin::start();
@@ -190,7 +186,7 @@ fn the_cache_on_disk_is_the_servers_and_nothing_else_of_the_state() {
 
 #[test]
 fn limits_and_priorities_are_set_by_list() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let mut s = shared(USER, "nofile = 4321\nnice = 3\noom_score_adj = 55\n");
@@ -215,7 +211,7 @@ fn limits_and_priorities_are_set_by_list() {
 
 #[test]
 fn another_program_in_the_servers_place_has_no_privileges_either() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let script =
@@ -229,7 +225,7 @@ fn another_program_in_the_servers_place_has_no_privileges_either() {
 /// Users may be kept elsewhere, and nobody there may answer when somebody dies.
 #[test]
 fn whom_nobody_knows_any_more_goes_on_as_who_he_was() {
-    if !root() {
+    if !is_root() {
         return;
     }
     let mut s =

@@ -31,6 +31,16 @@ fn wait_queue(s: &Suite, is_so: impl Fn(u64) -> bool) {
     }
 }
 
+/// Clients that have asked.
+fn asking(s: &Suite, clients: usize, path: &str) -> Vec<Client> {
+    let one = |_| {
+        let mut c = s.client();
+        c.send(&format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n")).unwrap();
+        c
+    };
+    (0..clients).map(one).collect()
+}
+
 #[test]
 fn a_pause_holds_who_comes_and_resume_serves_them_in_order() {
     let origin = Origin::start();
@@ -84,13 +94,7 @@ fn who_is_handed_over_to_a_server_that_retires_is_served_by_the_next() {
     s.wait(mark, &["event=replace of=server"]);
     let mut pause = spawn("pause");
     s.wait(mark, &["event=pause"]);
-    let mut waiting: Vec<Client> = (0..300)
-        .map(|_| {
-            let mut c = Client::connect(s.addr()).unwrap();
-            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-            c
-        })
-        .collect();
+    let mut waiting = asking(&s, 300, "/");
     wait_depth(&s, 300);
     expect_code(&s.run(MANAGER, &["resume"]), 0);
     old.signal(nix::libc::SIGCONT).unwrap();
@@ -137,13 +141,7 @@ fn an_outage_is_bridged_in_order() {
     let mark = s.mark();
     s.kill("server", SIGKILL);
     s.wait(mark, &["event=queue-begin"]);
-    let mut waiting: Vec<Client> = (0..300)
-        .map(|_| {
-            let mut c = Client::connect(s.addr()).unwrap();
-            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-            c
-        })
-        .collect();
+    let mut waiting = asking(&s, 300, "/");
     wait_depth(&s, 300);
     mend();
     for c in &mut waiting {
@@ -156,13 +154,7 @@ fn an_outage_is_bridged_in_order() {
 fn the_queue_is_bounded_and_the_backlog_takes_the_rest() {
     let mut s = Suite::serving("[manager.queue]\nmax_connections = 5\n");
     expect_code(&s.run(MANAGER, &["pause"]), 0);
-    let mut waiting: Vec<Client> = (0..20)
-        .map(|_| {
-            let mut c = Client::connect(s.addr()).unwrap();
-            c.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-            c
-        })
-        .collect();
+    let mut waiting = asking(&s, 20, "/");
     wait_depth(&s, 5);
     expect_code(&s.run(MANAGER, &["resume"]), 0);
     for c in &mut waiting {
@@ -355,13 +347,7 @@ fn the_queue_survives_the_death_of_the_manager() {
     let origin = Origin::start();
     let mut s = Suite::serving(&format!("[manager]\nadmin = \"127.0.0.1:0\"\n{}", origin.route()));
     expect_code(&s.run(MANAGER, &["pause"]), 0);
-    let mut waiting: Vec<Client> = (0..50)
-        .map(|_| {
-            let mut c = Client::connect(s.addr()).unwrap();
-            c.send("GET /waits HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-            c
-        })
-        .collect();
+    let mut waiting = asking(&s, 50, "/waits");
     wait_depth(&s, 50);
     let server = s.pid("server");
     // neither the pause nor the connections die with it

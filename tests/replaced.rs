@@ -2,28 +2,17 @@
 
 mod common;
 
-use common::origin::Origin;
+use common::origin::{Origin, serving};
 use common::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-fn serving(more: &str) -> (Origin, Suite) {
-    let origin = Origin::start();
-    let suite = Suite::serving(&format!("{more}{}", origin.route()));
-    suite.wait(0, &["event=standby-ready"]);
-    (origin, suite)
-}
-
-fn connect(s: &Suite) -> Client {
-    Client::connect(s.addr()).unwrap()
-}
-
 /// What a server that retires passes on lies in a socket that only the manager and the next server have, and cop.
 #[test]
 fn what_is_passed_on_survives_the_manager_and_the_heir() {
     let (origin, mut s) = serving("");
-    let mut all: Vec<Client> = (0..30).map(|_| connect(&s)).collect();
+    let mut all: Vec<Client> = (0..30).map(|_| s.client()).collect();
     for c in &mut all {
         c.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     }
@@ -46,7 +35,7 @@ fn what_is_passed_on_survives_the_manager_and_the_heir() {
 #[test]
 fn what_takes_longer_than_a_server_drains_goes_on() {
     let (origin, mut s) = serving("");
-    let mut slow = connect(&s);
+    let mut slow = s.client();
     slow.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     origin.wait_seen("GET /held", 1);
     for (n, what) in ["restart", "reload"].into_iter().enumerate() {
@@ -73,7 +62,7 @@ fn connections_through_an_address_that_is_no_more_go_on() {
     s.wait(0, &["event=standby-ready"]);
     let ports = std::fs::read_to_string(s.run_dir().join("ports")).unwrap();
     let mut there = Client::connect(ports.lines().nth(1).unwrap().parse().unwrap()).unwrap();
-    let mut here = connect(&s);
+    let mut here = s.client();
     write(&s, "\"127.0.0.1:0\"");
     for n in 0..4 {
         match n {
@@ -90,7 +79,7 @@ fn connections_through_an_address_that_is_no_more_go_on() {
 #[test]
 fn reloads_at_the_same_time_cost_nobody_a_connection() {
     let (_origin, mut s) = serving("");
-    let mut all: Vec<Client> = (0..20).map(|_| connect(&s)).collect();
+    let mut all: Vec<Client> = (0..20).map(|_| s.client()).collect();
     for n in 0..12 {
         let path = format!("/{n}");
         for c in &mut all {
@@ -110,7 +99,7 @@ fn reloads_at_the_same_time_cost_nobody_a_connection() {
 fn busy(s: &Suite, clients: usize) -> (Arc<AtomicBool>, Vec<JoinHandle<Result<usize, String>>>) {
     let stop = Arc::new(AtomicBool::new(false));
     let one = |n: usize| {
-        let (stop, mut c) = (stop.clone(), connect(s));
+        let (stop, mut c) = (stop.clone(), s.client());
         std::thread::spawn(move || {
             let mut answers = 0;
             while !stop.load(Ordering::SeqCst) {
@@ -144,7 +133,7 @@ fn all_well(stop: &AtomicBool, clients: Vec<JoinHandle<Result<usize, String>>>, 
 #[test]
 fn restart_and_reload_cost_no_connection_and_no_request() {
     let (origin, mut s) = serving("");
-    let mut idle = connect(&s);
+    let mut idle = s.client();
     idle.get("/x").unwrap();
     let (stop, clients) = busy(&s, 4);
     for verb in ["restart", "reload", "restart", "reload"] {
@@ -155,7 +144,7 @@ fn restart_and_reload_cost_no_connection_and_no_request() {
         assert_eq!(idle.get("/x").unwrap().text(), "/x");
     }
     // a request in progress is finished by the one that has it, while the next one serves
-    let mut slow = connect(&s);
+    let mut slow = s.client();
     slow.send("POST /held HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\nhi").unwrap();
     origin.wait_seen("POST /held", 1);
     expect_code(&s.run(MANAGER, &["restart"]), 0);
@@ -188,7 +177,7 @@ fn a_next_server_that_can_not_start_leaves_the_one_that_serves() {
     s.own_programs();
     s.start();
     s.wait(0, &["event=standby-ready"]);
-    let mut c = connect(&s);
+    let mut c = s.client();
     c.get("/x").unwrap();
     let server = s.pid("server");
     let mend = s.break_server();
@@ -206,7 +195,7 @@ fn a_next_server_that_can_not_start_leaves_the_one_that_serves() {
 #[test]
 fn kills_in_the_middle_of_a_replacement_are_survived() {
     let (origin, mut s) = serving("");
-    let mut slow = connect(&s);
+    let mut slow = s.client();
     slow.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
     origin.wait_seen("GET /held", 1);
     let old = supervisor::pidfd::PidFd::open(s.pid("server")).unwrap();

@@ -225,6 +225,11 @@ pub fn take_named<T>(inherited: &mut Vec<Inherited>, of: impl Fn(&str) -> Option
     ours.into_iter().filter_map(|i| Some((of(&i.name)?, i.fd))).collect()
 }
 
+/// Takes the fd of that name out of what was inherited, if there is one.
+pub fn take_one(inherited: &mut Vec<Inherited>, name: &str) -> Option<OwnedFd> {
+    take_named(inherited, |n| (n == name).then_some(())).pop().map(|((), fd)| fd)
+}
+
 /// Connections need fds: take what we may.
 pub fn raise_fd_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};

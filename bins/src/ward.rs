@@ -50,12 +50,10 @@ impl Ward {
     /// # Errors
     /// As [`Ward::of_lock`].
     pub fn of_server(config: &Config, runtime: &Runtime, generation: u64) -> io::Result<Option<Ward>> {
-        if config.server.command.is_empty() {
+        if config.server.is_ours() {
             return Ward::of_lock(&runtime.lock("server"), generation);
         }
-        let dir = runtime.dir().to_str();
-        let mut found = tree::marked(&[SERVER_OF])?;
-        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == dir));
+        let mut found = tree::marked_of(&[SERVER_OF], runtime.dir())?;
         let pids: Vec<i32> = found.iter().map(|f| f.pid).collect();
         found.retain(|f| look(f.pid).is_ok_and(|l| !pids.contains(&l.parent)));
         if let [_, _, ..] = found[..] {

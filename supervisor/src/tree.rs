@@ -10,6 +10,7 @@ use crate::pidfd::PidFd;
 use procfs::process::Process;
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 use std::time::Duration;
 
 /// So much is read of an environment, in bytes.
@@ -51,6 +52,16 @@ pub fn marked(variables: &[&str]) -> io::Result<Vec<Found>> {
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|pid| *pid != me);
     let found = pids.filter_map(|pid| examine(pid, variables).ok().flatten());
     Ok(found.filter(|f| f.mark.is_some()).collect())
+}
+
+/// Those of them of which the first of `variables` is that path.
+///
+/// # Errors
+/// As [`marked`].
+pub fn marked_of(variables: &[&str], whose: &Path) -> io::Result<Vec<Found>> {
+    let mut found = marked(variables)?;
+    found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == whose.to_str()));
+    Ok(found)
 }
 
 /// The process of this number, if it carries all of `variables` or is ending.

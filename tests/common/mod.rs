@@ -232,6 +232,12 @@ impl Suite {
         text.lines().next().unwrap().parse().unwrap()
     }
 
+    /// A connection to it.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::connect(self.addr()).unwrap()
+    }
+
     /// A request on a connection of its own. It waits in the backlog while nobody serves.
     #[track_caller]
     pub fn get(&self, path: &str) -> Answer {
@@ -321,9 +327,7 @@ impl Suite {
 impl Suite {
     /// Processes of its jobs, by their mark.
     fn jobs_left(&self) -> Vec<supervisor::tree::Found> {
-        let mut found = supervisor::tree::marked(&["TRAFFIC_JOB_OF", "TRAFFIC_JOB"]).unwrap_or_default();
-        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == self.run_dir().to_str()));
-        found
+        supervisor::tree::marked_of(&["TRAFFIC_JOB_OF", "TRAFFIC_JOB"], &self.run_dir()).unwrap_or_default()
     }
 }
 
@@ -345,6 +349,15 @@ impl Drop for Suite {
             let _ = left.pidfd.signal(SIGKILL);
         }
     }
+}
+
+/// Only root may mount, and be somebody else.
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("needs root: not tried");
+    }
+    root
 }
 
 /// A program without anything in its environment that means something to the suite.

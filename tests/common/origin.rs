@@ -165,3 +165,11 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
         )
         .ok()
 }
+
+/// A suite in front of an origin, with a standby.
+pub fn serving(more: &str) -> (Origin, super::Suite) {
+    let origin = Origin::start();
+    let suite = super::Suite::serving(&format!("{more}{}", origin.route()));
+    suite.wait(0, &["event=standby-ready"]);
+    (origin, suite)
+}

@@ -265,6 +265,13 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Server {
+    /// Is it our traffic_server, and no other program?
+    pub fn is_ours(&self) -> bool {
+        self.command.is_empty()
+    }
+}
+
 impl Listen {
     /// Is it any free port?
     pub fn is_any_port(&self) -> bool {

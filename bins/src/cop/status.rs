@@ -80,7 +80,7 @@ pub fn look(config: &Config) -> Seen {
         _ => Value::Null,
     };
     let holder = |p: &str| Lockfile::holder(runtime.lock(p)).ok().flatten().map(|h| h.pid);
-    let foreign = !config.server.command.is_empty();
+    let foreign = !config.server.is_ours();
     let pid_of = |row: &Value| row["pid"].as_i64().and_then(|p| i32::try_from(p).ok());
     // one that isn't ours holds no lock
     let pids = ["cop", "manager", "server"].map(|name| match name {

@@ -60,11 +60,7 @@ fn stop(config: &Config) -> anyhow::Result<u32> {
 
 /// Ends processes of jobs that nobody answers for: cop and the manager were killed. Were there any?
 fn end_jobs(config: &Config, runtime: &Runtime) -> bool {
-    let find = || {
-        let mut found = tree::marked(&MARK).unwrap_or_default();
-        found.retain(|f| f.mark.as_ref().is_some_and(|m| Some(m[0].as_str()) == runtime.dir().to_str()));
-        found
-    };
+    let find = || tree::marked_of(&MARK, runtime.dir()).unwrap_or_default();
     let jobs = find();
     if jobs.is_empty() {
         return false;

@@ -473,7 +473,7 @@ impl Cop {
     /// Is everything there that a client needs?
     fn maybe_serving(&mut self) {
         let Phase::Starting { .. } = self.phase else { return };
-        let foreign = !self.config.server.command.is_empty();
+        let foreign = !self.config.server.is_ours();
         let ready = matches!(self.manager.state(), State::Ready { .. });
         if !ready || !(foreign || self.paused || self.server_beat.has_answered()) {
             return;

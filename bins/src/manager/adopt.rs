@@ -69,7 +69,7 @@ impl Keep {
     fn ask_who_it_is(&self) {
         let s = self.server.borrow();
         let Some(ward) = &s.ward else { return };
-        if !self.config.borrow().server.command.is_empty() {
+        if !self.config.borrow().server.is_ours() {
             // it knows no such question
             return;
         }

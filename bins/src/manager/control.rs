@@ -239,22 +239,21 @@ async fn answer(
                 return text(StatusCode::CONFLICT, "the suite is being stopped\n".into());
             }
             keep.restart();
-            replaced(keep, "the server was replaced".into()).await
+            replaced(keep, keep.wait_ready(keep.patience()).await, "the server was replaced")
         }
         (&Method::POST, "/reload") => match keep.reload() {
-            Ok(what) => match keep.wait_ready(keep.patience()).await {
+            Ok(mut what) => {
+                let ready = keep.wait_ready(keep.patience()).await;
                 // who is told that it was accepted may rely on that, whoever dies next
-                Ok(()) if keep.cop_has_heard().await => serves(keep, &what),
-                Ok(()) => serves(
-                    keep,
-                    &format!("{what}; cop doesn't listen, so it would be undone if the manager died now"),
-                ),
-                Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
-            },
+                if ready.is_ok() && !keep.cop_has_heard().await {
+                    what += "; cop doesn't listen, so it would be undone if the manager died now";
+                }
+                replaced(keep, ready, &what)
+            }
             Err(e) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{e:#}\n")),
         },
         (&Method::POST, "/pause") => match pause_for(query) {
-            Ok(_) if !keep.serves_itself() => {
+            Ok(_) if !keep.config.borrow().server.is_ours() => {
                 let why = "a server that isn't ours (server.command) can't be told to accept nothing\n";
                 text(StatusCode::CONFLICT, why.into())
             }
@@ -296,17 +295,15 @@ fn pause_for(query: &str) -> Result<Option<Duration>, String> {
     }
 }
 
-/// Waits for the next server, so that the answer says what happened and not what was hoped for.
-async fn replaced(keep: &Rc<Keep>, what: String) -> Response<Body> {
-    match keep.wait_ready(keep.patience()).await {
-        Ok(()) => serves(keep, &what),
+/// The answer says what happened and not what was hoped for: whether the next server has become ready.
+fn replaced(keep: &Keep, ready: Result<(), String>, what: &str) -> Response<Body> {
+    match ready {
+        Ok(()) => {
+            let pid = keep.server_pid().unwrap_or(0);
+            text(StatusCode::OK, format!("{what}: pid {pid} serves\n"))
+        }
         Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
     }
-}
-
-fn serves(keep: &Keep, what: &str) -> Response<Body> {
-    let pid = keep.server_pid().unwrap_or(0);
-    text(StatusCode::OK, format!("{what}: pid {pid} serves\n"))
 }
 
 fn text(status: StatusCode, text: String) -> Response<Body> {

@@ -140,8 +140,10 @@ impl Keep {
         self.forget_page(pid);
         self.watch_gap();
         // the one that was to follow it follows now
-        self.replace.borrow_mut().old_is_dead();
-        self.forget_inbound(pid);
+        let was_told = self.replace.borrow_mut().old_is_dead();
+        if was_told || self.inbound.borrow().iter().any(|(of, _)| *of == pid) {
+            self.forget_inbound(pid);
+        }
         self.reload_suffers(generation, &said(status));
         if !self.server.borrow().settled {
             self.estates.borrow_mut().drop_of(pid, &self.upstream);

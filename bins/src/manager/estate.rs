@@ -42,10 +42,10 @@ impl Estate {
         (itself && server.is_alive()).then_some(server)
     }
 
-    /// Is it a dead manager's, whose table has no records?
+    /// Is it a dead manager's?
     fn is_a_queue(&self) -> bool {
         let table = self.fds.get(1).and_then(|fd| Table::open(fd.try_clone().ok()?).ok());
-        table.is_some_and(|t| t.size().slots == 0)
+        table.is_some_and(|t| t.is_of_a_queue())
     }
 }
 

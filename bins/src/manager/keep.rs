@@ -15,7 +15,7 @@ use super::standby::Standby;
 use super::undo::Undo;
 use super::watch::Watch;
 use crate::cli::Common;
-use crate::config::{Accepted, Config, accepted};
+use crate::config::{Accepted, Config};
 use crate::exit::Exit;
 use crate::orders::channel_name;
 use crate::server::legacy::Legacy;
@@ -245,11 +245,6 @@ impl Keep {
         matches!(self.server.borrow().machine.state(), State::GaveUp)
     }
 
-    /// Is the server ours, and not another program (`server.command`)?
-    pub fn serves_itself(&self) -> bool {
-        self.config.borrow().server.command.is_empty()
-    }
-
     /// Does a server serve?
     pub fn is_ready(&self) -> bool {
         matches!(self.server.borrow().machine.state(), State::Ready { .. })
@@ -272,12 +267,7 @@ impl Keep {
             }
         }
         self.store_inbound(cop);
-        match &*self.undo.borrow() {
-            // the next manager goes on with what is known to work
-            Some(undo) => cop.store_fds(accepted::NAME, &[undo.accepted.as_fd()]),
-            None => cop.store_fds(accepted::NAME, &[self.accepted.borrow().as_fd()]),
-        }
-        self.store_undo(cop);
+        self.store_config(cop);
         self.memo.borrow().store(cop);
         self.store_pages(cop);
         if let Some(origins) = &self.origins {

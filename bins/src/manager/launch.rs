@@ -112,7 +112,7 @@ impl Keep {
     /// A server that runs already. What one that isn't ours has left behind when it died is no server.
     fn running(&self, generation: u64) -> io::Result<Option<Ward>> {
         let config = self.config.borrow();
-        match config.server.command.is_empty() || generation == 1 {
+        match config.server.is_ours() || generation == 1 {
             true => Ward::of_server(&config, &self.runtime, generation),
             false => Ok(None),
         }

@@ -9,7 +9,7 @@ use super::jobs;
 use super::keep::Keep;
 use super::page::Page;
 use crate::names;
-use crate::suite::take_named;
+use crate::suite::take_one;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -112,8 +112,8 @@ pub struct Memo {
 impl Memo {
     /// Takes the last manager's page out of what was inherited, or makes one.
     pub fn take(inherited: &mut Vec<Inherited>) -> Memo {
-        let kept = take_named(inherited, |name| (name == NAME).then_some(())).pop();
-        Memo::on(kept.map_or_else(|| Page::create(NAME, PLACE), |((), fd)| Ok(Page::open(NAME, PLACE, fd))))
+        let kept = take_one(inherited, NAME);
+        Memo::on(kept.map_or_else(|| Page::create(NAME, PLACE), |fd| Ok(Page::open(NAME, PLACE, fd))))
     }
 
     /// Users and groups are who the last manager has found them to be.

@@ -12,7 +12,7 @@ impl Keep {
     /// Looks for them, and does that. Costs a stat(2) for each.
     pub(super) fn mend_sockets(self: &Rc<Self>) {
         let is_busy = !matches!(*self.replace.borrow(), Replace::No) || self.undo.borrow().is_some();
-        if is_busy || self.is_stopping() || !self.is_ready() || !self.serves_itself() {
+        if is_busy || self.is_stopping() || !self.is_ready() || !self.config.borrow().server.is_ours() {
             return;
         }
         let is_gone = |l: &Listen| matches!(l, Listen::Unix(path) if !path.try_exists().unwrap_or(true));
@@ -23,31 +23,33 @@ impl Keep {
         if gone.is_empty() {
             return self.socket_missing.set(false);
         }
-        let mut made = 0;
-        for n in gone {
-            let wanted = self.listeners.borrow()[n].wanted.clone();
-            let access = Access::of_server(&self.config.borrow());
-            let new = access.map_err(anyhow::Error::from);
-            match new.and_then(|access| listeners::take_or_bind(&[wanted], access, Vec::new())) {
-                Ok(new) => {
-                    let Some(new) = new.into_iter().next() else { continue };
-                    log::warn!(
-                        "event=socket-restored listen={}: it was removed while the suite runs",
-                        new.bound
-                    );
-                    self.upstream.forget_fds(&new.fd_name());
-                    self.upstream.store_fds(&new.fd_name(), &[new.fd.as_fd()]);
-                    self.listeners.borrow_mut()[n] = new;
-                    made += 1;
-                }
-                Err(e) if !self.socket_missing.replace(true) => log::error!("event=socket-missing: {e:#}"),
-                Err(_) => {}
-            }
-        }
+        let made = gone.into_iter().filter(|n| self.mend_socket(*n)).count();
         if made > 0 {
             // the standby has the old ones, too
             self.renew_standby(super::launch::limits(&self.config.borrow()));
             self.restart();
         }
+    }
+
+    /// Makes the socket of that listener anew. False: it can't be had; that is said once.
+    fn mend_socket(&self, n: usize) -> bool {
+        let wanted = self.listeners.borrow()[n].wanted.clone();
+        let bind = || {
+            let access = Access::of_server(&self.config.borrow())?;
+            listeners::take_or_bind(&[wanted], access, Vec::new())
+        };
+        match bind().map(|mut list| list.pop()) {
+            Ok(Some(new)) => {
+                log::warn!("event=socket-restored listen={}: it was removed while the suite runs", new.bound);
+                self.upstream.forget_fds(&new.fd_name());
+                self.upstream.store_fds(&new.fd_name(), &[new.fd.as_fd()]);
+                self.listeners.borrow_mut()[n] = new;
+                return true;
+            }
+            Ok(None) => {}
+            Err(e) if !self.socket_missing.replace(true) => log::error!("event=socket-missing: {e:#}"),
+            Err(_) => {}
+        }
+        false
     }
 }

@@ -280,8 +280,7 @@ fn live(
     let estates = Estates::take(&mut inherited, upstream);
     let jobs = Jobs::take(&mut inherited);
     let memo = Memo::take(&mut inherited);
-    let kept_origins = suite::take_named(&mut inherited, |name| (name == origins::NAME).then_some(())).pop();
-    let origins = kept_origins.map_or_else(origins::page, |((), page)| Some(page));
+    let origins = suite::take_one(&mut inherited, origins::NAME).or_else(origins::page);
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
     let at = runtime.notify("manager");
     let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;

@@ -112,7 +112,7 @@ impl Keep {
 
     /// Accepts for a server that is to come. One that isn't ours couldn't be given what was accepted.
     pub(super) fn begin_queueing(self: &Rc<Self>) {
-        let foreign = !self.config.borrow().server.command.is_empty();
+        let foreign = !self.config.borrow().server.is_ours();
         if (foreign && !self.has_given_up()) || self.is_stopping() {
             return;
         }

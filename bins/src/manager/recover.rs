@@ -30,7 +30,7 @@ pub fn listeners(config: &Config, runtime: &Runtime, notify: &NotifySocket, inhe
         return;
     }
     let Ok(Some(server)) = Ward::of_server(config, runtime, 0) else { return };
-    if !config.server.command.is_empty() {
+    if !config.server.is_ours() {
         inherited.extend(taken(config, &server, inherited));
         if missing(inherited) {
             log::warn!(

@@ -38,18 +38,20 @@ pub enum Replace {
 
 impl Replace {
     /// The server to be replaced has died before it let go. Whoever waits for its replacement looks again when the server's state
-    /// changes, which it does now.
-    pub(super) fn old_is_dead(&mut self) {
-        if matches!(self, Replace::Told(_)) {
+    /// changes, which it does now. Had it been told to?
+    pub(super) fn old_is_dead(&mut self) -> bool {
+        let was_told = matches!(self, Replace::Told(_));
+        if was_told {
             *self = Replace::No;
         }
+        was_told
     }
 }
 
 impl Keep {
     /// Replaces the server. Whoever asked waits with [`Keep::wait_ready`].
     pub fn restart(self: &Rc<Self>) {
-        let ours = self.config.borrow().server.command.is_empty();
+        let ours = self.config.borrow().server.is_ours();
         if !ours || !self.is_ready() {
             return self.feed(Event::Restart);
         }

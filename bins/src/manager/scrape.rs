@@ -16,7 +16,7 @@ const MOST: usize = 8 << 20;
 
 /// What the server says; only that it said nothing if it doesn't, or isn't ours.
 pub async fn server(keep: &Rc<Keep>) -> String {
-    let ours = keep.config.borrow().server.command.is_empty();
+    let ours = keep.config.borrow().server.is_ours();
     if !ours || !keep.is_ready() {
         return said(false);
     }

@@ -60,7 +60,7 @@ impl Keep {
     /// One is wanted from now on, if it is to be at all.
     pub(super) fn want_standby(self: &Rc<Self>) {
         let config = self.config.borrow();
-        let wanted = config.server.standby && config.server.command.is_empty();
+        let wanted = config.server.standby && config.server.is_ours();
         drop(config);
         if !wanted {
             return;

@@ -6,7 +6,7 @@ use super::keep::Keep;
 use super::launch::limits;
 use super::listeners::{self, Listener};
 use super::replace::Replace;
-use crate::config::{self, Accepted, Config};
+use crate::config::{self, Accepted, Config, accepted};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use supervisor::notify::Notifier;
@@ -17,7 +17,7 @@ const DIED: u32 = 2;
 /// The last configuration, and what the new one is to change when it has proved itself.
 pub(super) struct Undo {
     config: Config,
-    pub(super) accepted: Accepted,
+    accepted: Accepted,
     listeners: Vec<Listener>,
     jobs: (Vec<config::Job>, Vec<jobs::Sockets>),
     /// The server that ran when it was reloaded.
@@ -65,7 +65,8 @@ impl Keep {
         let has_proved_itself = self.undo.borrow().as_ref().is_some_and(|u| generation > u.generation);
         if has_proved_itself && matches!(*self.replace.borrow(), Replace::No) {
             self.end_reload();
-            self.store_fds(&self.upstream);
+            // all else was stored when it began
+            self.store_config(&self.upstream);
         }
     }
 
@@ -103,7 +104,7 @@ impl Keep {
         *self.config.borrow_mut() = undo.config;
         *self.accepted.borrow_mut() = undo.accepted;
         self.go_by_config();
-        self.store_fds(&self.upstream);
+        self.store_config(&self.upstream);
     }
 
     /// The server's machine, the watch and the standby are made for the configuration of now.
@@ -123,12 +124,13 @@ impl Keep {
         }
     }
 
-    /// Addresses that a reload has removed, as long as it may be undone.
-    pub(super) fn store_undo(&self, cop: &Notifier) {
-        if let Some(undo) = &*self.undo.borrow() {
-            for l in &undo.listeners {
-                cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
-            }
+    /// Has cop keep the configuration that is known to work, and addresses that a reload has removed as long as it may be undone.
+    pub(super) fn store_config(&self, cop: &Notifier) {
+        let undo = self.undo.borrow();
+        let accepted = self.accepted.borrow();
+        cop.store_fds(accepted::NAME, &[undo.as_ref().map_or(&*accepted, |u| &u.accepted).as_fd()]);
+        for l in undo.iter().flat_map(|u| &u.listeners) {
+            cop.store_fds(&l.fd_name(), &[l.fd.as_fd()]);
         }
     }
 }

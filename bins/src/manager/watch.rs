@@ -192,10 +192,11 @@ impl Keep {
     fn watch_tick(self: &Rc<Self>) {
         // an answer may lie in the socket
         self.listen();
-        self.mend_sockets();
         let now = clock::now();
         let alone = self.is_alone(now);
         if alone {
+            // else with each heartbeat of cop's
+            self.mend_sockets();
             self.look_at_threads();
         }
         let server = {
@@ -235,7 +236,7 @@ impl Keep {
 
     /// How often a server that isn't ours has to say that it lives, if it has to.
     pub(super) fn watchdog_limit(&self, config: &Config) -> Option<Duration> {
-        Some(config.server.watchdog).filter(|limit| !limit.is_zero() && !config.server.command.is_empty())
+        Some(config.server.watchdog).filter(|limit| !limit.is_zero() && !config.server.is_ours())
     }
 
     /// A server that isn't ours serves: from here on it has to say that it lives.

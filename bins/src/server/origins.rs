@@ -4,6 +4,7 @@
 //! write at the same time at the worst spoil one of its two places, until somebody writes again.
 
 use crate::manager::page::Page;
+use crate::suite::take_one;
 use proxy::resolve::{self, Found};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,8 +28,7 @@ pub struct Known(Option<Arc<Mutex<Page>>>);
 impl Known {
     /// Takes the page out of what was inherited, learns what it says, and writes on it whatever is found from now on.
     pub fn take(inherited: &mut Vec<Inherited>) -> Known {
-        let at = inherited.iter().position(|i| i.name == NAME);
-        let page = at.map(|at| Page::open(NAME, PLACE, inherited.swap_remove(at).fd));
+        let page = take_one(inherited, NAME).map(|fd| Page::open(NAME, PLACE, fd));
         let known = Known(page.map(|page| Arc::new(Mutex::new(page))));
         known.recall();
         let all = known.clone();

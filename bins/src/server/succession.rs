@@ -2,6 +2,7 @@
 
 use super::duty::pong;
 use crate::orders::{CHANNEL, Order};
+use crate::suite::take_one;
 use anyhow::Context;
 use policy::handover::{Facts, Reason};
 use proxy::continuity::{Continuity, Table, What};
@@ -83,8 +84,7 @@ impl Handed {
 
 /// The channel to our manager, taken out of what was inherited; `None`: nobody manages us.
 pub fn channel(inherited: &mut Vec<Inherited>) -> Option<OwnedFd> {
-    let at = inherited.iter().position(|i| i.name == CHANNEL)?;
-    Some(inherited.swap_remove(at).fd)
+    take_one(inherited, CHANNEL)
 }
 
 /// Estates from the fds of an order, two each.
@@ -100,7 +100,7 @@ pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
     };
     let mut all: Vec<Estate> = pairs.filter_map(open).collect();
     // if there is no room for all, a dead manager's, whose clients haven't been served yet, come last
-    all.sort_by_key(|e| e.table.size().slots == 0);
+    all.sort_by_key(|e| e.table.is_of_a_queue());
     all
 }
 

@@ -69,9 +69,8 @@ impl Continuity {
         fd: RawFd,
         kernel: &Facts,
     ) -> Option<Result<What, Reason>> {
-        // a table without slots is a manager's: it serves nobody, and what it has are new connections
         let slots = table.size().slots;
-        if slots > 0 && usize::try_from(old).is_ok_and(|old| old >= slots) {
+        if !table.is_of_a_queue() && usize::try_from(old).is_ok_and(|old| old >= slots) {
             return Some(Err(Reason::Untracked));
         }
         let resume = match resume::resume(table, old, kernel)? {

@@ -85,11 +85,6 @@ impl Retirement {
         }
     }
 
-    /// No more will come.
-    pub fn end(&self) {
-        *self.to.lock().expect("never poisoned") = None;
-    }
-
     /// Ready when it has begun.
     pub(crate) fn begun(&self) -> Begun<'_> {
         Begun { of: self, key: None }

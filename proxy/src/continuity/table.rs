@@ -161,6 +161,11 @@ impl Table {
         self.size
     }
 
+    /// Is it a manager's, which serves nobody: what that has are connections that wait?
+    pub fn is_of_a_queue(&self) -> bool {
+        self.size.slots == 0
+    }
+
     /// Notes the fd of the server's lock: whoever keeps the fds of a dead server closes that one first.
     pub fn set_lock_fd(&self, fd: RawFd) {
         self.header()[3].store(fd as u64, Ordering::Release);

@@ -122,7 +122,7 @@ impl Cop {
         if ![0, pid].contains(&std::mem::replace(&mut self.last_server, pid)) {
             self.record.server_restarted();
         }
-        if !self.config.server.command.is_empty() {
+        if !self.config.server.is_ours() {
             // one that isn't ours holds no lock and answers no heartbeat: it is the manager's to watch
             return self.maybe_serving();
         }

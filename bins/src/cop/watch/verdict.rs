@@ -2,6 +2,7 @@
 
 use super::*;
 use policy::pulse::Stall;
+use std::os::fd::OwnedFd;
 
 impl Cop {
     /// Tells systemd again what it keeps for us, as much as its queue takes now.
@@ -89,9 +90,8 @@ impl Cop {
         let Some(pid) = self.server.as_ref().filter(|_| self.server_beat.has_failed()).map(|w| w.pid) else {
             return;
         };
-        let name = suite::pulse_name(pid);
-        let mut pages = self.store.iter().filter(|(n, _)| *n == name);
-        if pages.any(|(_, page)| supervisor::pulse::is_full(page, now)) && self.server_beat.excuse(now) {
+        let is_full = pulse_page(&self.store, pid).is_some_and(|page| supervisor::pulse::is_full(page, now));
+        if is_full && self.server_beat.excuse(now) {
             log::warn!(
                 "event=server-full pid={pid}: it accepts nobody more for now, and answers no heartbeat"
             );
@@ -106,11 +106,15 @@ impl Cop {
         if std::mem::replace(of, pid) != pid {
             *threads = policy::pulse::Watch::new(stall + interval, interval);
         }
-        let name = suite::pulse_name(pid);
-        let (_, page) = self.store.iter().find(|(n, _)| *n == name)?;
-        let readings = supervisor::pulse::read(page).ok()?;
+        let readings = supervisor::pulse::read(pulse_page(&self.store, pid)?).ok()?;
         threads.look(&readings, now, |tid| supervisor::pulse::processor(pid, tid))
     }
+}
+
+/// The page of that server, if it has been stored.
+fn pulse_page(store: &FdStore, pid: i32) -> Option<&OwnedFd> {
+    let name = suite::pulse_name(pid);
+    store.iter().find(|(n, _)| *n == name).map(|(_, page)| page)
 }
 
 fn pulse(failed: bool) -> Pulse {

@@ -209,11 +209,11 @@ impl Keep {
     }
 
     fn marked_now(&self) -> Rc<Vec<(i32, String, usize)>> {
-        let found = tree::marked(&MARK)
+        let found = tree::marked_of(&MARK, self.runtime.dir())
             .inspect_err(|e| log::warn!("event=tree-failed of=job: {e}"))
             .unwrap_or_default();
         let whose = |f: Found| {
-            let mark = f.mark.filter(|m| self.is_ours(m))?;
+            let mark = f.mark?;
             Some((f.pid, mark[1].clone(), mark[2].parse().ok()?))
         };
         Rc::new(found.into_iter().filter_map(whose).collect())
