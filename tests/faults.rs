@@ -465,6 +465,8 @@ fn a_server_that_is_full_is_not_taken_for_hung_and_one_that_hangs_is() {
     assert_eq!(s.log.try_wait(mark, &["event=verdict"], Duration::from_secs(5)), None);
     assert!(all_served(&mut kept));
     assert_eq!(s.pid("server"), server);
+    let status = expect_code(&s.run(COP, &["status"]), 4);
+    assert!(status.contains("degraded: the server is full"), "{status}");
     // it says nothing any more
     s.kill("server", SIGSTOP);
     // by cop, or by the manager if it was stopped in a round of its loop

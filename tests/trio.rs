@@ -131,6 +131,29 @@ fn all_faults_of_a_configuration_are_said_at_once_with_their_lines() {
 }
 
 #[test]
+fn programs_that_can_not_be_run_are_warned_of() {
+    let s = Suite::new("");
+    let there = s.path("there");
+    std::fs::write(&there, "").unwrap();
+    s.write_config(&format!(
+        "[server]\ncommand = [\"/no/such\"]\n[[job]]\nname = \"a\"\ncommand = [\"no-such-program\"]\nready = [\"true\"]\n\
+         alive = [{there:?}]\n[[job]]\nname = \"b\"\ncommand = [\"sh\", \"-c\", \"x\"]\n"
+    ));
+    let said = expect_code(&s.run(MANAGER, &["check-config"]), 0);
+    let warnings: Vec<&str> = said.lines().filter(|l| l.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 3, "{said}");
+    assert!(
+        warnings[0].starts_with("warning: server.command: \"/no/such\" can't be run: No such file"),
+        "{said}"
+    );
+    assert_eq!(
+        warnings[1],
+        "warning: job \"a\": job.command: \"no-such-program\" can't be run: it isn't in PATH"
+    );
+    assert!(warnings[2].contains("job.alive") && warnings[2].contains("Permission denied"), "{said}");
+}
+
+#[test]
 fn a_wrong_command_line_is_usage() {
     let s = Suite::new("");
     expect_code(&s.run(COP, &["start", "--no-such-option"]), 64);

@@ -2,12 +2,14 @@
 
 use crate::cli::Common;
 use crate::config::Config;
+use crate::config::job::{Alive, Ready};
 use crate::control;
 use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::privileges;
-use crate::suite::Runtime;
+use crate::suite::{self, Runtime};
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long a manager may say nothing before it is asked whether it lives.
@@ -190,8 +192,50 @@ pub fn check_config(common: &Common) -> anyhow::Result<Exit> {
     {
         eprintln!("warning: started by root, it is refused: {why}");
     }
+    // who starts the suite may have another PATH, and more rights than we have
+    missing_programs(&loaded.config).iter().for_each(|line| eprintln!("warning: {line}"));
     match privileges::missing_names(&loaded.config) {
         missing if missing.is_empty() => Ok(Exit::Done),
         missing => Err(Fatal::new(Exit::Config, missing.join("\n")).into()),
     }
+}
+
+/// The commands of the configuration whose programs can't be run from here, one text each.
+fn missing_programs(config: &Config) -> Vec<String> {
+    let of_jobs = config.jobs.iter().flat_map(|j| {
+        let probes = [
+            (
+                "ready",
+                match &j.ready {
+                    Ready::Exec(c) => c.first(),
+                    _ => None,
+                },
+            ),
+            (
+                "alive",
+                match &j.alive {
+                    Alive::Exec(c) => c.first(),
+                    _ => None,
+                },
+            ),
+        ];
+        let all = [("command", j.command.first())].into_iter().chain(probes);
+        all.map(move |(key, program)| (format!("job {:?}: job.{key}", j.name), program, j.cwd.as_deref()))
+    });
+    let of_suite = [
+        ("server.command", config.server.command.first()),
+        ("manager.respawn.on_give_up", config.manager.respawn.on_give_up.first()),
+    ];
+    let all = of_suite.into_iter().map(|(key, program)| (key.to_owned(), program, None)).chain(of_jobs);
+    all.filter_map(|(key, program, cwd)| {
+        let program = program?;
+        let at = cwd.unwrap_or(Path::new("/")).join(suite::find_program(program));
+        let why = match std::fs::metadata(&at) {
+            Err(_) if !program.contains('/') => "it isn't in PATH".to_owned(),
+            Ok(m) if !m.is_file() => "it is no file".to_owned(),
+            _ => rustix::fs::access(&at, rustix::fs::Access::EXEC_OK).err()?.to_string(),
+        };
+        Some(format!("{key}: {program:?} can't be run: {why}"))
+    })
+    .collect()
 }

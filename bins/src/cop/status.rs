@@ -136,6 +136,11 @@ pub fn look(config: &Config) -> Seen {
     let lame = processes[..3].iter().find(|p| p["pid"].is_null() || p["state"] == "stopped");
     let (state, exit) = match (lame, answers) {
         _ if pids.iter().all(Option::is_none) => ("down".to_owned(), Exit::NotRunning),
+        (_, false) if said["server"]["full"] == true => (
+            "degraded: the server is full, and who comes waits (server.max_connections, or its limit of open files)"
+                .to_owned(),
+            Exit::Degraded,
+        ),
         (_, false) => ("degraded: the server doesn't answer".to_owned(), Exit::Degraded),
         (Some(p), true) => (format!("degraded: {}", lameness(p)), Exit::Degraded),
         (None, true) if said.is_null() => ("degraded: the manager doesn't answer".to_owned(), Exit::Degraded),

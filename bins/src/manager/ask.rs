@@ -142,6 +142,7 @@ impl Keep {
                 "restarts": s.machine.restarts(),
                 "crashes_in_a_row": s.machine.crashes(),
                 "adopted": s.adopted,
+                "full": s.ward.as_ref().is_some_and(|w| self.says_it_is_full(w.pid)),
                 "last_exit": s.last_exit,
                 "status": s.said,
             },

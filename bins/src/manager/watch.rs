@@ -117,6 +117,12 @@ impl Keep {
         w.pages.push((server, page));
     }
 
+    /// Does that server live, though it accepts nobody more for now?
+    pub(super) fn says_it_is_full(&self, server: i32) -> bool {
+        let pages = &self.watch.borrow().pages;
+        pages.iter().any(|(pid, page)| *pid == server && supervisor::pulse::is_full(page, clock::now()))
+    }
+
     /// A server is gone.
     pub(super) fn forget_page(&self, server: i32) {
         self.upstream.forget_fds(&pulse_name(server));
