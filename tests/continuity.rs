@@ -191,6 +191,30 @@ fn a_begun_answer_goes_on_at_the_byte_if_it_can_be_told_to_be_the_same() {
     }
 }
 
+/// While the client reads nothing, nothing more is written, however many servers die: that is no sign that it kills them.
+#[test]
+fn a_client_that_reads_slowly_is_no_suspect() {
+    let (_origin, mut s) = serving("threads = 1\n[server.cache]\nmemory = \"0\"\n");
+    let mut slow = TcpStream::connect(s.addr()).unwrap();
+    slow.set_read_timeout(Some(LONG)).unwrap();
+    write!(slow, "GET /big?etag=slow HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").unwrap();
+    let whole = |path: &str| {
+        let answer = s.get(path);
+        assert_eq!((answer.code, answer.body.len()), (200, BIG));
+    };
+    for n in 0..4 {
+        // whole ones on the same thread: meanwhile the other has come to where it waits
+        (0..2).for_each(|_| whole(&format!("/big?etag={n}")));
+        s.kill("server", SIGKILL);
+    }
+    let mut all = Vec::new();
+    slow.read_to_end(&mut all).unwrap();
+    let body = all.split_off(all.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4);
+    assert_eq!(body.len(), BIG, "cut");
+    assert!(body.iter().enumerate().all(|(at, b)| *b == big(at)), "a byte is wrong");
+    s.stop();
+}
+
 #[test]
 fn a_begun_answer_to_which_there_is_another_one_now_is_cut_and_never_mixed() {
     for (version, fields, range) in PARTS {

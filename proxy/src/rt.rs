@@ -253,8 +253,10 @@ impl Io {
     }
 
     fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Poll::Ready(Ok(n)), Some(j)) = (&polled, &self.0.journal) {
-            j.wrote(*n);
+        match (&polled, &self.0.journal) {
+            (Poll::Ready(Ok(n)), Some(j)) => j.wrote(*n),
+            (Poll::Pending, Some(j)) => j.stuck(),
+            _ => {}
         }
         polled
     }

@@ -138,12 +138,13 @@ fn serve(mut stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> Option<()>
             false => format!("Content-Length: {}", to - from),
         };
         write!(stream, "HTTP/1.1 {status}\r\n{tag}{framing}\r\n\r\n").ok()?;
-        let all: Vec<u8> = (from..to).map(|at| if changed { !big(at) } else { big(at) }).collect();
-        for part in all.chunks(64 << 10) {
+        for part in (from..to).step_by(64 << 10) {
+            let part = part..to.min(part + (64 << 10));
+            let part: Vec<u8> = part.map(|at| if changed { !big(at) } else { big(at) }).collect();
             if chunked {
                 write!(stream, "{:x}\r\n", part.len()).ok()?;
             }
-            stream.write_all(part).ok()?;
+            stream.write_all(&part).ok()?;
             if chunked {
                 stream.write_all(b"\r\n").ok()?;
             }

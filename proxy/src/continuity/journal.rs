@@ -430,13 +430,26 @@ impl Journal {
     /// So many bytes were taken by the socket.
     pub fn wrote(&self, n: usize) {
         self.bytes_out.set(self.bytes_out.get() + n as u64);
-        if self.attempts.get() > 0 && n > 0 && self.stage.get() == RESPONDING {
-            // it got further than in the crash it went through: it is not what crashes servers
-            self.attempts.set(0);
-            self.publish(self.flags());
+        if n > 0 {
+            self.gets_on();
         }
         if self.answer_end.get() == Some(self.bytes_out.get()) {
             self.complete();
+        }
+    }
+
+    /// The socket takes nothing now: what is to be written waits for the client.
+    pub fn stuck(&self) {
+        if self.rest.borrow().is_none() {
+            self.gets_on();
+        }
+    }
+
+    /// The answer got further than in the crash it went through: it is not what crashes servers.
+    fn gets_on(&self) {
+        if self.attempts.get() > 0 && self.stage.get() == RESPONDING {
+            self.attempts.set(0);
+            self.publish(self.flags());
         }
     }
 

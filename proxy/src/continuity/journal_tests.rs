@@ -175,7 +175,12 @@ fn a_resumed_answer_leaves_out_what_is_out() {
     j.request(true, Some(0));
     j.answer(Answer { body_len: Some(5), validator: 9 });
     let longer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nAge: 1\r\n\r\n";
+    let again = || crate::continuity::resume::resume(next.table(), 9, &kernel).unwrap();
+    j.stuck();
+    assert_eq!(again(), Err(Reason::AnswerCut), "nothing of it has been seen yet");
     assert_eq!(j.begin_write(longer), Write::Without { swallow: longer.len() as u64 + 2 });
+    j.stuck();
+    assert!(matches!(again().unwrap().what, What::Continue { attempts: 1, .. }), "the client reads nothing");
     j.wrote(3);
     assert!(j.is_idle());
     // another representation, and it is over
