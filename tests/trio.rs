@@ -131,6 +131,22 @@ fn all_faults_of_a_configuration_are_said_at_once_with_their_lines() {
 }
 
 #[test]
+fn a_start_waits_for_a_cop_that_was_just_killed() {
+    let s = Suite::new("");
+    let _end = Daemon(&s);
+    expect_code(&s.run(COP, &["start"]), 0);
+    let others = [s.pid("manager"), s.pid("server")];
+    for _ in 0..5 {
+        // it needs a moment to die, and nobody waits for that here
+        PidFd::open(s.pid("cop")).unwrap().signal(SIGKILL).unwrap();
+        expect_code(&s.run(COP, &["start"]), 0);
+    }
+    assert_eq!([s.pid("manager"), s.pid("server")], others);
+    // one that lives isn't waited for
+    assert!(expect_code(&s.run(COP, &["start"]), 75).contains("already running"));
+}
+
+#[test]
 fn programs_that_can_not_be_run_are_warned_of() {
     let s = Suite::new("");
     let there = s.path("there");

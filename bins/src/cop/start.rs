@@ -17,12 +17,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 use supervisor::daemonize::{Side, daemonize, redirect_std};
 use supervisor::fd_store::FdStore;
+use supervisor::pidfd::PidFd;
 use supervisor::signals::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, Signals};
 use supervisor::{listen_fds, reaper};
 
 const NAME: &str = "traffic_cop";
+/// How long one that was just killed may take to end.
+const DYING: Duration = Duration::from_millis(100);
 /// Fds kept for the manager at most.
 pub(super) const STORE_MAX: usize = 8192;
 
@@ -54,8 +58,8 @@ pub fn run(common: &Common, foreground: bool) -> anyhow::Result<Exit> {
         who => who?,
     };
     privileges::prepare_for(config, who.as_ref())?;
-    if let Some(h) = Lockfile::holder(runtime.lock("cop"))? {
-        return Err(held(&runtime, h.pid).into());
+    if let Some(pid) = running(&runtime)? {
+        return Err(held(&runtime, pid).into());
     }
     let mut store = FdStore::new(STORE_MAX);
     if foreground {
@@ -149,6 +153,16 @@ fn runs(runtime: &Runtime) -> bool {
 
 fn catch() -> std::io::Result<Signals> {
     Signals::catch(&[SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])
+}
+
+/// The cop that runs. One that was killed a moment ago has its lock until the kernel has ended it: that is waited for.
+fn running(runtime: &Runtime) -> Result<Option<i32>, lockfile::Error> {
+    let holder = || Ok(Lockfile::holder(runtime.lock("cop"))?.map(|h| h.pid));
+    let Some(pid) = holder()? else { return Ok(None) };
+    match PidFd::open(pid).and_then(|p| p.poll_exit(DYING)) {
+        Ok(None) => Ok(Some(pid)),
+        _ => holder(),
+    }
 }
 
 fn held(runtime: &Runtime, pid: i32) -> Fatal {
