@@ -208,6 +208,8 @@ pub struct FromOrigin {
     body: Incoming,
     lease: Option<Lease>,
     patience: Patience,
+    /// Its last frame has come: that may be trailers, after which nobody asks.
+    is_over: bool,
 }
 
 impl FromOrigin {
@@ -219,7 +221,12 @@ impl FromOrigin {
         }
         let frame = ready!(poll);
         let failed = matches!(frame, Some(Err(_)));
-        if (frame.is_none() || self.body.is_end_stream())
+        self.is_over = match &frame {
+            None => true,
+            Some(Ok(frame)) => frame.is_trailers() || self.body.is_end_stream(),
+            Some(Err(_)) => self.body.is_end_stream(),
+        };
+        if self.is_over
             && let Some(lease) = self.lease.take()
             && !failed
         {
@@ -270,7 +277,7 @@ impl Body {
             return Body::Empty;
         }
         let patience = Patience { deadline, ..Patience::new(patience) };
-        Body::Origin(Box::new(FromOrigin { body, lease: Some(lease), patience }))
+        Body::Origin(Box::new(FromOrigin { body, lease: Some(lease), patience, is_over: false }))
     }
 }
 
@@ -298,7 +305,7 @@ impl HttpBody for Body {
             Body::Empty => true,
             Body::Full(bytes) => bytes.is_empty(),
             Body::Client(b) => b.body.is_end_stream(),
-            Body::Origin(b) => b.body.is_end_stream(),
+            Body::Origin(b) => b.is_over || b.body.is_end_stream(),
             Body::Stream(body) => body.is_end_stream(),
             Body::Told(body) => body.is_over(),
         }

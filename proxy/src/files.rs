@@ -147,7 +147,8 @@ fn open(root: &Path, name: &Path) -> io::Result<Found> {
     let mut first = vec![0; len.min(PIECE) as usize];
     let got = read_at(&file, &mut first, 0)?;
     first.truncate(got);
-    let tag = format!("\"{:x}-{:x}-{:x}{:08x}\"", meta.ino(), len, meta.mtime(), meta.mtime_nsec());
+    // unlike that of the last modification, the time of the last change can't be set back
+    let tag = format!("\"{:x}-{:x}-{:x}{:08x}\"", meta.ino(), len, meta.ctime(), meta.ctime_nsec());
     Ok(Found::File(Opened { file, len, modified: meta.modified().ok(), tag, first: first.into() }))
 }
 
@@ -298,5 +299,30 @@ mod tests {
         {
             assert_eq!(r(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_file_that_was_changed_has_another_tag_whatever_its_time_is_set_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "one").unwrap();
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let tag = || match open(dir.path(), Path::new("f")).unwrap() {
+            Found::File(f) => (f.tag, f.modified),
+            _ => panic!("no file"),
+        };
+        let before = tag();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        // the kernel's clock for files may stand still for some milliseconds
+        let after = loop {
+            std::fs::write(&path, "two").unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            let after = tag();
+            if after.0 != before.0 || std::time::Instant::now() > until {
+                break after;
+            }
+        };
+        assert_ne!(after.0, before.0);
+        assert_eq!(after.1, before.1);
     }
 }

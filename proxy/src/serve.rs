@@ -12,7 +12,7 @@ use crate::rt::{Io, Timer};
 use crate::tunnel::{self, Far};
 use bytes::Bytes;
 use engine::net::Stream;
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -284,17 +284,44 @@ async fn whole(response: Response<Body>) -> Response<Body> {
 }
 
 /// A number that differs when the body does, byte by byte: of a 200's representation, or of it and which part of it a 206 has.
-/// 0 if there is none: it takes a strong ETag, or a Last-Modified that is old enough to be strong (RFC 9110, 8.8.2.2).
+/// 0 if there is none: it takes a strong ETag, or without any a Last-Modified that is old enough to be strong (RFC 9110, 8.8.2.2).
 pub(crate) fn validator(status: StatusCode, headers: &HeaderMap) -> u64 {
     // the first of two would prove nothing
     if headers.get_all(header::CONTENT_RANGE).iter().nth(1).is_some() {
         return 0;
     }
-    validator_of(status, |name| headers.get(name).and_then(|v| v.to_str().ok()))
+    let tags = headers.get_all(header::ETAG).iter().map(HeaderValue::as_bytes);
+    validator_of(status, Tag::of(tags), |name| headers.get(name).and_then(|v| v.to_str().ok()))
+}
+
+/// What an answer says by its ETag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tag<'a> {
+    /// Nothing.
+    None,
+    /// It is this one, byte by byte.
+    Strong(&'a [u8]),
+    /// Nothing that tells one body from another: it is weak, no tag at all, or there are two.
+    Other,
+}
+
+impl<'a> Tag<'a> {
+    /// Of all fields of this name.
+    pub fn of(mut fields: impl Iterator<Item = &'a [u8]>) -> Tag<'a> {
+        match (fields.next(), fields.next()) {
+            (None, _) => Tag::None,
+            (Some(tag @ [b'"', .., b'"']), None) => Tag::Strong(tag),
+            _ => Tag::Other,
+        }
+    }
 }
 
 /// The same of fields that are found by `text`.
-pub(crate) fn validator_of<'a>(status: StatusCode, text: impl Fn(&HeaderName) -> Option<&'a str>) -> u64 {
+pub(crate) fn validator_of<'a>(
+    status: StatusCode,
+    tag: Tag<'a>,
+    text: impl Fn(&HeaderName) -> Option<&'a str>,
+) -> u64 {
     let range = match status {
         StatusCode::OK => None,
         // that of several parts has none
@@ -304,21 +331,30 @@ pub(crate) fn validator_of<'a>(status: StatusCode, text: impl Fn(&HeaderName) ->
         },
         _ => return 0,
     };
-    let strong = match text(&header::ETAG) {
-        Some(tag) if !tag.starts_with("W/") => tag,
-        _ => {
+    let strong = match tag {
+        Tag::Strong(tag) => tag,
+        Tag::Other => return 0,
+        // a date stands for the body only where there is no tag (RFC 9110, 13.1.5)
+        Tag::None => {
             let time = |name| text(name).and_then(|t| httpdate::parse_http_date(t).ok());
             let (Some(changed), Some(now)) = (time(&header::LAST_MODIFIED), time(&header::DATE)) else {
                 return 0;
             };
             match now.duration_since(changed) {
-                Ok(age) if age >= Duration::from_secs(60) => text(&header::LAST_MODIFIED).unwrap_or(""),
+                Ok(age) if age >= Duration::from_secs(60) => {
+                    text(&header::LAST_MODIFIED).unwrap_or("").as_bytes()
+                }
                 _ => return 0,
             }
         }
     };
+    let (encoding, kind) = (text(&header::CONTENT_ENCODING), text(&header::CONTENT_TYPE));
     let mut hash = DefaultHasher::new();
-    (strong, text(&header::CONTENT_ENCODING), text(&header::CONTENT_TYPE)).hash(&mut hash);
+    match std::str::from_utf8(strong) {
+        // as servers of earlier versions have noted it
+        Ok(text) => (text, encoding, kind).hash(&mut hash),
+        Err(_) => (strong, encoding, kind).hash(&mut hash),
+    }
     if let Some(range) = range {
         range.hash(&mut hash);
     }
@@ -340,7 +376,13 @@ impl HttpBody for Tracked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if (matches!(polled, Poll::Ready(None)) || self.body.is_end_stream())
+        // hyper asks for nothing after trailers
+        let is_last = match &polled {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+            _ => false,
+        };
+        if (is_last || self.body.is_end_stream())
             && let Some(journal) = self.io.as_ref().and_then(Io::journal)
         {
             journal.body_ended();

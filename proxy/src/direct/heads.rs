@@ -7,7 +7,8 @@ use crate::cache::policy::{self, Refusal, Rules};
 use crate::cache::store::Key;
 use crate::edit::Edits;
 use crate::plain::{MAX_FIELDS, Plain};
-use crate::{forward, headers, serve};
+use crate::serve::{self, Tag};
+use crate::{forward, headers};
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, FORWARDED, HeaderMap, HeaderName, HeaderValue,
     LAST_MODIFIED,
@@ -215,7 +216,8 @@ pub fn answer(bytes: &[u8], to: &mut Vec<u8>, back: &Back<'_>) -> Come {
         let found = parsed.headers.iter().find(|f| f.name.eq_ignore_ascii_case(name.as_str()));
         visible(found?.value)
     };
-    let validator = serve::validator_of(status, text);
+    let tags = parsed.headers.iter().filter(|f| f.name.eq_ignore_ascii_case(ETAG.as_str()));
+    let validator = serve::validator_of(status, Tag::of(tags.map(|f| f.value)), text);
     // more than was announced is nobody's answer
     let goes_on = framing.goes_on && bytes.len() == head + framing.body;
     let noted = refusal.flatten().is_some_and(|r| r != Refusal::Request);
