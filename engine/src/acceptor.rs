@@ -280,6 +280,12 @@ fn no_delay(fd: &OwnedFd) {
     let _ = sockopt::set_tcp_nodelay(fd, true);
 }
 
+/// What a peer sends as urgent stays in its place in the stream. Apart from it, the kernel counts a byte as read that nobody has read.
+/// Whoever can't have that (a Unix socket) has no such bytes.
+fn in_line(fd: &OwnedFd) {
+    let _ = sockopt::set_socket_oobinline(fd, true);
+}
+
 /// Empties a connection queue, on the thread it belongs to.
 struct TakeOver<S> {
     lane: Arc<Lane>,
@@ -354,6 +360,7 @@ impl Acceptor {
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
         let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
+        config.listeners.iter().for_each(in_line);
         if config.nodelay {
             config.listeners.iter().for_each(no_delay);
         }
@@ -407,6 +414,7 @@ impl Acceptor {
     pub fn adopt(&self, fd: OwnedFd) {
         let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
         // somebody else's listener may not have had it when it was accepted
+        in_line(&fd);
         if self.nodelay {
             no_delay(&fd);
         }

@@ -6,7 +6,7 @@
 mod input;
 
 pub use self::input::Input;
-use crate::continuity::journal::{Journal, Write};
+use crate::continuity::journal::{Closed, Journal, Write};
 use crate::continuity::retire::Retired;
 use crate::direct::Sent;
 use crate::tunnel::Far;
@@ -22,6 +22,9 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
+
+/// What hyper says to a client that asks whether it may send its body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A stream of the engine as hyper reads and writes it, with the journal of what goes through it, if one is kept. A copy
 /// is another handle on the same stream, so that an idle connection outlives the hyper state it was served by.
@@ -56,6 +59,10 @@ struct Inner {
     extra: RefCell<Option<Box<Extra>>>,
     /// The first thing that is written has been written before.
     muted: Cell<Muted>,
+    /// Bytes of hyper's 100 (Continue) that are still to be written.
+    interim: Cell<usize>,
+    /// Dropped after the stream.
+    _closed: Option<Closed>,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +95,7 @@ impl Io {
     pub fn with(stream: Stream, journal: Option<Journal>, again: Bytes) -> Io {
         let (stream, again) = (RefCell::new(stream), RefCell::new(again));
         Io(Rc::new(Inner {
+            _closed: journal.as_ref().map(Journal::closed),
             journal,
             stream,
             again,
@@ -96,6 +104,7 @@ impl Io {
             plain: Cell::new(false),
             extra: RefCell::default(),
             muted: Cell::new(Muted::No),
+            interim: Cell::new(0),
         }))
     }
 
@@ -227,6 +236,27 @@ impl Io {
         Ok(())
     }
 
+    /// Writes hyper's 100 (Continue), and nothing with it: the answer's head begins a write of its own. In the middle of an answer
+    /// that goes on the client has had it, and it is left out. `None`: that isn't what comes.
+    fn put_interim(&self, cx: &mut Context<'_>, first: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        let inner = &*self.0;
+        if inner.interim.get() == 0 {
+            if inner.swallow.get() > 0 || !first.starts_with(CONTINUE) {
+                return None;
+            }
+            if inner.journal.as_ref().is_some_and(Journal::goes_on) {
+                return Some(Poll::Ready(Ok(CONTINUE.len())));
+            }
+            inner.interim.set(CONTINUE.len());
+        }
+        let some = &first[..first.len().min(inner.interim.get())];
+        let polled = self.wrote(inner.stream.borrow_mut().poll_write(cx, some));
+        if let Poll::Ready(Ok(n)) = polled {
+            inner.interim.set(inner.interim.get() - n);
+        }
+        Some(polled)
+    }
+
     /// Leaves out what the client has; `None`: to be written.
     fn leave_out(&self, first: &[u8], all: usize) -> Option<Poll<io::Result<usize>>> {
         if let Some(j) = &self.0.journal {
@@ -303,6 +333,9 @@ impl hyper::rt::Write for Io {
         }
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
+        if let Some(done) = self.put_interim(cx, buf) {
+            return done;
+        }
         if let Some(done) = self.leave_out(buf, buf.len()) {
             return done;
         }
@@ -341,6 +374,9 @@ impl hyper::rt::Write for Io {
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+        if let Some(done) = self.put_interim(cx, first) {
+            return done;
+        }
         if let Some(done) = self.leave_out(first, bufs.iter().map(|b| b.len()).sum()) {
             return done;
         }

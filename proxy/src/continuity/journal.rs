@@ -11,8 +11,8 @@
 
 use super::resume::{Rest, Resume, What};
 use super::table::{
-    BUFFER_DATA, CLOSING, FORWARDED, FREE, Head, IDLE, IN_PROGRESS, OVERFLOW, PASSED_ON, RESPONDING, SAFE,
-    Table, UNTRACKED,
+    BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, OVERFLOW, PASSED_ON, RESPONDING, SAFE, Table,
+    UNTRACKED,
 };
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -93,6 +93,8 @@ pub struct Journal {
     answer: Cell<Option<Answer>>,
     answer_end: Cell<Option<u64>>,
     body_ended: Cell<bool>,
+    /// While it is untracked: where the next request begins in the stream, if that is known.
+    found_at: Cell<Option<u64>>,
     /// The answer that is made again is the rest of this one.
     rest: RefCell<Option<Box<Rest>>>,
     /// Who waits for the end of an answer.
@@ -122,7 +124,14 @@ impl Journal {
         bytes_in: u64,
         bytes_out: u64,
     ) -> Journal {
-        let j = Journal {
+        let j = Journal::made(table, buffers, fd, bytes_in, bytes_out);
+        j.publish(0);
+        j
+    }
+
+    /// One of which nothing is in the table yet.
+    fn made(table: &Arc<Table>, buffers: &Arc<Buffers>, fd: RawFd, bytes_in: u64, bytes_out: u64) -> Journal {
+        Journal {
             table: table.clone(),
             buffers: buffers.clone(),
             fd,
@@ -139,17 +148,22 @@ impl Journal {
             answer: Cell::new(None),
             answer_end: Cell::new(None),
             body_ended: Cell::new(false),
+            found_at: Cell::new(None),
             rest: RefCell::default(),
             waiting: RefCell::new(None),
-        };
-        j.publish(0);
-        j
+        }
+    }
+
+    /// To be dropped when the socket has been closed.
+    pub(crate) fn closed(&self) -> Closed {
+        Closed { table: self.table.clone(), fd: self.fd }
     }
 
     /// One that goes on from a dead server's.
     pub fn resumed(table: &Arc<Table>, buffers: &Arc<Buffers>, fd: RawFd, r: &Resume) -> Journal {
         let before = r.bytes_in.saturating_sub(r.bytes.len() as u64);
-        let j = Journal::new(table, buffers, fd, before, r.bytes_out);
+        // said at once, when all of it is known
+        let j = Journal::made(table, buffers, fd, before, r.bytes_out);
         match r.what {
             What::GoOn => {}
             What::Replay { attempts } => j.attempts.set(u64::from(attempts)),
@@ -160,7 +174,7 @@ impl Journal {
             What::BadGateway { .. } => j.lose(),
         }
         if !r.bytes.is_empty() && j.stage.get() != UNTRACKED {
-            let Some(b) = j.buffers.take().filter(|_| r.bytes.len() <= BUFFER_DATA) else {
+            let Some(b) = (r.bytes.len() <= BUFFER_DATA).then(|| j.buffers.take()).flatten() else {
                 j.lose();
                 return j;
             };
@@ -241,11 +255,19 @@ impl Journal {
     /// Moves what isn't answered to the beginning of another buffer.
     fn move_on(&self, old: usize) -> bool {
         let Some(new) = self.buffers.take() else { return false };
-        let rest = self.table.own(old, self.start.get(), self.kept.get());
+        let used = self.kept.get();
+        let rest = self.table.own(old, self.start.get(), used);
         self.prepare(new, self.bytes_in.get() - rest.len() as u64, rest);
         self.publish(self.flags());
-        self.buffers.give_back(old);
+        self.give_back(old, used);
         true
+    }
+
+    /// Gives up a buffer that no record names any more. What was read into it is nobody else's: who has it next may die between a
+    /// read and its record, and the next server believes the kernel how much that has read.
+    fn give_back(&self, buffer: usize, used: usize) {
+        self.table.wipe(buffer, used);
+        self.buffers.give_back(buffer);
     }
 
     /// Reads through the buffer: what a read has taken from the socket is in shared memory before anything is known of it;
@@ -263,12 +285,26 @@ impl Journal {
             });
         }
         self.overflow();
-        let polled = read(to);
+        // up to where the next request begins, if that is known
+        let left = self.found_at.get().map(|at| at.saturating_sub(self.bytes_in.get()));
+        let room = left.map_or(to.len(), |n| to.len().min(usize::try_from(n).unwrap_or(usize::MAX)));
+        let polled = read(&mut to[..room]);
         match polled {
             Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
             _ => self.nothing_read(),
         }
+        self.find();
         polled
+    }
+
+    /// Is this where the next request begins? Then it is tracked again.
+    fn find(&self) {
+        if self.found_at.get() == Some(self.bytes_in.get()) && self.stage.get() == UNTRACKED {
+            self.found_at.set(None);
+            self.overflow.set(false);
+            self.request_at.set(self.bytes_in.get());
+            self.drop_buffer();
+        }
     }
 
     /// Has `read` put at most `limit` bytes behind those of [`Journal::input`]; None if they couldn't be kept.
@@ -367,7 +403,7 @@ impl Journal {
     }
 
     /// The answer that comes is the rest of one that was begun.
-    fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         self.rest.borrow().is_some()
     }
 
@@ -388,12 +424,10 @@ impl Journal {
 
     /// Before a write that begins with `first`.
     pub fn begin_write(&self, first: &[u8]) -> Write {
-        let Some(answer) = self.answer.get() else { return Write::All };
-        // hyper's own 100 (Continue) is none
-        if first.starts_with(b"HTTP/1.1 100") {
-            return Write::All;
-        }
-        self.answer.set(None);
+        let Some(answer) = self.answer.take() else {
+            // in the middle of an answer there is room for its rest alone
+            return if self.goes_on() { Write::Different } else { Write::All };
+        };
         let answer = Answer { validator: with_line(first, answer.validator), ..answer };
         let head = head_len(first).and_then(|n| u32::try_from(n).ok());
         if let Some(rest) = self.rest.take() {
@@ -489,7 +523,12 @@ impl Journal {
                 self.start.set(self.start.get() + (end - self.request_at.get()) as usize);
                 self.store(IDLE, 0);
             }
-            // the rest of a body that nobody wanted is still to come, or it isn't known
+            // the rest of a body that nobody wanted is still to come
+            Some(end) if end > self.bytes_in.get() => {
+                self.lose();
+                self.found_at.set(Some(end));
+            }
+            // it isn't known
             _ => self.lose(),
         }
     }
@@ -501,24 +540,22 @@ impl Journal {
 
     /// What follows is nobody's request: nothing of it is kept, and nobody can go on with it.
     pub fn detach(&self) {
-        let old = self.buffer.take();
-        self.kept.set(0);
+        let (old, used) = (self.buffer.take(), self.kept.take());
         self.start.set(0);
         self.answer.set(None);
         self.answer_end.set(None);
         self.store(UNTRACKED, 0);
         if let Some(b) = old {
-            self.buffers.give_back(b);
+            self.give_back(b, used);
         }
     }
 
     fn drop_buffer(&self) {
-        let old = self.buffer.take();
-        self.kept.set(0);
+        let (old, used) = (self.buffer.take(), self.kept.take());
         self.start.set(0);
         self.store(IDLE, 0);
         if let Some(b) = old {
-            self.buffers.give_back(b);
+            self.give_back(b, used);
         }
     }
 
@@ -551,13 +588,26 @@ impl Journal {
 impl Drop for Journal {
     /// Before the socket is closed: the number may be another connection's at once.
     fn drop(&mut self) {
-        let old = self.buffer.take();
-        self.kept.set(0);
+        let (old, used) = (self.buffer.take(), self.kept.take());
         self.start.set(0);
-        self.store(CLOSING, FREE);
+        self.attempts.set(0);
+        self.store(CLOSING, 0);
         if let Some(b) = old {
-            self.buffers.give_back(b);
+            self.give_back(b, used);
         }
+    }
+}
+
+/// The end of a connection, after that of its journal: what the number is from here on is not noted.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    table: Arc<Table>,
+    fd: RawFd,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.table.free(self.fd);
     }
 }
 
@@ -582,7 +632,8 @@ const LINE: &[u8] = b"HTTP/1.1 200";
 
 /// Bytes of a head, its empty line included.
 pub(super) fn head_len(bytes: &[u8]) -> Option<usize> {
-    let mut from = 0;
+    // empty lines before a request are none of its
+    let mut from = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
     while let Some(n) = bytes[from..].iter().position(|b| *b == b'\n') {
         let at = from + n + 1;
         match &bytes[at..] {

@@ -263,11 +263,30 @@ fn only_the_same_part_of_the_same_representation_goes_on() {
         // weak, and none
         head("1.1 206", &range("0-49/90")).replace("ETag: ", "ETag: W/"),
         head("1.1 206", &range("0-49/90")).replace("ETag", "X"),
+        // no tags, or two
+        head("1.1 200", "").replace("\"a\"", ""),
+        head("1.1 200", "").replace("\"a\"", "w/\"a\""),
+        head("1.1 200", "").replace("\"a\"", "\""),
+        head("1.1 200", "ETag: \"a\"\r\n"),
     ];
     for head in &never {
         assert!(!goes_on(head, head), "{head}");
         assert!(!all.iter().any(|then| goes_on(head, then) || goes_on(then, head)), "{head}");
     }
+}
+
+#[test]
+fn a_date_stands_for_a_body_only_where_there_is_no_tag() {
+    let dates = "Last-Modified: Sat, 22 Nov 2025 09:00:00 GMT\r\nDate: Sat, 22 Nov 2025 10:00:00 GMT\r\n";
+    let head = |tag: &str| format!("HTTP/1.1 200 OK\r\n{dates}{tag}\r\n");
+    assert!(goes_on(&head(""), &head("")));
+    for tag in ["ETag: W/\"a\"\r\n", "ETag:\r\n", "ETag: a\r\n", "ETag: \"a\"\r\nETag: \"b\"\r\n"] {
+        assert!(!goes_on(&head(tag), &head(tag)), "{tag}");
+        assert!(!goes_on(&head(""), &head(tag)) && !goes_on(&head(tag), &head("")), "{tag}");
+    }
+    // any byte may be in a tag
+    let [one, two] = ["\"\u{e9}\"", "\"\u{e8}\""].map(|tag| head(&format!("ETag: {tag}\r\n")));
+    assert!(goes_on(&one, &one) && !goes_on(&one, &two));
 }
 
 /// A server of before this was told apart notes a 200 as we do, and goes on with nothing else.
@@ -355,4 +374,67 @@ fn a_table_of_random_bytes_confuses_nobody() {
     assert!(Table::open(fd.try_clone().unwrap()).is_err());
     rustix::fs::fcntl_add_seals(&fd, rustix::fs::SealFlags::SHRINK).unwrap();
     assert!(Table::open(fd).is_err());
+}
+
+#[test]
+fn what_the_kernel_says_was_read_and_wasnt_is_nobody_elses() {
+    let mut c = Conn::new();
+    c.read(b"GET / HTTP/1.1\r\nCookie: secret\r\n\r\n");
+    c.journal.request(true, Some(0));
+    c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+    c.write(HEAD);
+    c.write(b"12345");
+    assert!(c.journal.is_idle());
+    c.read(b"GE");
+    let r = c.resume_if(c.bytes_in + 20, c.bytes_out).unwrap();
+    assert_eq!(r.bytes, [&b"GE"[..], &[0; 20]].concat());
+}
+
+#[test]
+fn of_what_was_not_noted_the_kernel_knows_how_much_it_was() {
+    let size = Size { slots: 16, buffers: 4 };
+    let (dead, next) = (Continuity::new(size).unwrap(), Continuity::new(size).unwrap());
+    let used = Facts { bytes_in: Some(150), bytes_out: Some(200), closed: false };
+    let fresh = Facts { bytes_in: Some(0), bytes_out: Some(0), closed: false };
+    let inherit = |kernel: &Facts| {
+        let what = next.inherit(dead.table(), FD, 9, kernel);
+        (what, next.begin(9).1.map(|r| (r.bytes_in, r.bytes_out, r.what)))
+    };
+    // passed on to the dead one, which hadn't noted it yet
+    assert_eq!(inherit(&used), (None, Some((150, 200, What::GoOn))));
+    assert_eq!(inherit(&fresh), (None, Some((0, 0, What::GoOn))));
+    assert_eq!(inherit(&Facts { closed: true, ..used }), (None, None));
+    // it was about to close it: the middle of an answer may be where it stands
+    let (journal, _) = dead.begin(FD);
+    let closed = journal.closed();
+    drop(journal);
+    assert_eq!(inherit(&used), (Some(Err(Reason::Closed)), None));
+    assert_eq!(inherit(&Facts::default()), (Some(Err(Reason::Closed)), None), "a Unix socket");
+    // the number is another's, which it hasn't noted
+    assert_eq!(inherit(&fresh).0, None);
+    drop(closed);
+    assert_eq!(inherit(&used).0, None);
+    // and one that has it already keeps it
+    let (first, _) = dead.begin(FD);
+    let closed = first.closed();
+    drop(first);
+    let _second = dead.begin(FD);
+    drop(closed);
+    assert!(dead.table().serves(FD));
+}
+
+#[test]
+fn a_head_is_what_the_parser_takes_for_one() {
+    for (bytes, len) in [
+        ("GET / HTTP/1.1\r\n\r\n", Some(18)),
+        ("\r\n\r\nGET / HTTP/1.1\r\n\r\nrest", Some(22)),
+        ("\n\nGET / HTTP/1.1\nA: b\n\nrest", Some(23)),
+        ("\r\n\r\n", None),
+        ("\r\nGET / HTTP/1.1\r\n", None),
+    ] {
+        assert_eq!(head_len(bytes.as_bytes()), len, "{bytes:?}");
+        let mut fields = [httparse::EMPTY_HEADER; 4];
+        let parsed = httparse::Request::new(&mut fields).parse(bytes.as_bytes()).unwrap();
+        assert_eq!(len, if parsed.is_complete() { Some(parsed.unwrap()) } else { None }, "{bytes:?}");
+    }
 }

@@ -73,9 +73,21 @@ impl Continuity {
         if !table.is_of_a_queue() && usize::try_from(old).is_ok_and(|old| old >= slots) {
             return Some(Err(Reason::Untracked));
         }
-        let resume = match resume::resume(table, old, kernel)? {
-            Ok(resume) => resume,
-            Err(reason) => return Some(Err(reason)),
+        let was_used = |n: Option<u64>| n != Some(0);
+        if table.is_closing(old) && (was_used(kernel.bytes_in) || was_used(kernel.bytes_out)) {
+            return Some(Err(Reason::Closed));
+        }
+        let resume = match resume::resume(table, old, kernel) {
+            Some(Ok(resume)) => resume,
+            Some(Err(reason)) => return Some(Err(reason)),
+            None => {
+                // it may have come from another server that had noted it: what the kernel has counted counts
+                let (bytes_in, bytes_out) = (kernel.bytes_in.unwrap_or(0), kernel.bytes_out.unwrap_or(0));
+                if !kernel.closed {
+                    self.resume(fd, Resume { bytes_in, bytes_out, ..Resume::default() });
+                }
+                return None;
+            }
         };
         let what = resume.what;
         if let What::BadGateway { suspect: true } = what {

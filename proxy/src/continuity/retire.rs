@@ -1,6 +1,6 @@
 //! Giving connections up in order: a server that retires passes each one on as soon as it is between two requests.
 
-use super::journal::Journal;
+use super::journal::{Closed, Journal};
 use super::resume::{Resume, What};
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,11 +17,13 @@ pub struct Retired {
     /// Dropped before the socket: see [`Journal`].
     journal: Journal,
     fd: OwnedFd,
+    /// Dropped after it.
+    _closed: Closed,
 }
 
 impl Retired {
     pub(crate) fn new(journal: Journal, fd: OwnedFd) -> Retired {
-        Retired { journal, fd }
+        Retired { _closed: journal.closed(), journal, fd }
     }
 
     /// Its socket.

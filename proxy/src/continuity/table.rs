@@ -1,7 +1,8 @@
 //! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
 //!
 //! ```text
-//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order, 1 when the next server has
+//!                     begun to serve what this one has left, when it was made (nanoseconds of the monotonic clock)
 //! slots  (64 bytes each, one a cache line, by fd number)
 //!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
@@ -124,6 +125,8 @@ impl Table {
         header[1].store(size.slots as u64, Ordering::Relaxed);
         header[2].store(size.buffers as u64, Ordering::Relaxed);
         header[3].store(u64::MAX, Ordering::Relaxed);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        header[6].store(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, Ordering::Relaxed);
         header[0].store(MAGIC, Ordering::Release);
         Ok(table)
     }
@@ -176,6 +179,21 @@ impl Table {
         self.header()[4].store(1, Ordering::Release);
     }
 
+    /// Notes that the next server serves what this one has left: what is noted here isn't true any more.
+    pub fn set_taken(&self) {
+        self.header()[5].store(1, Ordering::Release);
+    }
+
+    /// Is it served by another one?
+    pub fn is_taken(&self) -> bool {
+        self.header()[5].load(Ordering::Acquire) == 1
+    }
+
+    /// When it was made: a server's is older than that of who comes after it. 0 if it was made by a program that didn't note it.
+    pub fn made_at(&self) -> u64 {
+        self.header()[6].load(Ordering::Acquire)
+    }
+
     /// The fd of the server's lock.
     pub fn lock_fd(&self) -> Option<RawFd> {
         RawFd::try_from(self.header()[3].load(Ordering::Acquire)).ok()
@@ -190,7 +208,7 @@ impl Table {
         let word = words[0].load(Ordering::Acquire);
         let head = Head::unpack(word);
         let stage = match head.stage {
-            // its server was about to close it; if it is still there, it is as good as idle
+            // see `Table::is_closing`
             FREE | CLOSING => return None,
             IDLE => Stage::Idle,
             IN_PROGRESS => Stage::InProgress,
@@ -267,6 +285,18 @@ impl Table {
         ![FREE, CLOSING, PASSED_ON].contains(&self.stage(fd))
     }
 
+    /// Was its server about to close it? What came in between, or still will, is nobody's request.
+    pub fn is_closing(&self, fd: RawFd) -> bool {
+        self.stage(fd) == CLOSING
+    }
+
+    /// The socket has been closed; unless another one has its number already.
+    pub(super) fn free(&self, fd: RawFd) {
+        if let Some(slot) = self.slot(fd) {
+            let _ = slot[0].compare_exchange(CLOSING << 60, FREE, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     fn stage(&self, fd: RawFd) -> u64 {
         self.slot(fd).map_or(FREE, |w| Head::unpack(w[0].load(Ordering::Acquire)).stage)
     }
@@ -299,6 +329,14 @@ impl Table {
     pub(super) fn put(&self, buffer: usize, at: usize, bytes: &[u8]) {
         debug_assert!(at + bytes.len() <= BUFFER_DATA);
         self.map.put(self.data_offset(buffer) + at, bytes);
+    }
+
+    /// Wipes the first bytes of a buffer of the caller's.
+    pub(super) fn wipe(&self, buffer: usize, used: usize) {
+        let zeros = [0; 512];
+        for at in (0..used.min(BUFFER_DATA)).step_by(zeros.len()) {
+            self.put(buffer, at, &zeros[..zeros.len().min(used - at)]);
+        }
     }
 
     /// Hands the free end of a buffer of the caller's to `read`, which puts bytes there; what it returns
