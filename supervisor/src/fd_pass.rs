@@ -43,6 +43,18 @@ pub fn set_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
 /// # Errors
 /// Nobody is at the other end, more than [`MAX_FDS`] fds, or a message over [`MAX_MESSAGE`].
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, bytes, fds, SendFlags::NOSIGNAL)
+}
+
+/// The same, if there is room for it now.
+///
+/// # Errors
+/// As [`send`]; `WouldBlock`: there is none.
+pub fn try_send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, bytes, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
     if bytes.is_empty() || bytes.len() > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message of a length that isn't sent"));
     }
@@ -52,7 +64,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many fds for one message"));
     }
     loop {
-        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(rustix::io::Errno::INTR) => {}
             other => return Ok(other.map(|_| ())?),
         }
@@ -134,6 +146,9 @@ mod tests {
         assert_eq!(recv(&b).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(send(&a, &[0; MAX_MESSAGE + 1], &[]).is_err());
         assert!(send(&a, b"", &[]).is_err());
+        while try_send(&a, &[0; MAX_MESSAGE], &[]).is_ok() {}
+        assert_eq!(try_send(&a, &[0; MAX_MESSAGE], &[]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        while recv(&b).is_ok() {}
         drop(a);
         assert!(recv(&b).unwrap().is_none());
     }

@@ -146,7 +146,7 @@ impl Keep {
         }
         self.reload_suffers(generation, &said(status));
         if !self.server.borrow().settled {
-            self.estates.borrow_mut().drop_of(pid, &self.upstream);
+            self.estates.borrow_mut().unsettled(pid, &self.upstream);
         }
         let how = said(status);
         if self.server.borrow().machine.is_wanted() && !self.is_stopping() {

@@ -42,10 +42,13 @@ impl Estate {
         (itself && server.is_alive()).then_some(server)
     }
 
+    fn table(&self) -> Option<Table> {
+        Table::open(self.fds.get(1)?.try_clone().ok()?).ok()
+    }
+
     /// Is it a dead manager's?
     fn is_a_queue(&self) -> bool {
-        let table = self.fds.get(1).and_then(|fd| Table::open(fd.try_clone().ok()?).ok());
-        table.is_some_and(|t| t.is_of_a_queue())
+        self.table().is_some_and(|t| t.is_of_a_queue())
     }
 }
 
@@ -165,9 +168,13 @@ impl Estates {
         self.end_where(cop, |e| e.offered == heir);
     }
 
-    /// The server `gone` has left nothing, or nothing that was used.
-    pub fn drop_of(&mut self, gone: i32, cop: &Notifier) {
-        self.end_where(cop, |e| e.server == gone);
+    /// The server `gone` has died, and never said that it had taken over what it was offered: then it has left nothing that was used,
+    /// unless it serves what it was offered all the same.
+    pub fn unsettled(&mut self, gone: i32, cop: &Notifier) {
+        match self.0.iter().any(|e| e.offered == gone && e.table().is_some_and(|t| t.is_taken())) {
+            true => self.settled(gone, cop),
+            false => self.end_where(cop, |e| e.server == gone),
+        }
     }
 
     /// Nobody comes after; no keeper outlives us.

@@ -216,7 +216,7 @@ impl Duty<'_> {
                     let mut left = succession::collect(&succession::estates(fds), SPARE_FDS);
                     left.iter_mut().for_each(|l| l.forget(&have));
                     let taken = succession::take_over(left, continuity, self.notify);
-                    taken.into_iter().for_each(|fd| self.acceptor.adopt(fd));
+                    taken.serve().into_iter().for_each(|fd| self.acceptor.adopt(fd));
                 }
                 self.notify.say_in_turn(&self.handed.settled());
             }
@@ -320,8 +320,16 @@ fn pass_on(from: &mpsc::Receiver<Passing>) -> (usize, Vec<Retired>) {
         let Some(to) = &heir else { continue };
         while let Some(r) = parked.pop() {
             let message = r.to_message();
-            r.pass_on();
-            match fd_pass::send(to, &message, &[r.fd().as_fd()]) {
+            // until it is sent it is ours: were we killed while the heir doesn't listen, nobody would have it
+            let sent = loop {
+                r.pass_on();
+                match fd_pass::try_send(to, &message, &[r.fd().as_fd()]) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => r.take_back(),
+                    other => break other,
+                }
+                let _ = poll(&mut [PollFd::new(to, PollFlags::OUT)], None);
+            };
+            match sent {
                 Ok(()) => passed += 1,
                 Err(e) => {
                     log::warn!("event=pass-on-failed: {e}");

@@ -15,7 +15,7 @@ pub mod succession;
 
 use self::duty::Duty;
 use self::legacy::Legacy;
-use self::succession::{Handed, Start};
+use self::succession::{Handed, Start, Taken};
 use crate::cli::Common;
 use crate::config::{self, Config};
 use crate::exit::Exit;
@@ -30,7 +30,6 @@ use lockfile::Lockfile;
 use policy::Time;
 use proxy::Proxy;
 use proxy::continuity::{Continuity, Resume};
-use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,7 +145,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     take_lock(&mut lock, config.cop.start_grace)?;
     // whoever holds it sees a thread that has stalled
     notify.store_fds(&suite::pulse_name(std::process::id() as i32), &[engine.pulse()]);
-    let mut taken = Vec::new();
+    let mut taken = Taken::default();
     if let Some((continuity, legacy)) = &legacy {
         if let Some(fd) = lock.fd() {
             legacy.note_lock(fd.as_raw_fd());
@@ -155,7 +154,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
         taken = succession::take_over(left, continuity, notify);
         // what the manager wasn't sure that the last one had
         if !start.queued.is_empty() {
-            let known: HashSet<u64> = taken.iter().filter_map(succession::number).collect();
+            let known = taken.numbers();
             start.queued.retain(|fd| succession::number(fd).is_none_or(|n| !known.contains(&n)));
         }
         for fd in &start.queued {
@@ -173,7 +172,7 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     let continuity = legacy.as_ref().map(|(c, _)| c.clone());
     let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>()?;
     let acceptor = accept(&engine, &config, listeners, proxy.clone(), continuity, start.held)?;
-    taken.into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
+    taken.serve().into_iter().chain(start.queued).for_each(|fd| acceptor.adopt(fd));
     log::info!("event=ready pid={}", std::process::id());
     notify.say("READY=1");
     let drain = config.server.drain_timeout;

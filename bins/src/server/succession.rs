@@ -99,8 +99,9 @@ pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
         }
     };
     let mut all: Vec<Estate> = pairs.filter_map(open).collect();
-    // if there is no room for all, a dead manager's, whose clients haven't been served yet, come last
-    all.sort_by_key(|e| e.table.is_of_a_queue());
+    // Of two that have the same connection the older one knows: the other died before it served what it had taken over. If there
+    // is no room for all, a dead manager's, whose clients haven't been served yet, come last
+    all.sort_by_key(|e| (e.table.is_of_a_queue(), e.table.made_at()));
     all
 }
 
@@ -185,6 +186,10 @@ impl Start {
 pub fn collect(estates: &[Estate], reserve: usize) -> Vec<Left> {
     let (mut all, most) = (Vec::new(), fds::limit().saturating_sub(reserve));
     for estate in estates {
+        if estate.table.is_taken() {
+            log::info!("event=taken-before: somebody has served what a dead server has left");
+            continue;
+        }
         let ask = || -> anyhow::Result<Left> {
             fd_pass::set_timeout(&estate.keeper, KEEPER_TIMEOUT)?;
             let given = keeper::take(&estate.keeper, nonce()).context("asking the keeper")?;
@@ -208,12 +213,36 @@ fn nonce() -> u64 {
     u64::from(std::process::id()) << 32 | u64::from(ASKED.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Decides about every connection. What is returned is to be served; its records are in our table already, so if we die
-/// from here on, nothing is lost.
-pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Vec<OwnedFd> {
+/// What we have taken over: it isn't served before it is [`Taken::serve`]d.
+#[derive(Default)]
+pub struct Taken {
+    connections: Vec<OwnedFd>,
+    tables: Vec<Arc<Table>>,
+}
+
+impl Taken {
+    /// The numbers of the connections.
+    pub fn numbers(&self) -> HashSet<u64> {
+        self.connections.iter().filter_map(number).collect()
+    }
+
+    /// To be called when what we leave is known: from here on nobody takes the connections from the dead servers again, who don't
+    /// know what becomes of them here.
+    pub fn serve(self) -> Vec<OwnedFd> {
+        self.tables.iter().for_each(|table| table.set_taken());
+        self.connections
+    }
+}
+
+/// Decides about every connection. Records of those that are to be served are in our table already, so if we die from here on,
+/// nothing is lost.
+pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken {
     let begun = std::time::Instant::now();
     let (mut all, mut counts) = (Vec::new(), Counts::default());
     let dead = left.len();
+    let tables = left.iter().map(|l| l.table.clone()).collect();
+    // one that died before it served what it had taken over has the same connections as who it had them from
+    let mut seen = HashSet::new();
     for Left { table, connections, missed } in left {
         if missed > 0 {
             // their keeper closes them
@@ -223,7 +252,15 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Vec<O
             counts.add_many("no_room", missed as u64);
         }
         for (old, fd) in connections {
-            match decide(&table, old, &fd, ours) {
+            let number = number(&fd);
+            if number.is_some_and(|n| seen.contains(&n)) {
+                continue;
+            }
+            let decided = decide(&table, old, &fd, ours);
+            if decided != Err(PASSED_ON) {
+                seen.extend(number);
+            }
+            match decided {
                 Ok(what) => {
                     counts.add(what);
                     all.push(fd);
@@ -243,7 +280,7 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Vec<O
         let _ = notify.send(&format!("X_TRAFFIC_TOOK={}", counts.text()));
         log::info!("event=took-over connections={} {} in={:?}", all.len(), counts.text(), begun.elapsed());
     }
-    all
+    Taken { connections: all, tables }
 }
 
 /// How a connection goes on, or why it doesn't.
@@ -316,5 +353,72 @@ mod tests {
         assert_eq!(handed.end_series(), Some(format!("X_TRAFFIC_SHORT=1\n{taken}")));
         assert_eq!(handed.take(some(1), false).len(), 1);
         assert_eq!(handed.end_series(), None);
+    }
+
+    fn table() -> Continuity {
+        Continuity::new(proxy::continuity::Size { slots: 1024, buffers: 4 }).unwrap()
+    }
+
+    /// A connection of which three bytes were read, as the server that did that has noted it.
+    fn connection(
+        server: &Continuity,
+    ) -> (std::net::TcpStream, OwnedFd, proxy::continuity::journal::Journal) {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        client.write_all(b"GET").unwrap();
+        let mut got = [0; 3];
+        stream.read_exact(&mut got).unwrap();
+        let (journal, _) = server.begin(stream.as_raw_fd());
+        let read = journal.read(&mut [std::mem::MaybeUninit::uninit(); 16], |room| {
+            room.iter_mut().zip(got).for_each(|(to, byte)| drop(to.write(byte)));
+            std::task::Poll::Ready(Ok(3))
+        });
+        assert!(matches!(read, std::task::Poll::Ready(Ok(3))));
+        (client, stream.into(), journal)
+    }
+
+    #[test]
+    fn a_connection_of_two_dead_servers_is_taken_over_once_as_the_first_has_left_it() {
+        let (first, second, ours) = (table(), table(), table());
+        let nobody = Notifier::from_env().unwrap();
+        let left = |of: &Continuity, at: RawFd, fd: &OwnedFd| Left {
+            table: of.table().clone(),
+            connections: vec![(at, fd.try_clone().unwrap())],
+            missed: 0,
+        };
+        // the second had taken it over and was killed before it noted that
+        let (_client, fd, journal) = connection(&first);
+        let taken =
+            take_over(vec![left(&first, fd.as_raw_fd(), &fd), left(&second, 900, &fd)], &ours, &nobody);
+        assert_eq!((taken.connections.len(), taken.numbers()), (1, [number(&fd).unwrap()].into()));
+        let (_, resume) = ours.begin(taken.connections[0].as_raw_fd());
+        assert_eq!(resume.unwrap().bytes, b"GET");
+        // the first has passed it on: then it is as the second has left it
+        journal.pass_on(true);
+        let (noted, _) = second.begin(900);
+        let taken =
+            take_over(vec![left(&first, fd.as_raw_fd(), &fd), left(&second, 900, &fd)], &ours, &nobody);
+        assert_eq!(taken.connections.len(), 1);
+        drop(noted);
+        // nobody takes any of it again
+        assert!(!first.table().is_taken());
+        taken.serve();
+        assert!(first.table().is_taken() && second.table().is_taken());
+    }
+
+    #[test]
+    fn estates_come_by_age_and_those_that_are_served_already_not_at_all() {
+        let tables = [table(), table(), table()];
+        let (keeper, _) = fd_pass::pair().unwrap();
+        let offered = [2, 0, 1].map(|n: usize| [keeper.as_fd(), tables[n].table().as_fd()]);
+        let fds = offered.iter().flatten().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let estates = estates(fds);
+        let ages: Vec<u64> = estates.iter().map(|e| e.table.made_at()).collect();
+        assert_eq!(ages, tables.each_ref().map(|t| t.table().made_at()));
+        tables.iter().for_each(|t| t.table().set_taken());
+        // nobody is at the other end of the way to a keeper, and isn't asked
+        assert!(collect(&estates, 0).is_empty());
     }
 }
