@@ -115,8 +115,9 @@ fn who_waits_too_long_is_told_so_and_who_gives_up_is_dropped() {
     wait_depth(&s, 1);
     drop(gone);
     wait_queue(&s, |n| n == 0);
-    let mut c = Client::connect(s.addr()).unwrap();
+    // it waits from its connect on
     let from = Instant::now();
+    let mut c = Client::connect(s.addr()).unwrap();
     let answer = c.get("/").unwrap();
     assert_eq!(answer.code, 503);
     assert!(answer.head.contains("Retry-After:"), "{answer:?}");
