@@ -229,3 +229,32 @@ fn urgent_bytes_bring_nobody_what_is_anothers() {
     drop(heads);
     s.stop();
 }
+
+/// To a client of HTTP/1.0 the end of the connection says that all of the answer is there.
+#[test]
+fn an_answer_without_a_length_that_breaks_off_does_not_end_like_a_whole_one() {
+    let origin = Origin::start(|head| {
+        let begin = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let chunk = [format!("{BIG:x}\r\n").into_bytes(), vec![b'x'; BIG], b"\r\n".to_vec()].concat();
+        match head.contains(" /broken ") {
+            // no chunk begins like that
+            true => [begin, b"5\r\nhello\r\nzz".to_vec()],
+            false => [begin, [chunk, b"0\r\n\r\n".to_vec()].concat()],
+        }
+    });
+    let mut s = origin.suite("");
+    for (path, kill) in [("/broken", false), ("/long", true)] {
+        let mut stream = TcpStream::connect(s.addr()).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: t\r\n\r\n").unwrap();
+        let mut all = vec![0; 10];
+        stream.read_exact(&mut all).unwrap();
+        if kill {
+            s.kill("server", SIGKILL);
+        }
+        let end = stream.read_to_end(&mut all);
+        assert!(all.starts_with(b"HTTP/1.0 200") && all.len() < BIG, "{path}");
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{path}");
+    }
+    s.stop();
+}

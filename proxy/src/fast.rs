@@ -184,7 +184,7 @@ async fn answer_all(io: &Io, limits: &Limits, hits: &impl Hits) -> Step {
             Look::Hit(len, last, hit) => {
                 let body_len = hit.body.len() as u64;
                 let answer = Answer { body_len: Some(body_len), validator: hit.validator };
-                io.begin_answer(len, false, head.len(), answer);
+                io.begin_answer(len, false, head.len(), answer, last);
                 let mut sending =
                     Sending { io, head, sent: 0, body: hit.body, body_len, last, told: hit.told };
                 if sending.body.len() <= TOGETHER {

@@ -193,6 +193,11 @@ impl Io {
         self.0.journal.as_ref()
     }
 
+    /// Has the connection end with a reset: its end alone would say that all is well.
+    pub fn end_with_reset(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(self.0.stream.borrow().as_fd(), Some(Duration::ZERO));
+    }
+
     /// Has the peer reset the connection?
     pub fn is_reset(&self) -> bool {
         !matches!(rustix::net::sockopt::socket_error(self.0.stream.borrow().as_fd()), Ok(Ok(())))

@@ -239,7 +239,8 @@ where
     let Some(journal) = io.journal() else {
         let response = handle(request).await;
         drop(io.take_sent());
-        return response.map(|body| Tracked { body, io: None });
+        let is_open = response.body().size_hint().exact().is_none();
+        return response.map(|body| Tracked { body, io: io.clone(), is_open });
     };
     // hyper may parse the next request while the last answer waits for the client to take it
     journal.answered().await;
@@ -262,7 +263,7 @@ where
             journal.answer(Answer { body_len, validator: validator(response.status(), response.headers()) })
         }
     }
-    response.map(|body| Tracked { body, io: Some(io.clone()) })
+    response.map(|body| Tracked { body, io: io.clone(), is_open: body_len.is_none() })
 }
 
 /// A small answer is begun when all of it is there: then it goes out in one piece, and a server that dies leaves it either
@@ -361,10 +362,12 @@ pub(crate) fn validator_of<'a>(
     hash.finish().max(1)
 }
 
-/// An answer's body that tells the journal when it has ended.
+/// An answer's body that tells the journal when it has ended, and the client that it broke off.
 struct Tracked {
     body: Body,
-    io: Option<Io>,
+    io: Io,
+    /// Nothing but its end says how long it is.
+    is_open: bool,
 }
 
 impl HttpBody for Tracked {
@@ -383,9 +386,13 @@ impl HttpBody for Tracked {
             _ => false,
         };
         if (is_last || self.body.is_end_stream())
-            && let Some(journal) = self.io.as_ref().and_then(Io::journal)
+            && let Some(journal) = self.io.journal()
         {
             journal.body_ended();
+        }
+        if self.is_open && matches!(polled, Poll::Ready(Some(Err(_)))) {
+            // else a client of HTTP/1.0 would take what it has for all of it
+            self.io.end_with_reset();
         }
         polled
     }

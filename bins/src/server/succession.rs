@@ -5,6 +5,7 @@ use crate::orders::{CHANNEL, Order};
 use crate::suite::take_one;
 use anyhow::Context;
 use policy::handover::{Facts, Reason};
+use proxy::continuity::table::Found;
 use proxy::continuity::{Continuity, Table, What};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::{BTreeMap, HashSet};
@@ -270,8 +271,13 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken
                     if why == PASSED_ON {
                         continue;
                     }
-                    // the keeper has it open still: the client is told now
-                    let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+                    // the keeper has it open still: the client is told now. If nothing but its end says how long an answer is, the
+                    // end must not look like one
+                    let is_open = |noted: Found| noted.record.body_len.is_none();
+                    let cut = why == ANSWER_CUT && table.read(old).and_then(Result::ok).is_some_and(is_open);
+                    if !cut || rustix::net::connect_unspec(&fd).is_err() {
+                        let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
+                    }
                 }
             }
         }
@@ -301,13 +307,15 @@ fn decide(table: &Table, old: RawFd, fd: &OwnedFd, ours: &Continuity) -> Result<
         Some(Ok(What::BadGateway { suspect: true })) => Ok("suspect"),
         Some(Ok(What::BadGateway { suspect: false })) => Ok("bad_gateway"),
         Some(Err(Reason::Closed)) => Err("closed"),
-        Some(Err(Reason::AnswerCut)) => Err("answer_cut"),
+        Some(Err(Reason::AnswerCut)) => Err(ANSWER_CUT),
         Some(Err(Reason::Contradiction)) => Err("contradiction"),
         Some(Err(Reason::Untracked)) => Err("untracked"),
         Some(Err(Reason::PassedOn)) => Err(PASSED_ON),
     }
 }
 
+/// Half an answer is out, and the rest isn't to be had.
+const ANSWER_CUT: &str = "answer_cut";
 /// Another server has it already.
 const PASSED_ON: &str = "passed_on";
 

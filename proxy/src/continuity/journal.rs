@@ -9,14 +9,14 @@
 //! | before the first byte of the answer | responding: where the answer begins in the stream, and its lengths |
 //! | after its last byte | idle, at the next request |
 
+use super::heads::{chunked_request_len, head_len, is_last, with_line};
 use super::resume::{Rest, Resume, What};
 use super::table::{
-    BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, OVERFLOW, PASSED_ON, RESPONDING, SAFE, Table,
-    UNTRACKED,
+    BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, LAST, OVERFLOW, PASSED_ON, RESPONDING, SAFE,
+    Table, UNTRACKED,
 };
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -217,7 +217,7 @@ impl Journal {
     }
 
     fn flags(&self) -> u64 {
-        self.table.slot(self.fd).map_or(0, |s| s[0].load(Relaxed)) & (SAFE | FORWARDED | OVERFLOW)
+        self.table.slot(self.fd).map_or(0, |s| s[0].load(Relaxed)) & (SAFE | FORWARDED | OVERFLOW | LAST)
     }
 
     /// Before a read: room in the buffer, 0 if what is read now can't be kept.
@@ -448,17 +448,18 @@ impl Journal {
             self.lose();
             return Write::All;
         };
-        self.begin_answer(head, answer);
+        self.begin_answer(head, answer, is_last(&first[..head as usize]));
         Write::All
     }
 
-    /// Before the first byte of an answer with a head of so many bytes to a [`Journal::plain_request`].
-    pub fn begin_answer(&self, head: u32, answer: Answer) {
+    /// Before the first byte of an answer with a head of so many bytes to a [`Journal::plain_request`]. `last`: the connection ends
+    /// with it.
+    pub fn begin_answer(&self, head: u32, answer: Answer, last: bool) {
         let base = self.bytes_out.get();
         self.answer_end.set(answer.body_len.map(|b| base + u64::from(head) + b));
         let request = self.request_len.get().unwrap_or(0);
         self.note_answer(base, head, answer.body_len, answer.validator, request);
-        self.store(RESPONDING, self.flags());
+        self.store(RESPONDING, self.flags() | if last { LAST } else { 0 });
     }
 
     /// So many bytes were taken by the socket.
@@ -504,6 +505,10 @@ impl Journal {
             return self.lose();
         }
         self.attempts.set(0);
+        if self.flags() & LAST != 0 {
+            // what comes behind the last request is none
+            return self.store(CLOSING, 0);
+        }
         let end = match self.request_len.get() {
             Some(n) => Some(n),
             // chunked: it ends where its last chunk does, if all of it is here
@@ -608,63 +613,6 @@ pub(crate) struct Closed {
 impl Drop for Closed {
     fn drop(&mut self) {
         self.table.free(self.fd);
-    }
-}
-
-/// A validator that holds for an answer with this status line only; 0 if such answers aren't gone on with. The usual line
-/// leaves it as it is, which is what servers that went on with no other have noted.
-fn with_line(head: &[u8], validator: u64) -> u64 {
-    let line = head.get(..LINE.len()).unwrap_or_default();
-    match line {
-        _ if validator == 0 => 0,
-        LINE => validator,
-        b"HTTP/1.1 206" | b"HTTP/1.0 200" | b"HTTP/1.0 206" => {
-            let mut hash = DefaultHasher::new();
-            (line, validator).hash(&mut hash);
-            hash.finish().max(1)
-        }
-        _ => 0,
-    }
-}
-
-/// The usual beginning of a status line.
-const LINE: &[u8] = b"HTTP/1.1 200";
-
-/// Bytes of a head, its empty line included.
-pub(super) fn head_len(bytes: &[u8]) -> Option<usize> {
-    // empty lines before a request are none of its
-    let mut from = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    while let Some(n) = bytes[from..].iter().position(|b| *b == b'\n') {
-        let at = from + n + 1;
-        match &bytes[at..] {
-            [b'\n', ..] => return Some(at + 1),
-            [b'\r', b'\n', ..] => return Some(at + 2),
-            _ => from = at,
-        }
-    }
-    None
-}
-
-/// Bytes of a request with a chunked body, if all of it is there.
-pub(super) fn chunked_request_len(bytes: &[u8]) -> Option<usize> {
-    let mut at = head_len(bytes)?;
-    loop {
-        let line = bytes.get(at..)?.iter().position(|b| *b == b'\n')?;
-        let text = std::str::from_utf8(&bytes[at..at + line]).ok()?.trim();
-        let size = usize::from_str_radix(text.split(';').next()?.trim(), 16).ok()?;
-        at += line + 1;
-        if size == 0 {
-            // trailers, ended by an empty line
-            loop {
-                let line = bytes.get(at..)?.iter().position(|b| *b == b'\n')?;
-                let empty = bytes[at..at + line].iter().all(|b| *b == b'\r');
-                at += line + 1;
-                if empty {
-                    return Some(at);
-                }
-            }
-        }
-        at = at.checked_add(size)?.checked_add(2)?;
     }
 }
 

@@ -438,3 +438,33 @@ fn a_head_is_what_the_parser_takes_for_one() {
         assert_eq!(len, if parsed.is_complete() { Some(parsed.unwrap()) } else { None }, "{bytes:?}");
     }
 }
+
+#[test]
+fn the_last_answer_is_the_end() {
+    for (head, last) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\nconnection: close\r\nContent-Length: 5\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close\r\n\r\n", true),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", true),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n", false),
+    ] {
+        let mut c = Conn::new();
+        c.read(&[GET, GET].concat());
+        c.journal.request(true, Some(0));
+        c.journal.answer(Answer { body_len: Some(5), validator: 0 });
+        c.write(head.as_bytes());
+        c.write(b"12");
+        let next = Continuity::new(Size { slots: 16, buffers: 4 }).unwrap();
+        let inherit = |c: &Conn, more: u64| {
+            let out = Some(c.bytes_out + more);
+            let kernel = Facts { bytes_in: Some(c.bytes_in), bytes_out: out, closed: false };
+            let what = next.inherit(&c.table, FD, FD, &kernel).unwrap();
+            (what, next.begin(FD).1.map(|r| r.bytes))
+        };
+        let want = if last { (Err(Reason::Closed), None) } else { (Ok(What::GoOn), Some(GET.to_vec())) };
+        // it is out and not noted, and noted
+        assert_eq!(inherit(&c, 3), want, "{head}");
+        c.write(b"345");
+        assert_eq!(inherit(&c, 0), want, "{head}");
+    }
+}

@@ -7,6 +7,7 @@
 //!
 //! Read in this order: [`table`] (the memory), [`journal`] (who writes), [`resume`] (who reads), [`retire`] (the orderly way).
 
+mod heads;
 pub mod journal;
 #[allow(unsafe_code)]
 mod map;

@@ -1,6 +1,6 @@
 //! From a dead server's record to what the next one does.
 
-use super::journal::{chunked_request_len, head_len};
+use super::heads::{chunked_request_len, head_len};
 use super::table::{Found, Table};
 use policy::handover::{self, Facts, Reason, Verdict};
 use std::os::fd::RawFd;
@@ -107,6 +107,8 @@ fn act(table: &Table, found: &Found, kernel: &Facts) -> Result<Resume, Reason> {
         Verdict::GoOn { unrecorded } => make(unrecorded, What::GoOn),
         Verdict::Replay { unrecorded, attempts } => make(unrecorded, What::Replay { attempts }),
         Verdict::BadGateway { suspect } => make(0, What::BadGateway { suspect }),
+        // what comes behind a request that was the last one is none
+        Verdict::Answered { .. } if found.last => Err(Reason::Closed),
         Verdict::Answered { unrecorded } => {
             let mut resume = make(unrecorded, What::GoOn)?;
             let length = match found.request_len {

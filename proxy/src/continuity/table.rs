@@ -46,6 +46,8 @@ pub(super) const PASSED_ON: u64 = 6;
 pub(super) const SAFE: u64 = 1 << 56;
 pub(super) const FORWARDED: u64 = 1 << 57;
 pub(super) const OVERFLOW: u64 = 1 << 58;
+/// The connection ends with this answer.
+pub(super) const LAST: u64 = 1 << 59;
 
 /// How many of what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Found {
     pub request_len: usize,
     /// Validator of the answer.
     pub validator: u64,
+    /// The connection ends with the answer.
+    pub last: bool,
     buffer: Option<usize>,
 }
 
@@ -254,6 +258,7 @@ impl Table {
             kept,
             request_len,
             validator,
+            last: word & LAST != 0,
             buffer: head.buffer,
         }))
     }

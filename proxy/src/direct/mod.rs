@@ -240,7 +240,8 @@ impl Errand {
         let told = self.account.map(|a| Box::new(a.plainly(status, self.route, outcome, took)));
         drop(self.busy);
         let body_len = body as u64;
-        io.begin_answer(len, true, ready.head_len, Answer { body_len: Some(body_len), validator });
+        let answer = Answer { body_len: Some(body_len), validator };
+        io.begin_answer(len, true, ready.head_len, answer, close);
         let sending =
             Sending { io, head: ready.head, sent: 0, body: ready.body, body_len, last: close, told };
         let (done, head) = sending.all(limits).await;

@@ -82,14 +82,14 @@ impl Io {
     }
 
     /// The first `len` bytes of the input are a request, which is answered next: with a head of `head` bytes, and a body.
-    /// `begun`: it was passed on.
-    pub fn begin_answer(&self, len: usize, begun: bool, head: usize, answer: Answer) {
+    /// `begun`: it was passed on. `last`: the connection ends with it.
+    pub fn begin_answer(&self, len: usize, begun: bool, head: usize, answer: Answer, last: bool) {
         match &self.0.journal {
             Some(j) => {
                 if !begun {
                     j.plain_request(len);
                 }
-                j.begin_answer(u32::try_from(head).unwrap_or(u32::MAX), answer);
+                j.begin_answer(u32::try_from(head).unwrap_or(u32::MAX), answer, last);
             }
             None => self.0.again.borrow_mut().advance(len),
         }
