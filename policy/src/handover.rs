@@ -41,6 +41,8 @@ pub struct Record {
     pub forwarded: bool,
     /// Not all bytes of the request were kept.
     pub overflow: bool,
+    /// It was in the midst of a read. Not noted where the kernel counts what was read.
+    pub reading: bool,
     /// Crashes in which this request was in progress before.
     pub attempts: u8,
     /// The server ended in order, and left what it hadn't finished: that was no crash.
@@ -132,6 +134,10 @@ pub fn decide(r: &Record, kernel: &Facts) -> Verdict {
     if r.stage == Stage::Untracked {
         return Verdict::Close(Reason::Untracked);
     }
+    if r.reading && kernel.bytes_in.is_none() {
+        // nobody knows whether anything was read
+        return Verdict::Close(Reason::Untracked);
+    }
     let unrecorded = match (r.bytes_in, kernel.bytes_in) {
         (Some(noted), Some(real)) => match real.checked_sub(noted) {
             Some(n) => n,
@@ -200,6 +206,7 @@ mod tests {
             safe: true,
             forwarded: false,
             overflow: false,
+            reading: false,
             attempts: 0,
             in_order: false,
             bytes_in: Some(100),
@@ -223,6 +230,17 @@ mod tests {
         // no bytes are kept: whatever was read belonged to requests that are over
         let r = Record { bytes_in: None, ..r };
         assert_eq!(decide(&r, &kernel(117, 1000)), Verdict::GoOn { unrecorded: 0 });
+    }
+
+    #[test]
+    fn what_was_read_last_is_the_kernels_to_say() {
+        let r = Record { reading: true, ..record(Stage::Idle) };
+        assert_eq!(decide(&r, &kernel(117, 1000)), Verdict::GoOn { unrecorded: 17 });
+        assert_eq!(decide(&r, &Facts::default()), Verdict::Close(Reason::Untracked));
+        assert_eq!(
+            decide(&Record { reading: false, ..r }, &Facts::default()),
+            Verdict::GoOn { unrecorded: 0 }
+        );
     }
 
     #[test]

@@ -186,6 +186,9 @@ impl Proxy {
             None => Io::new(stream),
             Some(c) => {
                 let (journal, resume) = c.begin(stream.as_fd().as_raw_fd());
+                if addr.is_none() {
+                    journal.set_uncounted();
+                }
                 let resume = resume.unwrap_or_default();
                 let io = Io::with(stream, Some(journal), resume.bytes.into());
                 if let What::BadGateway { .. } = resume.what {

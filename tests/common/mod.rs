@@ -333,6 +333,12 @@ impl Suite {
 
 impl Drop for Suite {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let files = std::fs::read_dir(self.path("state/snapshots")).into_iter().flatten().flatten();
+            for text in files.filter_map(|f| std::fs::read_to_string(f.path()).ok()) {
+                eprintln!("{text}");
+            }
+        }
         // whatever a failed test left: by the ids we know, supervisors first
         let mut seen = VecDeque::from(["cop", "manager", "server", "manager", "server"]);
         while let Some(p) = seen.pop_front() {

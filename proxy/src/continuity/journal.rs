@@ -12,8 +12,8 @@
 use super::heads::{chunked_request_len, head_len, is_last, with_line};
 use super::resume::{Rest, Resume, What};
 use super::table::{
-    BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, LAST, OVERFLOW, PASSED_ON, RESPONDING, SAFE,
-    Table, UNTRACKED,
+    BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, LAST, OVERFLOW, PASSED_ON, READING, RESPONDING,
+    SAFE, Table, UNTRACKED,
 };
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -93,6 +93,8 @@ pub struct Journal {
     answer: Cell<Option<Answer>>,
     answer_end: Cell<Option<u64>>,
     body_ended: Cell<bool>,
+    /// The kernel doesn't count what is read.
+    uncounted: Cell<bool>,
     /// While it is untracked: where the next request begins in the stream, if that is known.
     found_at: Cell<Option<u64>>,
     /// The answer that is made again is the rest of this one.
@@ -148,6 +150,7 @@ impl Journal {
             answer: Cell::new(None),
             answer_end: Cell::new(None),
             body_ended: Cell::new(false),
+            uncounted: Cell::new(false),
             found_at: Cell::new(None),
             rest: RefCell::default(),
             waiting: RefCell::new(None),
@@ -287,7 +290,8 @@ impl Journal {
         self.overflow();
         // up to where the next request begins, if that is known
         let left = self.found_at.get().map(|at| at.saturating_sub(self.bytes_in.get()));
-        let room = left.map_or(to.len(), |n| to.len().min(usize::try_from(n).unwrap_or(usize::MAX)));
+        let left = left.filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
+        let room = left.map_or(to.len(), |n| n.min(to.len()));
         let polled = read(&mut to[..room]);
         match polled {
             Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
@@ -316,20 +320,38 @@ impl Journal {
         let room = self.begin_read();
         let b = self.buffer.get().filter(|_| room > 0)?;
         let at = self.kept.get();
-        Some(match self.table.fill(b, at, limit, read) {
+        self.note_reading(true);
+        let polled = self.table.fill(b, at, limit, read);
+        Some(match polled {
             Poll::Ready(Ok(n)) if n > 0 => {
                 self.kept.set(at + n);
                 self.bytes_in.set(self.bytes_in.get() + n as u64);
                 if let Some(w) = self.table.buffer_words(b) {
                     w[1].store(self.kept.get() as u64, Release);
                 }
+                self.note_reading(false);
                 Poll::Ready(Ok(n))
             }
             other => {
+                self.note_reading(false);
                 self.nothing_read();
                 other
             }
         })
+    }
+
+    /// The kernel doesn't count what is read from the socket (a Unix one): it is noted when something may have been.
+    pub fn set_uncounted(&self) {
+        self.uncounted.set(true);
+    }
+
+    fn note_reading(&self, is: bool) {
+        if let (true, Some(slot)) = (self.uncounted.get(), self.table.slot(self.fd)) {
+            match is {
+                true => slot[0].fetch_or(READING, Release),
+                false => slot[0].fetch_and(!READING, Release),
+            };
+        }
     }
 
     /// What has been read and kept, from the first request on that isn't answered.

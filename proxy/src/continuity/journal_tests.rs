@@ -468,3 +468,23 @@ fn the_last_answer_is_the_end() {
         assert_eq!(inherit(&c, 0), want, "{head}");
     }
 }
+
+#[test]
+fn a_unix_socket_that_was_being_read_from_is_nobodys() {
+    let c = Conn::new();
+    c.journal.set_uncounted();
+    let look =
+        || crate::continuity::resume::resume(&c.table, FD, &Facts::default()).unwrap().map(|r| r.bytes);
+    let mut to = [MaybeUninit::uninit(); 64];
+    let mut read = |bytes: &[u8]| {
+        let _ = c.journal.read(&mut to, |room| {
+            room.iter_mut().zip(bytes).for_each(|(to, byte)| _ = to.write(*byte));
+            assert_eq!(look(), Err(Reason::Untracked));
+            if bytes.is_empty() { Poll::Pending } else { Poll::Ready(Ok(bytes.len())) }
+        });
+        look()
+    };
+    assert_eq!(read(b"GET"), Ok(b"GET".to_vec()));
+    assert_eq!(read(b""), Ok(b"GET".to_vec()));
+    assert_eq!(read(b" /"), Ok(b"GET /".to_vec()));
+}

@@ -4,7 +4,7 @@
 //! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order, 1 when the next server has
 //!                     begun to serve what this one has left, when it was made (nanoseconds of the monotonic clock)
 //! slots  (64 bytes each, one a cache line, by fd number)
-//!   word 0   stage 4 | flags 4 | attempts 4 | buffer + 1 (20) | start of the request in the buffer 32
+//!   word 0   stage 4 | flags 5 | attempts 3 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
 //!   word 2   bytes of the answer's head 32 | bytes of the request 32
 //!   word 3   bytes of the answer's body, all ones if unknown
@@ -46,6 +46,8 @@ pub(super) const PASSED_ON: u64 = 6;
 pub(super) const SAFE: u64 = 1 << 56;
 pub(super) const FORWARDED: u64 = 1 << 57;
 pub(super) const OVERFLOW: u64 = 1 << 58;
+/// In the midst of a read, where the kernel doesn't count what was read.
+pub(super) const READING: u64 = 1 << 55;
 /// The connection ends with this answer.
 pub(super) const LAST: u64 = 1 << 59;
 
@@ -97,13 +99,13 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn pack(&self, flags: u64) -> u64 {
         let buffer = self.buffer.map_or(0, |b| b as u64 + 1);
-        self.stage << 60 | flags | (self.attempts & 0xf) << 52 | (buffer & 0xf_ffff) << 32 | self.start as u64
+        self.stage << 60 | flags | (self.attempts & 7) << 52 | (buffer & 0xf_ffff) << 32 | self.start as u64
     }
 
     pub(super) fn unpack(word: u64) -> Head {
         Head {
             stage: word >> 60,
-            attempts: word >> 52 & 0xf,
+            attempts: word >> 52 & 7,
             buffer: (word >> 32 & 0xf_ffff).checked_sub(1).map(|b| b as usize),
             start: (word & 0xffff_ffff) as usize,
         }
@@ -245,6 +247,7 @@ impl Table {
                 safe: word & SAFE != 0,
                 forwarded: word & FORWARDED != 0,
                 overflow: word & OVERFLOW != 0,
+                reading: word & READING != 0,
                 attempts: head.attempts as u8,
                 in_order: self.header()[4].load(Ordering::Acquire) == 1,
                 bytes_in: head.buffer.and_then(|_| before.checked_add(kept as u64)),
