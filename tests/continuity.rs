@@ -262,6 +262,14 @@ fn a_poisonous_request_is_found_out_and_the_others_are_served() {
     assert!(line.contains("/.traffic/heartbeat?abort"), "{line}");
     assert_eq!(other.get("/").unwrap().code, 200);
     assert_eq!(s.get("/").code, 200);
+    // to a HEAD nothing but a head is answered
+    let mut poison = TcpStream::connect(s.addr()).unwrap();
+    poison.set_read_timeout(Some(LONG)).unwrap();
+    let fields = format!("Host: t\r\ntraffic-heartbeat: {token}\r\n\r\n");
+    write!(poison, "HEAD /.traffic/heartbeat?abort HTTP/1.1\r\n{fields}").unwrap();
+    let mut answer = String::new();
+    poison.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     s.stop();
 }
 

@@ -23,6 +23,7 @@ use crate::rt::{Io, WeakIo};
 use crate::serve::{self, Limits};
 use crate::stats::{Counters, OriginStats, Outcome, Stats};
 use crate::upstream::{Failed, Upstream};
+use bytes::Bytes;
 use engine::net::{Peer, Stream};
 use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -190,9 +191,10 @@ impl Proxy {
                     journal.set_uncounted();
                 }
                 let resume = resume.unwrap_or_default();
-                let io = Io::with(stream, Some(journal), resume.bytes.into());
+                let input = Bytes::from(resume.bytes);
+                let io = Io::with(stream, Some(journal), input.clone());
                 if let What::BadGateway { .. } = resume.what {
-                    return Box::pin(serve::bad_gateway(io)).await;
+                    return Box::pin(serve::bad_gateway(io, &input)).await;
                 }
                 io
             }

@@ -119,12 +119,13 @@ pub(crate) async fn begun(retirement: Option<&Retirement>) {
     }
 }
 
-/// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly.
-pub async fn bad_gateway(io: Io) {
+/// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly. `request`: what there is of it.
+pub async fn bad_gateway(io: Io, request: &[u8]) {
     let text = "502 Bad Gateway: the server that had forwarded this request died; it is not repeated\n";
+    let body = if request.trim_ascii_start().starts_with(b"HEAD ") { "" } else { text };
     let answer = format!(
         "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Cache-Control: no-store\r\nConnection: close\r\n\r\n{text}",
+         Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}",
         text.len()
     );
     last_words(io, answer.as_bytes()).await;
