@@ -618,7 +618,8 @@ impl Drop for Journal {
         let (old, used) = (self.buffer.take(), self.kept.take());
         self.start.set(0);
         self.attempts.set(0);
-        self.store(CLOSING, 0);
+        // what another server has isn't closed
+        self.store(if self.stage.get() == PASSED_ON { PASSED_ON } else { CLOSING }, 0);
         if let Some(b) = old {
             self.give_back(b, used);
         }

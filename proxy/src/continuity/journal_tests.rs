@@ -414,6 +414,14 @@ fn of_what_was_not_noted_the_kernel_knows_how_much_it_was() {
     assert_eq!(inherit(&fresh).0, None);
     drop(closed);
     assert_eq!(inherit(&used).0, None);
+    // what another server has is left to that one, until it is closed here
+    let (journal, _) = dead.begin(FD);
+    let closed = journal.closed();
+    journal.pass_on(true);
+    drop(journal);
+    assert_eq!(inherit(&used), (Some(Err(Reason::PassedOn)), None));
+    drop(closed);
+    assert_eq!(inherit(&fresh).0, None);
     // and one that has it already keeps it
     let (first, _) = dead.begin(FD);
     let closed = first.closed();

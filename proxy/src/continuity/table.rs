@@ -300,8 +300,9 @@ impl Table {
 
     /// The socket has been closed; unless another one has its number already.
     pub(super) fn free(&self, fd: RawFd) {
-        if let Some(slot) = self.slot(fd) {
-            let _ = slot[0].compare_exchange(CLOSING << 60, FREE, Ordering::AcqRel, Ordering::Relaxed);
+        let Some(slot) = self.slot(fd) else { return };
+        for stage in [CLOSING, PASSED_ON] {
+            let _ = slot[0].compare_exchange(stage << 60, FREE, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
