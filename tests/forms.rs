@@ -243,6 +243,13 @@ fn an_answer_without_a_length_that_breaks_off_does_not_end_like_a_whole_one() {
         }
     });
     let mut s = origin.suite("");
+    // where there are chunks, the missing last one says it, and nothing that was on its way is taken back
+    let mut chunks = TcpStream::connect(s.addr()).unwrap();
+    chunks.set_read_timeout(Some(LONG)).unwrap();
+    write!(chunks, "GET /broken HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    chunks.read_to_end(&mut all).unwrap();
+    assert!(all.ends_with(b"\r\n\r\n5\r\nhello\r\n"), "{}", String::from_utf8_lossy(&all));
     for (path, kill) in [("/broken", false), ("/long", true)] {
         let mut stream = TcpStream::connect(s.addr()).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();

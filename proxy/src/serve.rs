@@ -12,7 +12,7 @@ use crate::rt::{Io, Timer};
 use crate::tunnel::{self, Far};
 use bytes::Bytes;
 use engine::net::Stream;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -237,10 +237,12 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Body>>,
 {
+    // chunks say where an answer ends
+    let has_no_chunks = request.version() < Version::HTTP_11;
     let Some(journal) = io.journal() else {
         let response = handle(request).await;
         drop(io.take_sent());
-        let is_open = response.body().size_hint().exact().is_none();
+        let is_open = has_no_chunks && response.body().size_hint().exact().is_none();
         return response.map(|body| Tracked { body, io: io.clone(), is_open });
     };
     // hyper may parse the next request while the last answer waits for the client to take it
@@ -264,7 +266,7 @@ where
             journal.answer(Answer { body_len, validator: validator(response.status(), response.headers()) })
         }
     }
-    response.map(|body| Tracked { body, io: io.clone(), is_open: body_len.is_none() })
+    response.map(|body| Tracked { body, io: io.clone(), is_open: has_no_chunks && body_len.is_none() })
 }
 
 /// A small answer is begun when all of it is there: then it goes out in one piece, and a server that dies leaves it either

@@ -171,8 +171,9 @@ impl Estates {
     /// The server `gone` has died, and never said that it had taken over what it was offered: then it has left nothing that was used,
     /// unless it serves what it was offered all the same.
     pub fn unsettled(&mut self, gone: i32, cop: &Notifier) {
-        match self.0.iter().any(|e| e.offered == gone && e.table().is_some_and(|t| t.is_taken())) {
-            true => self.settled(gone, cop),
+        let serves = |e: &Estate| e.offered == gone && e.table().and_then(|t| t.taken_by()) == Some(gone);
+        match self.0.iter().any(serves) {
+            true => self.end_where(cop, serves),
             false => self.end_where(cop, |e| e.server == gone),
         }
     }

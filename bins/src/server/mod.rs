@@ -140,6 +140,9 @@ fn serve(common: &Common, mut signals: Signals, notify: &Notifier) -> anyhow::Re
     };
     // found while we waited, or by one that started when we did
     origins.recall();
+    if let Some((continuity, _)) = &legacy {
+        continuity.table().begin();
+    }
     let left = start.collect(FDS_TO_SERVE + FDS_A_LISTENER * listeners.len());
     let mut lock = Lockfile::new(runtime.lock("server"));
     take_lock(&mut lock, config.cop.start_grace)?;

@@ -5,7 +5,6 @@ use crate::orders::{CHANNEL, Order};
 use crate::suite::take_one;
 use anyhow::Context;
 use policy::handover::{Facts, Reason};
-use proxy::continuity::table::Found;
 use proxy::continuity::{Continuity, Table, What};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::{BTreeMap, HashSet};
@@ -102,7 +101,7 @@ pub fn estates(fds: Vec<OwnedFd>) -> Vec<Estate> {
     let mut all: Vec<Estate> = pairs.filter_map(open).collect();
     // Of two that have the same connection the older one knows: the other died before it served what it had taken over. If there
     // is no room for all, a dead manager's, whose clients haven't been served yet, come last
-    all.sort_by_key(|e| (e.table.is_of_a_queue(), e.table.made_at()));
+    all.sort_by_key(|e| (e.table.is_of_a_queue(), e.table.began_at()));
     all
 }
 
@@ -149,6 +148,12 @@ pub struct Left {
 }
 
 impl Left {
+    /// The numbers of those connections that the dead server has noted something of.
+    fn noted(&self) -> impl Iterator<Item = u64> + '_ {
+        let noted = self.connections.iter().filter(|(old, _)| self.table.has_noted(*old));
+        noted.filter_map(|(_, fd)| number(fd))
+    }
+
     /// Without the connections that are there already.
     pub fn forget(&mut self, have: &HashSet<u64>) {
         self.connections.retain(|(_, fd)| number(fd).is_none_or(|n| !have.contains(&n)));
@@ -187,7 +192,7 @@ impl Start {
 pub fn collect(estates: &[Estate], reserve: usize) -> Vec<Left> {
     let (mut all, most) = (Vec::new(), fds::limit().saturating_sub(reserve));
     for estate in estates {
-        if estate.table.is_taken() {
+        if estate.table.taken_by().is_some() {
             log::info!("event=taken-before: somebody has served what a dead server has left");
             continue;
         }
@@ -230,7 +235,8 @@ impl Taken {
     /// To be called when what we leave is known: from here on nobody takes the connections from the dead servers again, who don't
     /// know what becomes of them here.
     pub fn serve(self) -> Vec<OwnedFd> {
-        self.tables.iter().for_each(|table| table.set_taken());
+        let us = std::process::id() as i32;
+        self.tables.iter().for_each(|table| table.set_taken_by(us));
         self.connections
     }
 }
@@ -244,6 +250,10 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken
     let tables = left.iter().map(|l| l.table.clone()).collect();
     // one that died before it served what it had taken over has the same connections as who it had them from
     let mut seen = HashSet::new();
+    let noted: HashSet<u64> = match &left[..] {
+        [] | [_] => HashSet::new(),
+        _ => left.iter().flat_map(Left::noted).collect(),
+    };
     for Left { table, connections, missed } in left {
         if missed > 0 {
             // their keeper closes them
@@ -254,7 +264,9 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken
         }
         for (old, fd) in connections {
             let number = number(&fd);
-            if number.is_some_and(|n| seen.contains(&n)) {
+            // who hasn't noted it knows nothing of it, if somebody else has
+            let knows_nothing = |n| noted.contains(&n) && !table.has_noted(old);
+            if number.is_some_and(|n| seen.contains(&n) || knows_nothing(n)) {
                 continue;
             }
             let decided = decide(&table, old, &fd, ours);
@@ -273,8 +285,7 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken
                     }
                     // the keeper has it open still: the client is told now. If nothing but its end says how long an answer is, the
                     // end must not look like one
-                    let is_open = |noted: Found| noted.record.body_len.is_none();
-                    let cut = why == ANSWER_CUT && table.read(old).and_then(Result::ok).is_some_and(is_open);
+                    let cut = why == ANSWER_CUT && table.is_ended_by_its_end(old);
                     if !cut || rustix::net::connect_unspec(&fd).is_err() {
                         let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
                     }
@@ -412,22 +423,31 @@ mod tests {
             take_over(vec![left(&first, fd.as_raw_fd(), &fd), left(&second, 900, &fd)], &ours, &nobody);
         assert_eq!(taken.connections.len(), 1);
         drop(noted);
+        // one that has noted nothing of it knows less than one that has
+        let ours = table();
+        let (_client, fd, _journal) = connection(&second);
+        let taken =
+            take_over(vec![left(&first, 800, &fd), left(&second, fd.as_raw_fd(), &fd)], &ours, &nobody);
+        let (_, resume) = ours.begin(taken.connections[0].as_raw_fd());
+        assert_eq!((taken.connections.len(), resume.unwrap().bytes), (1, b"GET".to_vec()));
         // nobody takes any of it again
-        assert!(!first.table().is_taken());
+        assert!(first.table().taken_by().is_none());
         taken.serve();
-        assert!(first.table().is_taken() && second.table().is_taken());
+        assert!([&first, &second].iter().all(|of| of.table().taken_by().is_some()));
     }
 
     #[test]
     fn estates_come_by_age_and_those_that_are_served_already_not_at_all() {
         let tables = [table(), table(), table()];
+        // not in the order in which they were made
+        tables[1..].iter().chain(&tables[..1]).for_each(|t| t.table().begin());
         let (keeper, _) = fd_pass::pair().unwrap();
-        let offered = [2, 0, 1].map(|n: usize| [keeper.as_fd(), tables[n].table().as_fd()]);
+        let offered = [0, 2, 1].map(|n: usize| [keeper.as_fd(), tables[n].table().as_fd()]);
         let fds = offered.iter().flatten().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
         let estates = estates(fds);
-        let ages: Vec<u64> = estates.iter().map(|e| e.table.made_at()).collect();
-        assert_eq!(ages, tables.each_ref().map(|t| t.table().made_at()));
-        tables.iter().for_each(|t| t.table().set_taken());
+        let ages: Vec<u64> = estates.iter().map(|e| e.table.began_at()).collect();
+        assert_eq!(ages, [1, 2, 0].map(|n: usize| tables[n].table().began_at()));
+        tables.iter().for_each(|t| t.table().set_taken_by(9));
         // nobody is at the other end of the way to a keeper, and isn't asked
         assert!(collect(&estates, 0).is_empty());
     }

@@ -56,7 +56,9 @@ impl ForwardMark {
     /// To be called before the first byte goes: doubt must fall on the side of not repeating.
     pub fn set(&self) {
         if let Some(slot) = self.table.slot(self.fd) {
-            slot[0].fetch_or(FORWARDED, Release);
+            // the connection may be over, and its number another's
+            let is_ours = |word| Head::unpack(word).stage == IN_PROGRESS;
+            let _ = slot[0].fetch_update(Release, Relaxed, |word| is_ours(word).then_some(word | FORWARDED));
         }
     }
 }
@@ -458,6 +460,9 @@ impl Journal {
                 Some(head) => {
                     let end = rest.out_base + u64::from(rest.head_len) + rest.body_len;
                     self.answer_end.set(Some(end));
+                    if is_last(&first[..head as usize]) {
+                        self.publish(self.flags() | LAST);
+                    }
                     Write::Without { swallow: u64::from(head) + rest.body_sent }
                 }
                 None => Write::Different,

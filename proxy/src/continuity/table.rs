@@ -1,8 +1,8 @@
 //! The connection table: a sealed memfd with a record for each fd number, and buffers for the bytes of requests.
 //!
 //! ```text
-//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order, 1 when the next server has
-//!                     begun to serve what this one has left, when it was made (nanoseconds of the monotonic clock)
+//! header (64 bytes)   magic, slots, buffers, fd of the server's lock, 1 when it has ended in order, the server that serves what
+//!                     this one has left, when it began to serve (nanoseconds of the monotonic clock)
 //! slots  (64 bytes each, one a cache line, by fd number)
 //!   word 0   stage 4 | flags 5 | attempts 3 | buffer + 1 (20) | start of the request in the buffer 32
 //!   word 1   bytes written before this answer
@@ -131,8 +131,6 @@ impl Table {
         header[1].store(size.slots as u64, Ordering::Relaxed);
         header[2].store(size.buffers as u64, Ordering::Relaxed);
         header[3].store(u64::MAX, Ordering::Relaxed);
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        header[6].store(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, Ordering::Relaxed);
         header[0].store(MAGIC, Ordering::Release);
         Ok(table)
     }
@@ -185,19 +183,39 @@ impl Table {
         self.header()[4].store(1, Ordering::Release);
     }
 
-    /// Notes that the next server serves what this one has left: what is noted here isn't true any more.
-    pub fn set_taken(&self) {
-        self.header()[5].store(1, Ordering::Release);
+    /// Notes that this server serves what the one of this table has left: what is noted here isn't true any more.
+    pub fn set_taken_by(&self, server: i32) {
+        self.header()[5].store(u64::from(server.unsigned_abs()), Ordering::Release);
     }
 
-    /// Is it served by another one?
-    pub fn is_taken(&self) -> bool {
-        self.header()[5].load(Ordering::Acquire) == 1
+    /// The server that serves what the one of this table has left.
+    pub fn taken_by(&self) -> Option<i32> {
+        i32::try_from(self.header()[5].load(Ordering::Acquire)).ok().filter(|pid| *pid != 0)
     }
 
-    /// When it was made: a server's is older than that of who comes after it. 0 if it was made by a program that didn't note it.
-    pub fn made_at(&self) -> u64 {
+    /// Notes that its server begins to serve now.
+    pub fn begin(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+        self.header()[6].store(now, Ordering::Release);
+    }
+
+    /// When its server began to serve: one began before the one that came after it. 0 if that was never noted.
+    pub fn began_at(&self) -> u64 {
         self.header()[6].load(Ordering::Acquire)
+    }
+
+    /// Is anything noted of this fd?
+    pub fn has_noted(&self, fd: RawFd) -> bool {
+        self.stage(fd) != FREE
+    }
+
+    /// Does nothing but the end of the connection say where the answer in progress ends? To HTTP/1.0 there are no chunks.
+    pub fn is_ended_by_its_end(&self, fd: RawFd) -> bool {
+        let Some(Ok(found)) = self.read(fd) else { return false };
+        let request = self.bytes(&found, 0).unwrap_or_default();
+        let line = request.trim_ascii_start().split(|b| *b == b'\n').next().unwrap_or_default();
+        found.record.body_len.is_none() && line.trim_ascii_end().ends_with(b"HTTP/1.0")
     }
 
     /// The fd of the server's lock.
@@ -301,9 +319,9 @@ impl Table {
     /// The socket has been closed; unless another one has its number already.
     pub(super) fn free(&self, fd: RawFd) {
         let Some(slot) = self.slot(fd) else { return };
-        for stage in [CLOSING, PASSED_ON] {
-            let _ = slot[0].compare_exchange(stage << 60, FREE, Ordering::AcqRel, Ordering::Relaxed);
-        }
+        let is_over = |word| [CLOSING, PASSED_ON].contains(&Head::unpack(word).stage);
+        let _ =
+            slot[0].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| is_over(word).then_some(FREE));
     }
 
     fn stage(&self, fd: RawFd) -> u64 {
