@@ -46,6 +46,11 @@ impl Estate {
         Table::open(self.fds.get(1)?.try_clone().ok()?).ok()
     }
 
+    /// Does this server serve what it was offered of it?
+    fn is_served_by(&self, server: i32) -> bool {
+        self.offered == server && self.table().and_then(|t| t.taken_by()) == Some(server)
+    }
+
     /// Is it a dead manager's?
     fn is_a_queue(&self) -> bool {
         self.table().is_some_and(|t| t.is_of_a_queue())
@@ -171,9 +176,8 @@ impl Estates {
     /// The server `gone` has died, and never said that it had taken over what it was offered: then it has left nothing that was used,
     /// unless it serves what it was offered all the same.
     pub fn unsettled(&mut self, gone: i32, cop: &Notifier) {
-        let serves = |e: &Estate| e.offered == gone && e.table().and_then(|t| t.taken_by()) == Some(gone);
-        match self.0.iter().any(serves) {
-            true => self.end_where(cop, serves),
+        match self.0.iter().any(|e| e.is_served_by(gone)) {
+            true => self.end_where(cop, |e| e.is_served_by(gone)),
             false => self.end_where(cop, |e| e.server == gone),
         }
     }
@@ -273,6 +277,22 @@ mod tests {
                 offered.iter().map(|fd| is_socket(&fd.try_clone_to_owned().unwrap())).collect();
             assert_eq!(kinds, [true, false], "together {together}, reversed {reversed}");
         }
+    }
+
+    #[test]
+    fn a_server_serves_what_it_says_it_has_taken_and_was_offered() {
+        let (nobody, me) = (Notifier::from_env().unwrap(), std::process::id() as i32);
+        let table = Table::create(proxy::continuity::Size { slots: 16, buffers: 1 }).unwrap();
+        let (way, _) = supervisor::fd_pass::pair().unwrap();
+        let mut list = Estates::default();
+        let fds = vec![way, table.as_fd().try_clone_to_owned().unwrap()];
+        list.add_if(&suite::estate_name(1, me), fds, &nobody, |_, _| true);
+        assert_eq!(list.offer(99, &[], false).len(), 2);
+        assert!(!list.0[0].is_served_by(99), "it hasn't begun");
+        table.set_taken_by(98);
+        assert!(!list.0[0].is_served_by(99) && !list.0[0].is_served_by(98));
+        table.set_taken_by(99);
+        assert!(list.0[0].is_served_by(99));
     }
 
     #[test]
