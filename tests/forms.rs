@@ -83,6 +83,21 @@ fn follow(s: &mut Suite, kill: bool) {
     s.wait(mark, &["event=standby-ready"]);
 }
 
+/// A client sends this POST by `ask`, and the server is followed by another one: killed, and replaced in order. The POST is sent once,
+/// and the connection goes on.
+fn is_sent_once(origin: &Origin, post: &str, ask: impl Fn(&mut Client)) {
+    let mut s = origin.suite("");
+    for kill in [true, false] {
+        let mut c = s.client();
+        let before = origin.seen(post);
+        ask(&mut c);
+        follow(&mut s, kill);
+        assert_eq!(c.get("/next").unwrap().text(), "/next", "kill {kill}");
+        assert_eq!(origin.seen(post), before + 1, "kill {kill}");
+    }
+    s.stop();
+}
+
 #[test]
 fn an_answer_with_trailers_keeps_its_connection() {
     let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n";
@@ -119,21 +134,14 @@ fn an_answer_together_with_leave_to_send_the_body_is_an_answer() {
         true => path(head).map(|answer| if answer.is_empty() { answer } else { [LEAVE, &answer].concat() }),
         false => path(head),
     });
-    let mut s = origin.suite("");
-    for kill in [true, false] {
-        let mut c = s.client();
-        let before = origin.seen("POST /pay");
+    is_sent_once(&origin, "POST /pay", |c| {
         c.send("POST /pay HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n").unwrap();
         assert_eq!(c.read_head().unwrap().code, 100);
         assert_eq!(c.read().unwrap().text(), "/pay");
         c.send("abc").unwrap();
         // read by the same thread as the body before it
         assert_eq!(c.get("/between").unwrap().text(), "/between");
-        follow(&mut s, kill);
-        assert_eq!(c.get("/next").unwrap().text(), "/next");
-        assert_eq!(origin.seen("POST /pay"), before + 1, "kill {kill}");
-    }
-    s.stop();
+    });
 }
 
 #[test]
@@ -166,34 +174,20 @@ fn leave_to_send_a_body_is_not_given_in_the_middle_of_an_answer() {
 
 #[test]
 fn empty_lines_before_a_request_are_none_of_it() {
-    let origin = Origin::start(path);
-    let mut s = origin.suite("");
-    for kill in [true, false] {
-        let mut c = s.client();
-        let before = origin.seen("POST /pay");
+    is_sent_once(&Origin::start(path), "POST /pay", |c| {
         c.send("\r\n\r\nPOST /pay HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n").unwrap();
         assert_eq!(c.read().unwrap().text(), "/pay");
-        follow(&mut s, kill);
-        assert_eq!(c.get("/next").unwrap().text(), "/next", "kill {kill}");
-        assert_eq!(origin.seen("POST /pay"), before + 1, "kill {kill}");
-    }
-    s.stop();
+    });
 }
 
 #[test]
 fn a_connection_whose_request_was_answered_before_it_had_all_come_goes_on() {
-    let origin = Origin::start(path);
-    let mut s = origin.suite("");
-    for kill in [true, false] {
-        let mut c = s.client();
+    is_sent_once(&Origin::start(path), "POST /early", |c| {
         c.send("POST /early HTTP/1.1\r\nHost: t\r\nContent-Length: 6\r\n\r\nabc").unwrap();
         assert_eq!(c.read().unwrap().text(), "/early");
         c.send("def").unwrap();
         assert_eq!(c.get("/between").unwrap().text(), "/between");
-        follow(&mut s, kill);
-        assert_eq!(c.get("/after").unwrap().text(), "/after", "kill {kill}");
-    }
-    s.stop();
+    });
 }
 
 /// A byte that is sent as urgent counts as read before anybody has read it, were it not in line.

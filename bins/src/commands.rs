@@ -203,24 +203,10 @@ pub fn check_config(common: &Common) -> anyhow::Result<Exit> {
 /// The commands of the configuration whose programs can't be run from here, one text each.
 fn missing_programs(config: &Config) -> Vec<String> {
     let of_jobs = config.jobs.iter().flat_map(|j| {
-        let probes = [
-            (
-                "ready",
-                match &j.ready {
-                    Ready::Exec(c) => c.first(),
-                    _ => None,
-                },
-            ),
-            (
-                "alive",
-                match &j.alive {
-                    Alive::Exec(c) => c.first(),
-                    _ => None,
-                },
-            ),
-        ];
-        let all = [("command", j.command.first())].into_iter().chain(probes);
-        all.map(move |(key, program)| (format!("job {:?}: job.{key}", j.name), program, j.cwd.as_deref()))
+        let ready = if let Ready::Exec(c) = &j.ready { c.first() } else { None };
+        let alive = if let Alive::Exec(c) = &j.alive { c.first() } else { None };
+        let all = [("command", j.command.first()), ("ready", ready), ("alive", alive)];
+        all.map(|(key, program)| (format!("job {:?}: job.{key}", j.name), program, j.cwd.as_deref()))
     });
     let of_suite = [
         ("server.command", config.server.command.first()),

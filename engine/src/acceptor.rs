@@ -275,15 +275,16 @@ impl Lane {
     }
 }
 
-/// Switches Nagle's algorithm off. A Unix socket has none, and whoever can't have that is only slower.
-fn no_delay(fd: &OwnedFd) {
-    let _ = sockopt::set_tcp_nodelay(fd, true);
-}
-
-/// What a peer sends as urgent stays in its place in the stream. Apart from it, the kernel counts a byte as read that nobody has read.
-/// Whoever can't have that (a Unix socket) has no such bytes.
-fn in_line(fd: &OwnedFd) {
+/// Options of a listener, which its connections have from it, or of a connection. Who can't have one (a Unix socket) needs none, or is
+/// only slower.
+///
+/// What a peer sends as urgent stays in its place in the stream: apart, the kernel counts a byte as read that nobody has read.
+/// `nodelay`: Nagle's algorithm is switched off.
+fn set_options(fd: &OwnedFd, nodelay: bool) {
     let _ = sockopt::set_socket_oobinline(fd, true);
+    if nodelay {
+        let _ = sockopt::set_tcp_nodelay(fd, true);
+    }
 }
 
 /// Empties a connection queue, on the thread it belongs to.
@@ -360,10 +361,7 @@ impl Acceptor {
         };
         let lanes: Vec<_> = handle.threads(group).into_iter().map(lane).collect();
         let bound = config.listeners.iter().map(Bound::of).collect::<io::Result<_>>()?;
-        config.listeners.iter().for_each(in_line);
-        if config.nodelay {
-            config.listeners.iter().for_each(no_delay);
-        }
+        config.listeners.iter().for_each(|l| set_options(l, config.nodelay));
         let (requests_per_event, nodelay) = (config.requests_per_event, config.nodelay);
         let threads = Vec::new();
         let mut acceptor =
@@ -414,10 +412,7 @@ impl Acceptor {
     pub fn adopt(&self, fd: OwnedFd) {
         let peer = Peer::from_any(rustix::net::getpeername(&fd).ok().flatten());
         // somebody else's listener may not have had it when it was accepted
-        in_line(&fd);
-        if self.nodelay {
-            no_delay(&fd);
-        }
+        set_options(&fd, self.nodelay);
         self.control.live.fetch_add(1, Ordering::SeqCst);
         let fewest = self.lanes.iter().min_by_key(|l| l.live.load(Ordering::Relaxed));
         let lane = fewest.expect("a group has threads");

@@ -208,8 +208,17 @@ pub struct FromOrigin {
     body: Incoming,
     lease: Option<Lease>,
     patience: Patience,
-    /// Its last frame has come: that may be trailers, after which nobody asks.
+    /// Its last frame has come.
     is_over: bool,
+}
+
+/// Is that all of a body? After trailers nothing comes, and nobody asks.
+pub(crate) fn is_last<E>(frame: &Option<Result<Frame<Bytes>, E>>) -> bool {
+    match frame {
+        None => true,
+        Some(Ok(frame)) => frame.is_trailers(),
+        Some(Err(_)) => false,
+    }
 }
 
 impl FromOrigin {
@@ -221,11 +230,7 @@ impl FromOrigin {
         }
         let frame = ready!(poll);
         let failed = matches!(frame, Some(Err(_)));
-        self.is_over = match &frame {
-            None => true,
-            Some(Ok(frame)) => frame.is_trailers() || self.body.is_end_stream(),
-            Some(Err(_)) => self.body.is_end_stream(),
-        };
+        self.is_over = is_last(&frame) || self.body.is_end_stream();
         if self.is_over
             && let Some(lease) = self.lease.take()
             && !failed

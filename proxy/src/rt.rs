@@ -6,7 +6,8 @@
 mod input;
 
 pub use self::input::Input;
-use crate::continuity::journal::{Closed, Journal, Write};
+use crate::continuity::Closed;
+use crate::continuity::journal::{Journal, Write};
 use crate::continuity::retire::Retired;
 use crate::direct::Sent;
 use crate::tunnel::Far;
@@ -262,6 +263,16 @@ impl Io {
         Some(polled)
     }
 
+    /// Before a write of `all` bytes that begins with `first`; `None`: it is to be written as it is.
+    fn before_write(
+        &self,
+        cx: &mut Context<'_>,
+        first: &[u8],
+        all: usize,
+    ) -> Option<Poll<io::Result<usize>>> {
+        self.put_interim(cx, first).or_else(|| self.leave_out(first, all))
+    }
+
     /// Leaves out what the client has; `None`: to be written.
     fn leave_out(&self, first: &[u8], all: usize) -> Option<Poll<io::Result<usize>>> {
         if let Some(j) = &self.0.journal {
@@ -338,10 +349,7 @@ impl hyper::rt::Write for Io {
         }
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
-        if let Some(done) = self.put_interim(cx, buf) {
-            return done;
-        }
-        if let Some(done) = self.leave_out(buf, buf.len()) {
+        if let Some(done) = self.before_write(cx, buf, buf.len()) {
             return done;
         }
         let polled = self.0.stream.borrow_mut().poll_write(cx, buf);
@@ -379,10 +387,7 @@ impl hyper::rt::Write for Io {
         self.0.unflushed.set(true);
         ready!(self.put_first(cx))?;
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
-        if let Some(done) = self.put_interim(cx, first) {
-            return done;
-        }
-        if let Some(done) = self.leave_out(first, bufs.iter().map(|b| b.len()).sum()) {
+        if let Some(done) = self.before_write(cx, first, bufs.iter().map(|b| b.len()).sum()) {
             return done;
         }
         let polled = self.0.stream.borrow_mut().poll_write_vectored(cx, bufs);

@@ -1,6 +1,6 @@
 //! One client connection: hyper's state machine with our timeouts, and an orderly end when the engine drains.
 
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::continuity::journal::{Answer, Journal};
 use crate::continuity::retire::Retirement;
 use crate::date;
@@ -382,12 +382,7 @@ impl HttpBody for Tracked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        // hyper asks for nothing after trailers
-        let is_last = match &polled {
-            Poll::Ready(None) => true,
-            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
-            _ => false,
-        };
+        let is_last = matches!(&polled, Poll::Ready(frame) if body::is_last(frame));
         if (is_last || self.body.is_end_stream())
             && let Some(journal) = self.io.journal()
         {

@@ -246,8 +246,7 @@ impl Taken {
 pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken {
     let begun = std::time::Instant::now();
     let (mut all, mut counts) = (Vec::new(), Counts::default());
-    let dead = left.len();
-    let tables = left.iter().map(|l| l.table.clone()).collect();
+    let tables: Vec<Arc<Table>> = left.iter().map(|l| l.table.clone()).collect();
     // one that died before it served what it had taken over has the same connections as who it had them from
     let mut seen = HashSet::new();
     let noted: HashSet<u64> = match &left[..] {
@@ -293,7 +292,7 @@ pub fn take_over(left: Vec<Left>, ours: &Continuity, notify: &Notifier) -> Taken
             }
         }
     }
-    if dead > 0 {
+    if !tables.is_empty() {
         let _ = notify.send(&format!("X_TRAFFIC_TOOK={}", counts.text()));
         log::info!("event=took-over connections={} {} in={:?}", all.len(), counts.text(), begun.elapsed());
     }

@@ -31,8 +31,14 @@ pub(super) fn is_last(head: &[u8]) -> bool {
     says(b"close") || head.starts_with(b"HTTP/1.0") && !says(b"keep-alive")
 }
 
+/// Is this a request of HTTP/1.0?
+pub(super) fn is_http_10(request: &[u8]) -> bool {
+    let line = request.trim_ascii_start().split(|b| *b == b'\n').next().unwrap_or_default();
+    line.trim_ascii_end().ends_with(b"HTTP/1.0")
+}
+
 /// The usual beginning of a status line.
-pub(super) const LINE: &[u8] = b"HTTP/1.1 200";
+const LINE: &[u8] = b"HTTP/1.1 200";
 
 /// Bytes of a head, its empty line included.
 pub(super) fn head_len(bytes: &[u8]) -> Option<usize> {

@@ -9,7 +9,9 @@
 //! | before the first byte of the answer | responding: where the answer begins in the stream, and its lengths |
 //! | after its last byte | idle, at the next request |
 
+use super::buffers::Buffers;
 use super::heads::{chunked_request_len, head_len, is_last, with_line};
+use super::marks::{Closed, ForwardMark};
 use super::resume::{Rest, Resume, What};
 use super::table::{
     BUFFER_DATA, CLOSING, FORWARDED, Head, IDLE, IN_PROGRESS, LAST, OVERFLOW, PASSED_ON, READING, RESPONDING,
@@ -20,48 +22,9 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
-
-/// The buffers of a table that nobody uses.
-#[derive(Debug)]
-pub struct Buffers {
-    free: Mutex<Vec<u32>>,
-}
-
-impl Buffers {
-    /// All of them are free. The last one given back is the first one taken, so that memory is touched only as needed.
-    pub fn new(n: usize) -> Buffers {
-        Buffers { free: Mutex::new((0..n as u32).rev().collect()) }
-    }
-
-    fn take(&self) -> Option<usize> {
-        self.free.lock().expect("never poisoned").pop().map(|b| b as usize)
-    }
-
-    fn give_back(&self, buffer: usize) {
-        self.free.lock().expect("never poisoned").push(buffer as u32);
-    }
-}
-
-/// Says that a request is about to leave for an origin. Travels in the request's extensions; may be used from any thread.
-#[derive(Debug, Clone)]
-pub struct ForwardMark {
-    table: Arc<Table>,
-    fd: RawFd,
-}
-
-impl ForwardMark {
-    /// To be called before the first byte goes: doubt must fall on the side of not repeating.
-    pub fn set(&self) {
-        if let Some(slot) = self.table.slot(self.fd) {
-            // the connection may be over, and its number another's
-            let is_ours = |word| Head::unpack(word).stage == IN_PROGRESS;
-            let _ = slot[0].fetch_update(Release, Relaxed, |word| is_ours(word).then_some(word | FORWARDED));
-        }
-    }
-}
 
 /// An answer that is about to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +124,7 @@ impl Journal {
 
     /// To be dropped when the socket has been closed.
     pub(crate) fn closed(&self) -> Closed {
-        Closed { table: self.table.clone(), fd: self.fd }
+        Closed::new(self.table.clone(), self.fd)
     }
 
     /// One that goes on from a dead server's.
@@ -264,15 +227,8 @@ impl Journal {
         let rest = self.table.own(old, self.start.get(), used);
         self.prepare(new, self.bytes_in.get() - rest.len() as u64, rest);
         self.publish(self.flags());
-        self.give_back(old, used);
+        self.buffers.give_back(&self.table, old, used);
         true
-    }
-
-    /// Gives up a buffer that no record names any more. What was read into it is nobody else's: who has it next may die between a
-    /// read and its record, and the next server believes the kernel how much that has read.
-    fn give_back(&self, buffer: usize, used: usize) {
-        self.table.wipe(buffer, used);
-        self.buffers.give_back(buffer);
     }
 
     /// Reads through the buffer: what a read has taken from the socket is in shared memory before anything is known of it;
@@ -291,9 +247,9 @@ impl Journal {
         }
         self.overflow();
         // up to where the next request begins, if that is known
-        let left = self.found_at.get().map(|at| at.saturating_sub(self.bytes_in.get()));
-        let left = left.filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
-        let room = left.map_or(to.len(), |n| n.min(to.len()));
+        let left = self.found_at.get().map_or(0, |at| at.saturating_sub(self.bytes_in.get()));
+        let left = usize::try_from(left).unwrap_or(0);
+        let room = if left > 0 { left.min(to.len()) } else { to.len() };
         let polled = read(&mut to[..room]);
         match polled {
             Poll::Ready(Ok(n)) => self.bytes_in.set(self.bytes_in.get() + n as u64),
@@ -396,7 +352,7 @@ impl Journal {
     pub fn request(&self, safe: bool, body: Option<u64>) -> ForwardMark {
         let head = head_len(self.input()).map(|n| n as u64);
         self.begin_request(safe, head.and_then(|h| Some(h + body?)));
-        ForwardMark { table: self.table.clone(), fd: self.fd }
+        ForwardMark::new(self.table.clone(), self.fd)
     }
 
     /// The first `len` bytes of [`Journal::input`] are a request that is safe to repeat.
@@ -454,13 +410,14 @@ impl Journal {
         };
         let answer = Answer { validator: with_line(first, answer.validator), ..answer };
         let head = head_len(first).and_then(|n| u32::try_from(n).ok());
+        let last = head.is_some_and(|n| is_last(&first[..n as usize]));
         if let Some(rest) = self.rest.take() {
             let same = answer.body_len == Some(rest.body_len) && answer.validator == rest.validator;
             return match head.filter(|_| same) {
                 Some(head) => {
                     let end = rest.out_base + u64::from(rest.head_len) + rest.body_len;
                     self.answer_end.set(Some(end));
-                    if is_last(&first[..head as usize]) {
+                    if last {
                         self.publish(self.flags() | LAST);
                     }
                     Write::Without { swallow: u64::from(head) + rest.body_sent }
@@ -475,7 +432,7 @@ impl Journal {
             self.lose();
             return Write::All;
         };
-        self.begin_answer(head, answer, is_last(&first[..head as usize]));
+        self.begin_answer(head, answer, last);
         Write::All
     }
 
@@ -572,22 +529,22 @@ impl Journal {
 
     /// What follows is nobody's request: nothing of it is kept, and nobody can go on with it.
     pub fn detach(&self) {
-        let (old, used) = (self.buffer.take(), self.kept.take());
-        self.start.set(0);
         self.answer.set(None);
         self.answer_end.set(None);
-        self.store(UNTRACKED, 0);
-        if let Some(b) = old {
-            self.give_back(b, used);
-        }
+        self.let_go(UNTRACKED);
     }
 
     fn drop_buffer(&self) {
+        self.let_go(IDLE);
+    }
+
+    /// Keeps nothing any more. First the record says so: what it names is nobody else's.
+    fn let_go(&self, stage: u64) {
         let (old, used) = (self.buffer.take(), self.kept.take());
         self.start.set(0);
-        self.store(IDLE, 0);
+        self.store(stage, 0);
         if let Some(b) = old {
-            self.give_back(b, used);
+            self.buffers.give_back(&self.table, b, used);
         }
     }
 
@@ -620,27 +577,9 @@ impl Journal {
 impl Drop for Journal {
     /// Before the socket is closed: the number may be another connection's at once.
     fn drop(&mut self) {
-        let (old, used) = (self.buffer.take(), self.kept.take());
-        self.start.set(0);
         self.attempts.set(0);
         // what another server has isn't closed
-        self.store(if self.stage.get() == PASSED_ON { PASSED_ON } else { CLOSING }, 0);
-        if let Some(b) = old {
-            self.give_back(b, used);
-        }
-    }
-}
-
-/// The end of a connection, after that of its journal: what the number is from here on is not noted.
-#[derive(Debug)]
-pub(crate) struct Closed {
-    table: Arc<Table>,
-    fd: RawFd,
-}
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.table.free(self.fd);
+        self.let_go(if self.stage.get() == PASSED_ON { PASSED_ON } else { CLOSING });
     }
 }
 

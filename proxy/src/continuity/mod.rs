@@ -7,15 +7,18 @@
 //!
 //! Read in this order: [`table`] (the memory), [`journal`] (who writes), [`resume`] (who reads), [`retire`] (the orderly way).
 
+mod buffers;
 mod heads;
 pub mod journal;
 #[allow(unsafe_code)]
 mod map;
+mod marks;
 pub mod resume;
 pub mod retire;
 pub mod table;
 
-use self::journal::{Buffers, Journal};
+use self::buffers::Buffers;
+use self::journal::Journal;
 use policy::handover::{Facts, Reason};
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +26,8 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub use journal::ForwardMark;
+pub(crate) use marks::Closed;
+pub use marks::ForwardMark;
 pub use resume::{Resume, What};
 use retire::Retirement;
 pub use table::{Size, Table};

@@ -1,6 +1,7 @@
 //! Giving connections up in order: a server that retires passes each one on as soon as it is between two requests.
 
-use super::journal::{Closed, Journal};
+use super::journal::Journal;
+use super::marks::Closed;
 use super::resume::{Resume, What};
 use std::collections::HashMap;
 use std::future::Future;

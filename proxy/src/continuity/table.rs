@@ -17,6 +17,7 @@
 //! Word 0 is what makes a change: everything it refers to is in place before it is stored. A reader believes nothing: what is
 //! impossible ([`Table::read`]) is an error of that one connection.
 
+use super::heads::is_http_10;
 use super::map::Map;
 use policy::handover::{Record, Stage};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -213,9 +214,7 @@ impl Table {
     /// Does nothing but the end of the connection say where the answer in progress ends? To HTTP/1.0 there are no chunks.
     pub fn is_ended_by_its_end(&self, fd: RawFd) -> bool {
         let Some(Ok(found)) = self.read(fd) else { return false };
-        let request = self.bytes(&found, 0).unwrap_or_default();
-        let line = request.trim_ascii_start().split(|b| *b == b'\n').next().unwrap_or_default();
-        found.record.body_len.is_none() && line.trim_ascii_end().ends_with(b"HTTP/1.0")
+        found.record.body_len.is_none() && is_http_10(&self.bytes(&found, 0).unwrap_or_default())
     }
 
     /// The fd of the server's lock.
@@ -360,10 +359,7 @@ impl Table {
 
     /// Wipes the first bytes of a buffer of the caller's.
     pub(super) fn wipe(&self, buffer: usize, used: usize) {
-        let zeros = [0; 512];
-        for at in (0..used.min(BUFFER_DATA)).step_by(zeros.len()) {
-            self.put(buffer, at, &zeros[..zeros.len().min(used - at)]);
-        }
+        self.fill(buffer, 0, used, |room| room.fill(MaybeUninit::new(0)));
     }
 
     /// Hands the free end of a buffer of the caller's to `read`, which puts bytes there; what it returns
