@@ -311,6 +311,39 @@ fn a_disk_that_stands_still_holds_nobody_up() {
     drop(disk);
 }
 
+/// A server can do without its cache: to open a file of it takes for ever here.
+#[test]
+fn a_cache_whose_disk_stands_still_is_no_reason_to_kill_anybody() {
+    let o = Origin::start();
+    let mut s = Suite::serving(&format!(
+        "[server.cache]\ndisk = \"64MiB\"\n[cop]\ninterval = \"50ms\"\n\
+         [manager]\ninterval = \"50ms\"\nstall = \"200ms\"\n{}",
+        o.route()
+    ));
+    assert_eq!(s.get("/cacheable").code, 200);
+    let files = || fs::read_dir(s.path("state").join("cache")).into_iter().flatten().flatten();
+    let kept = || files().find(|f| !f.file_name().to_string_lossy().starts_with("tmp-"));
+    s.until("it is on disk", || kept().is_some());
+    let old = s.kill("server", SIGKILL);
+    s.until("there's another one", || s.try_pid("server").is_some_and(|pid| pid != old));
+    let file = kept().unwrap().path();
+    fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (server, mark) = (s.pid("server"), s.mark());
+    let mut other = s.client();
+    other.send("POST /held HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").unwrap();
+    o.wait_seen("POST /held", 1);
+    assert_eq!(s.get("/cacheable").code, 200);
+    assert_eq!(o.seen("GET /cacheable"), 2, "its origin has it too");
+    o.release();
+    assert_eq!(other.read().unwrap().code, 200);
+    assert_eq!(s.pid("server"), server, "{}", s.log.text());
+    assert!(!s.log.text().lines().skip(mark).any(|l| l.contains("event=hang")), "{}", s.log.text());
+    // whoever waits for somebody to write to it has waited long enough
+    drop(File::options().read(true).write(true).open(&file));
+    s.stop();
+}
+
 /// How many processes the user of that one may have, as far as it is concerned; said by that user, who needs no capability.
 fn processes(s: &Suite, pid: i32, most: u32) {
     let mut c = clean(&s.wrap[0]);

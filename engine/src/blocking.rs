@@ -84,7 +84,7 @@ impl Continuation for Worker {
     }
 
     fn name(&self) -> &'static str {
-        "blocking work"
+        policy::pulse::BLOCKING
     }
 }
 

@@ -31,6 +31,8 @@ pub const RECORD: usize = 8;
 pub const THREAD_NAME: usize = 40;
 /// Bytes of a name of what is called.
 pub const NAME: usize = 64;
+/// What a thread calls that does one piece of blocking work. It takes as long as a disk does, and holds up nobody but its thread.
+pub const BLOCKING: &str = "blocking work";
 /// More threads or names than these are no page of ours.
 pub const MOST: usize = 4096;
 
@@ -184,6 +186,8 @@ pub struct Processor {
 /// A thread that would run and gets no processor is starved by others and hasn't stalled: it has had its time when it has
 /// used a quarter of the limit itself.
 ///
+/// Nor has one that does [`BLOCKING`] work: that is what it is there for, and to be killed would not make a disk faster.
+///
 /// Only time that was watched counts: looks that are further apart than they may be (the watcher was stopped, or the
 /// machine was) begin anew, since in such a gap everybody may have stood still.
 #[derive(Debug, Clone)]
@@ -216,9 +220,12 @@ impl Watch {
         self.rounds.resize(readings.len(), fresh);
         let mut stall: Option<Stall> = None;
         for (reading, round) in readings.iter().zip(&mut self.rounds) {
-            let Doing::Calling(calling) = &reading.doing else {
-                *round = fresh;
-                continue;
+            let calling = match &reading.doing {
+                Doing::Calling(calling) if calling != BLOCKING => calling,
+                _ => {
+                    *round = fresh;
+                    continue;
+                }
             };
             if round.0 != reading.ticks {
                 let used = processor(reading.tid).map_or(Duration::ZERO, |p| p.used);

@@ -76,6 +76,17 @@ fn each_thread_has_its_record_and_each_name_its_place() {
 }
 
 #[test]
+fn a_thread_that_waits_for_a_disk_has_not_stalled() {
+    let mut w = Watch::new(S, S);
+    let threads = || at(5).into_iter().map(|r| Reading { doing: Doing::Calling(BLOCKING.into()), ..r });
+    for n in 0..100 {
+        assert_eq!(w.look(&threads().collect::<Vec<_>>(), n * S, unknown), None);
+    }
+    assert_eq!(w.look(&at(5), 100 * S, unknown), None, "the time before doesn't count for what it does now");
+    assert!(w.look(&at(5), 101 * S, unknown).is_some());
+}
+
+#[test]
 fn of_several_the_one_that_has_stalled_longest_is_named() {
     let mut w = Watch::new(2 * S, S);
     let threads = |ticks: [u64; 3]| decode(&page_of(&ticks.map(|t| (t, 0)), &["serve"])).unwrap();

@@ -102,7 +102,7 @@ pub static KEYS: &[Key] = &[
         |c, v| c.manager.timeout => value::positive(v)),
     key!("manager.failures", "integer", "2", "Failed pings in a row until the server is replaced.",
         |c, v| c.manager.failures => value::integer(v, 1, 1000).map(|n| n as u32)),
-    key!("manager.stall", "duration", "\"1s\"", "An event thread that was seen in the same round of its loop for so long has stalled: the server is replaced.",
+    key!("manager.stall", "duration", "\"1s\"", "An event thread that was seen in the same round of its loop for so long has stalled: the server is replaced. One that waits for a disk (`task`) hasn't.",
         |c, v| c.manager.stall => value::positive(v)),
     key!("manager.oom_score_adj", "integer", "-800", "The same for the manager.",
         |c, v| c.manager.oom_score_adj => value::signed(v, -1000, 1000)),

@@ -275,7 +275,7 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     (
         "cache_ttl",
         "\"0\"",
-        "How long answers that may be kept are fresh, whatever their origin says of it (no-store, private and no-cache still count; failures excepted); \"0\" goes by what it says.",
+        "How long answers that may be kept are fresh, whatever their origin says of it (no-store, private and no-cache still count; failures, 400 and above, and cookies without a word about caches excepted); \"0\" goes by what it says.",
     ),
     (
         "cache_default_ttl",
