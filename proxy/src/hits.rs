@@ -103,6 +103,11 @@ impl Kept<'_> {
         let proxy = self.proxy;
         let path = request.target.split('?').next().unwrap_or("");
         let route = router::find(&proxy.config.routes, &router::bare_host(request.host), path)?;
+        // a prefix that is found but not there is for others to cut off
+        let prefix = proxy.config.routes[route].prefix.trim_end_matches('/');
+        if proxy.config.routes[route].strip_prefix && !path.starts_with(prefix) {
+            return None;
+        }
         let (config, upstream) = (&proxy.config.routes[route], &proxy.upstreams[route]);
         let Target::Origins { list, .. } = &config.target else { return None };
         let client = self.client.filter(|_| upstream.bent.is_little())?;

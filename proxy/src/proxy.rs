@@ -28,6 +28,7 @@ use engine::net::{Peer, Stream};
 use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -121,6 +122,8 @@ impl Proxy {
     /// Ready to be given connections.
     pub fn new(mut config: ProxyConfig) -> Arc<Proxy> {
         config.routes.extend(config.outward.as_ref().map(OutwardConfig::route));
+        // as they are looked for
+        config.routes.iter_mut().for_each(|r| r.prefix = router::meant(&r.prefix).into_owned());
         let mut first_id = 0;
         let upstream = |r: &RouteConfig| {
             let (n, balance) = match &r.target {
@@ -287,6 +290,10 @@ impl Proxy {
             };
         };
         *found = Some(route);
+        if !show_prefix(&mut request, &self.config.routes[route]) {
+            return Err(refused((StatusCode::BAD_REQUEST, "the path can't be passed on")));
+        }
+        let path = request.uri().path();
         if request.method().as_str() == "PURGE" && !self.config.purge_from.is_empty() {
             let target = target::normal(request.uri(), &self.config.routes[route].query);
             return self.purge(client.addr, host.as_ref(), &target, asker).await;
@@ -360,15 +367,30 @@ impl Proxy {
 /// Takes dot segments out of the path; false if they lead out of the root.
 fn normalise<B>(request: &mut Request<B>) -> bool {
     let Some(normal) = router::normal_path(request.uri().path()) else { return false };
-    if let std::borrow::Cow::Owned(path) = normal {
-        let query = request.uri().query().map_or(String::new(), |q| format!("?{q}"));
-        let Ok(path) = format!("{path}{query}").parse() else { return false };
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.path_and_query = Some(path);
-        match Uri::from_parts(parts) {
-            Ok(uri) => *request.uri_mut() = uri,
-            Err(_) => return false,
-        }
+    match normal {
+        Cow::Owned(path) => set_path(request, &path),
+        Cow::Borrowed(_) => true,
+    }
+}
+
+/// Makes a route's prefix be there as it is, if it is to be cut off: routes are found whatever way it is written in.
+fn show_prefix<B>(request: &mut Request<B>, route: &RouteConfig) -> bool {
+    let prefix = route.prefix.trim_end_matches('/');
+    if !route.strip_prefix || request.uri().path().starts_with(prefix) {
+        return true;
+    }
+    let path = router::meant(request.uri().path()).into_owned();
+    set_path(request, &path)
+}
+
+fn set_path<B>(request: &mut Request<B>, path: &str) -> bool {
+    let query = request.uri().query().map_or(String::new(), |q| format!("?{q}"));
+    let Ok(path) = format!("{path}{query}").parse() else { return false };
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.path_and_query = Some(path);
+    match Uri::from_parts(parts) {
+        Ok(uri) => *request.uri_mut() = uri,
+        Err(_) => return false,
     }
     true
 }

@@ -1,5 +1,6 @@
 //! Host and path to a route: exact host before `*.suffix` before `*`, then the longest prefix of whole segments.
 
+use crate::cache::target::decoded;
 use crate::route::RouteConfig;
 use std::borrow::Cow;
 
@@ -18,8 +19,22 @@ fn fits(prefix: &str, path: &str) -> bool {
     path.strip_prefix(bare).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// A path as routes see it, in the way in which files and many an origin read it: percent-encoding that isn't needed is undone,
+/// and of several slashes in a row one counts. Else `/%61dmin` or `//admin` would lead around the route of `/admin`.
+pub fn meant(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') && !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let mut text = decoded(path);
+    while text.contains("//") {
+        text = text.replace("//", "/");
+    }
+    Cow::Owned(text)
+}
+
 /// The index of the best route for a host (without port, lower case) and a path.
 pub fn find(routes: &[RouteConfig], host: &str, path: &str) -> Option<usize> {
+    let path = &*meant(path);
     let fitting = routes.iter().enumerate().filter(|(_, r)| fits(&r.prefix, path));
     let ranked = fitting.filter_map(|(i, r)| host_rank(&r.host, host).map(|h| (h, r.prefix.len(), i)));
     // of equals the first: configuration refuses equals anyway
@@ -99,6 +114,12 @@ mod tests {
             assert_eq!(find(&routes, host, path), Some(want), "{host}{path}");
         }
         assert_eq!(find(&routes[1..2], "x", "/other"), None);
+        for path in ["/%61pi/1", "/ap%69", "//api", "///%61pi//x"] {
+            assert_eq!(find(&routes, "x", path), Some(1), "{path}");
+        }
+        for path in ["/api%2F1", "/%2Fapi", "/%61pi%"] {
+            assert_eq!(find(&routes, "x", path), Some(0), "{path}");
+        }
     }
 
     #[test]

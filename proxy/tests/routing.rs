@@ -31,6 +31,42 @@ fn host_then_longest_prefix() {
 }
 
 #[test]
+fn no_way_of_writing_a_path_leads_around_a_route() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("private")).unwrap();
+    std::fs::write(dir.path().join("private/s.txt"), "secret").unwrap();
+    let files = RouteConfig { target: Target::Files(dir.path().to_owned()), ..fixed("*", "/", "") };
+    let (all, one) = (Origin::says(ok("Cache-Control: max-age=60\r\n", "all")), Origin::says(ok("", "one")));
+    let host = |host: &str, prefix: &str, o: &Origin| RouteConfig {
+        host: host.into(),
+        prefix: prefix.into(),
+        strip_prefix: true,
+        ..to(&[o])
+    };
+    let s = Suite::new(config(vec![
+        files,
+        fixed("*", "/private", "none of yours"),
+        host("o", "/", &all),
+        host("o", "/api", &one),
+    ]));
+    let paths =
+        ["/private/s.txt", "/%70rivate/s.txt", "//private/s.txt", "/./%70riv%61te//s.txt", "///private"];
+    for path in paths {
+        assert_eq!(s.get(path).body, "none of yours", "{path}");
+    }
+    assert_eq!(s.get("/private%2Fs.txt").status, 404, "it is one name for files too");
+    for path in ["/%61pi/x", "//api/x", "/api/x"] {
+        // as many ways as there are without hyper, and with it
+        for more in ["", "Cache-Control: max-age=1\r\n"] {
+            let text = get(path, more).replace("example.org", "o");
+            assert_eq!(s.ask(&text).body, "one", "{path}");
+        }
+    }
+    assert!(one.seen().iter().all(|q| q.path() == "/x"), "{:?}", one.seen());
+    assert_eq!(all.count(), 0);
+}
+
+#[test]
 fn rewriting_and_fields() {
     let o = Origin::says(ok("Server: secret/1.0\r\n", ""));
     let mut r = to(&[&o]);
