@@ -11,14 +11,17 @@ use crate::cache::policy::{self, Decision};
 use crate::cache::store::{Found, Key};
 use crate::cache::{self, Cache, partial, serve, target};
 use crate::date;
+use crate::headers;
 use crate::outward;
 use crate::proxy::{Asked, Proxy};
 use crate::stats::Outcome;
 use crate::upstream::Failed;
 use http::header::{
     AUTHORIZATION, HeaderMap, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
+    SET_COOKIE,
 };
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -26,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 /// How often a request waits for somebody else's fetch before it goes by itself.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 3;
 
 /// An answer and what it is counted as.
 pub type Counted = (Response<Body>, Outcome);
@@ -60,7 +63,9 @@ impl Proxy {
         let directives = Directives::of_request(fields);
         let conditions = fields.contains_key(IF_MATCH) || fields.contains_key(IF_UNMODIFIED_SINCE);
         let readable = method == Method::GET || method == Method::HEAD;
-        if !readable || conditions || directives.no_store {
+        // a body means something only its origin knows, and so does what the client has us keep from the origin
+        let special = !request.body().is_end_stream() || headers::keeps_from_origin(fields);
+        if !readable || conditions || special || directives.no_store {
             return self.around(cache, request, asked, host).await;
         }
         let arrived = engine::time::now();
@@ -80,12 +85,6 @@ impl Proxy {
         let fields = fields.clone();
         let (request, upload) = self.prepared(request, asked)?;
         let ours = Ours { request, upload, fields, key, directives, arrived };
-        if !matches!(ours.request.body(), Body::Empty) {
-            // a GET with a body means something only its origin knows
-            let (mut answer, _) = self.fetch(asked, ours.request, &ours.upload).await?;
-            serve::say(answer.headers_mut(), &self.config.name, "fwd=bypass");
-            return Ok((answer, Outcome::Bypass));
-        }
         self.look(cache, ours, asked).await
     }
 
@@ -107,7 +106,8 @@ impl Proxy {
         }
         if let Some(fields) = fields.filter(|_| policy::stands_for_get(host, &uri, &answer)) {
             let key = cache::key(host, &target::normal(&uri, query));
-            answer = self.keep(cache, asked, &key, &fields, &Method::GET, answer, delay, None).0;
+            let epoch = cache.epoch(&key);
+            answer = self.keep(cache, asked, (&key, epoch), &fields, &Method::GET, answer, delay, None).0;
         }
         let why = if method == Method::GET || method == Method::HEAD { "bypass" } else { "method" };
         serve::say(answer.headers_mut(), &self.config.name, &format!("fwd={why}"));
@@ -154,6 +154,7 @@ impl Proxy {
                         return Ok((hit(&o, "hit; collapsed"), Outcome::Hit));
                     }
                     match policy::decide(&ours.directives, f, age) {
+                        Decision::Ask { .. } if ours.directives.only_if_cached => return Err(not_kept()),
                         Decision::Use => return Ok((hit(&o, "hit"), Outcome::Hit)),
                         Decision::UseAndRefresh => {
                             let answer = hit(&o, "hit");
@@ -168,21 +169,19 @@ impl Proxy {
                 }
             };
             if stale.is_none() && ours.directives.only_if_cached {
-                let why = "only an answer from the cache was asked for, and there is none";
-                let outcome = Outcome::Refused;
-                return Err(Failed { outcome, ..Failed::new(StatusCode::GATEWAY_TIMEOUT, why) });
+                return Err(not_kept());
             }
             if alone && stale.is_none() {
                 return self.miss(cache, ours, asked, None, None, waited).await;
             }
-            match cache.flights.join(&variant) {
+            match cache.flights.join(&variant, cache.epoch(&ours.key)) {
                 Part::Lead(leader) => {
                     return self.miss(cache, ours, asked, stale, Some(leader), waited).await;
                 }
                 Part::Follow(other) => {
                     waited = true;
                     match engine::time::timeout(cache.coalesce, other.wait()).await {
-                        Ok(Landing::Stored) => {}
+                        Ok(Landing::Stored | Landing::Gone) => {}
                         Ok(Landing::Failed(status, why)) => {
                             let f = |o: &Arc<Object>| {
                                 let age = o.head.age(engine::time::now());
@@ -219,6 +218,7 @@ impl Proxy {
         if let Some(o) = &kept {
             condition(&mut ours.request, o);
         }
+        let epoch = cache.epoch(&ours.key);
         let name = &self.config.name;
         let from_kept = |o: &Object, fields: &HeaderMap, status: String| {
             serve::kept(o, &method, fields, name, &status, engine::time::now())
@@ -228,7 +228,13 @@ impl Proxy {
             Err(failed) => {
                 let now = engine::time::now();
                 if let Some(leader) = leader {
-                    leader.done(Landing::Failed(failed.status, failed.why.clone()));
+                    leader.done(match failed.outcome {
+                        Outcome::Unreachable | Outcome::TimedOut => {
+                            Landing::Failed(failed.status, failed.why.clone())
+                        }
+                        // it may be this one request that its origin doesn't like
+                        _ => Landing::Gone,
+                    });
                 }
                 return match kept {
                     Some(o)
@@ -252,18 +258,23 @@ impl Proxy {
         if let Some(o) = kept {
             let age = o.head.age(engine::time::now());
             if status == StatusCode::NOT_MODIFIED && !is_for_client(&ours.fields, &o, answer.headers()) {
-                let o = self.freshen(cache, asked, &ours.key, &ours.fields, &o, answer.headers(), delay);
+                let key = (&ours.key, epoch);
+                let o = self.freshen(cache, asked, key, &ours.fields, &o, answer.headers(), delay);
                 if let Some(leader) = leader {
                     leader.done(Landing::Stored);
                 }
                 let said = format!("hit; fwd={why}; fwd-status=304{collapsed}");
-                return Ok((from_kept(&o, &ours.fields, said), Outcome::Revalidated));
+                let mut hit = from_kept(&o, &ours.fields, said);
+                give_cookies(hit.headers_mut(), answer.headers());
+                return Ok((hit, Outcome::Revalidated));
             }
             if method == Method::HEAD && status.is_success() {
                 // what it says of the representation is as good as what a 304 says
                 if policy::head_agrees(&o.head.headers, answer.headers()) && o.head.status == status {
-                    let o = self.freshen(cache, asked, &ours.key, &ours.fields, &o, answer.headers(), delay);
-                    *answer.headers_mut() = o.head.headers.clone();
+                    let key = (&ours.key, epoch);
+                    let o = self.freshen(cache, asked, key, &ours.fields, &o, answer.headers(), delay);
+                    let news = std::mem::replace(answer.headers_mut(), o.head.headers.clone());
+                    give_cookies(answer.headers_mut(), &news);
                 } else {
                     cache.purge(ours.key.clone()).await;
                 }
@@ -278,7 +289,8 @@ impl Proxy {
                 return Ok((from_kept(&o, &ours.fields, said), Outcome::Stale));
             }
         }
-        let stored = self.keep(cache, asked, &ours.key, &ours.fields, &method, answer, delay, leader);
+        let key = (&ours.key, epoch);
+        let stored = self.keep(cache, asked, key, &ours.fields, &method, answer, delay, leader);
         answer = stored.0;
         if !stored.1 {
             self.learn_form(&mut answer, asked.route);
@@ -315,6 +327,22 @@ impl Proxy {
         let mut answer = self.passed_on(answer);
         date::stamp(answer.headers_mut(), SystemTime::now());
         Ok((answer, sent.elapsed().as_secs()))
+    }
+}
+
+/// What a client is told who wants nothing but what is kept, and usable as it is.
+fn not_kept() -> Failed {
+    let why = "only an answer from the cache was asked for, and there is none";
+    Failed { outcome: Outcome::Refused, ..Failed::new(StatusCode::GATEWAY_TIMEOUT, why) }
+}
+
+/// The cookies of an origin's answer are for who has asked it, whatever is kept.
+fn give_cookies(to: &mut HeaderMap, news: &HeaderMap) {
+    if news.contains_key(SET_COOKIE) {
+        to.remove(SET_COOKIE);
+        for value in news.get_all(SET_COOKIE) {
+            to.append(SET_COOKIE, value.clone());
+        }
     }
 }
 

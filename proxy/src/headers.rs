@@ -44,6 +44,15 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// A client names fields in `Connection` that its origin then doesn't get: the answer is one to another request than it seems.
+pub fn keeps_from_origin(headers: &HeaderMap) -> bool {
+    let usual = ["close", "keep-alive", "te", "upgrade", "http2-settings", "proxy-connection"];
+    let is_usual =
+        |name: &[u8]| name.is_empty() || usual.iter().any(|u| name.eq_ignore_ascii_case(u.as_bytes()));
+    let names = headers.get_all(CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    names.into_iter().any(|name| !is_usual(name.trim_ascii()))
+}
+
 /// Fields a client must not have us drop by naming them in `Connection`.
 fn is_end_to_end_always(name: &HeaderName) -> bool {
     [HOST, CONTENT_LENGTH, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, VIA]
@@ -164,7 +173,8 @@ fn joined(headers: &HeaderMap, name: &HeaderName, more: &str) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
-/// The host a request is for: of an absolute-form target, else of the one `Host` field.
+/// The host a request is for: of an absolute-form target, else of the one `Host` field. In lower case (RFC 3986, 6.2.2.1), so
+/// that an origin which minds can't be made to answer for a host in capitals what is then kept for the host.
 ///
 /// # Errors
 /// HTTP/1.1 without `Host`, several of them, or one that is no host.
@@ -174,8 +184,9 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, &'static 
     if second.is_some() {
         return Err("several Host fields");
     }
+    let lower = |host: &str| HeaderValue::from_str(&host.to_ascii_lowercase()).ok();
     if let Some(authority) = request.uri().authority() {
-        let value = HeaderValue::from_str(authority.as_str()).ok().filter(|_| is_host(authority.as_str()));
+        let value = lower(authority.as_str()).filter(|_| is_host(authority.as_str()));
         return value.map(Some).ok_or("the target names no host");
     }
     match first {
@@ -183,6 +194,7 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, &'static 
         Some(v) if !v.to_str().is_ok_and(is_host) => Err("Host is no host"),
         // allowed where the target has no authority, and as good as none
         Some(v) if v.is_empty() => Ok(None),
+        Some(v) if v.as_bytes().iter().any(u8::is_ascii_uppercase) => Ok(v.to_str().ok().and_then(lower)),
         other => Ok(other.cloned()),
     }
 }
@@ -234,6 +246,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_keeps_from_the_origin_is_noticed() {
+        for (value, want) in [
+            ("close", false),
+            ("Keep-Alive, TE,", false),
+            ("upgrade, HTTP2-Settings", false),
+            ("accept-language", true),
+            ("close, Origin", true),
+            ("x y", true),
+        ] {
+            assert_eq!(keeps_from_origin(&map(&[("connection", value)])), want, "{value}");
+        }
+        assert!(!keeps_from_origin(&HeaderMap::new()));
+    }
+
+    #[test]
     fn via_grows_and_is_recognised() {
         let mut h = map(&[("via", "1.0 fred")]);
         assert!(!went_through(&h, "traffic-1"));
@@ -261,7 +288,9 @@ mod tests {
             host_of(&b.body(()).unwrap()).map(|h| h.map(|h| h.to_str().unwrap().to_owned()))
         };
         assert_eq!(r("/", &["a:80"]), Ok(Some("a:80".into())));
+        assert_eq!(r("/", &["A.Example:80"]), Ok(Some("a.example:80".into())));
         assert_eq!(r("http://b/", &["a"]), Ok(Some("b".into())));
+        assert_eq!(r("http://B/", &["a"]), Ok(Some("b".into())));
         assert_eq!(r("/", &[]), Err("no Host field"));
         assert_eq!(r("/", &["a", "b"]), Err("several Host fields"));
         for bad in

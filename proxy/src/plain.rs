@@ -85,7 +85,10 @@ pub fn parse<'a>(bytes: &'a [u8], room: &'a mut Room<'a>) -> Option<Plain<'a>> {
             _ => return None,
         }
     }
-    let host = host.filter(|h| !h.is_empty() && headers::is_host(h))?;
+    // one in capitals is written in small letters for origins: see `headers::host_of`
+    let is_plain_host =
+        |h: &&str| !h.is_empty() && headers::is_host(h) && !h.bytes().any(|b| b.is_ascii_uppercase());
+    let host = host.filter(is_plain_host)?;
     Some(Plain { len, target, host, close, keepable, all })
 }
 
@@ -224,6 +227,7 @@ mod tests {
         for text in [
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: A\r\n\r\n",
             "GET / HTTP/1.1\r\nHost:\r\n\r\n",
         ] {
             assert!(!is_plain(text.as_bytes()), "{text:?}");

@@ -286,7 +286,7 @@ fn what_cannot_be_kept_holds_nobody_up() {
     bodies.dedup();
     assert_eq!(bodies.len(), CLIENTS, "each got an answer of its own");
     // it is remembered: while one hangs, another goes by itself
-    let (go, gate) = self::gate();
+    let (go, gate) = common::gate();
     let o = Origin::new(move |q| {
         if q.number == 1 {
             gate.wait();
@@ -410,30 +410,6 @@ fn memory_stays_within_its_bound_and_what_is_asked_for_often_stays() {
         let r = client.ask(&get("/large", ""));
         assert!(r.whole && r.body.len() == 3 << 20 && !r.cache().contains("stored"));
     }
-}
-
-/// A door that a test opens for an origin's threads.
-struct Gate(Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>);
-
-impl Gate {
-    fn wait(&self) {
-        let open = self.0.0.lock().unwrap();
-        drop(self.0.1.wait_timeout_while(open, LONG, |open| !*open).unwrap());
-    }
-
-    fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
-    }
-
-    fn clone(&self) -> Gate {
-        Gate(self.0.clone())
-    }
-}
-
-fn gate() -> (Gate, Gate) {
-    let gate = Gate(Arc::default());
-    (gate.clone(), gate)
 }
 
 #[test]

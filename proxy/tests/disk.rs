@@ -74,6 +74,47 @@ fn what_was_made_invalid_does_not_come_back() {
 }
 
 #[test]
+fn what_is_made_invalid_before_anybody_has_looked_does_not_come_back_either() {
+    let o = origin();
+    let request = |method: &str| format!("{method} /a HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    for method in ["DELETE", "PURGE"] {
+        let dir = tempfile::tempdir().unwrap();
+        let s = suite(&o, dir.path());
+        let old = s.get("/a").body;
+        written(&s, 1);
+        drop(s);
+        let mut c = config(vec![to(&[&o])]);
+        c.cache = CacheConfig { disk: Some((dir.path().to_owned(), 64 << 20)), ..CacheConfig::default() };
+        c.purge_from = vec!["127.0.0.1".parse().unwrap()];
+        let s = Suite::new(c);
+        assert_eq!(s.ask(&request(method)).status, 200, "{method}: there was something");
+        assert_ne!(s.get("/a").body, old, "{method}");
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = origin();
+    let s = suite(&o, dir.path());
+    s.get("/");
+    written(&s, 1);
+    drop(s);
+    // to open this one takes as long as nobody writes to it
+    let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&file).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
+    let s = suite(&o, dir.path());
+    let r = s.get("/");
+    assert!(r.status == 200 && r.cache().contains("fwd=miss"), "{}", r.cache());
+    assert_eq!(o.count(), 2);
+    let r = s.ask("DELETE / HTTP/1.1\r\nHost: example.org\r\n\r\n");
+    assert_eq!(r.status, 200, "nor is who changes something held up");
+    drop(std::fs::OpenOptions::new().read(true).write(true).open(&file));
+}
+
+#[test]
 fn damage_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let o = origin();

@@ -144,7 +144,7 @@ fn request(r: &mut Random) -> String {
         "If-Match: \"a\"",
         "If-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT",
         "Cache-Control: no-cache",
-        "Cache-Control: max-age=0",
+        "Cache-Control: max-age=1000",
         "Cache-Control: no-store",
         "Cache-Control: only-if-cached",
         "Cache-Control: min-fresh=899",

@@ -140,7 +140,8 @@ impl Directives {
 /// The fields that an answer's qualified directives are about: only its first client gets them.
 pub fn withheld(answer: &HeaderMap) -> Vec<HeaderName> {
     let mut all = Vec::new();
-    for text in answer.get_all(CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok()) {
+    let both = answer.get_all(CACHE_CONTROL).into_iter().chain(answer.get_all(TARGETED));
+    for text in both.filter_map(|v| v.to_str().ok()) {
         for (name, value) in split(text).filter_map(|one| one.split_once('=')) {
             if ["no-cache", "private"].iter().any(|n| name.eq_ignore_ascii_case(n)) {
                 all.extend(fields(value).unwrap_or_default());
@@ -239,6 +240,8 @@ mod tests {
         let d = Directives::of_response(&h);
         assert!(!d.no_cache && !d.private && d.max_age == Some(1));
         assert_eq!(withheld(&h), ["set-cookie", "x-a", "x-b"]);
+        h.insert(TARGETED, "max-age=1, private=\"x-c\"".parse().unwrap());
+        assert_eq!(withheld(&h), ["set-cookie", "x-a", "x-b", "x-c"]);
         assert!(Directives::of_request(&h).no_cache, "of a request it is the whole");
     }
 

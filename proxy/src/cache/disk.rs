@@ -17,7 +17,7 @@ use super::object::Object;
 use super::record;
 use super::store::{Entry, Key};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+/// Names that are put into the index at once.
+const AT_ONCE: usize = 1000;
+/// So many keys can be forgotten before it is known what there is; beyond that nothing of it counts.
+const MOST_FORGOTTEN: usize = 1 << 16;
 /// So much of the file system is left to others.
 const RESERVE: u64 = 64 << 20;
 /// How often the file system is asked for room for a file that grows, in bytes.
@@ -41,7 +45,31 @@ struct Index {
     /// Those of them that are open: whoever removes one tells it.
     large: HashMap<u128, Weak<Large>>,
     bytes: u64,
+    /// Of files that are being written and have no name yet.
+    begun: u64,
     next: u64,
+    /// What was forgotten before it was known what there is: what is found of it isn't brought back.
+    forgotten: Forgotten,
+}
+
+#[derive(Debug, Default)]
+struct Forgotten {
+    numbers: HashSet<u128>,
+    /// It was more than can be remembered.
+    all: bool,
+}
+
+impl Forgotten {
+    fn add(&mut self, number: u128) {
+        self.all |= self.numbers.len() >= MOST_FORGOTTEN;
+        if !self.all {
+            self.numbers.insert(number);
+        }
+    }
+
+    fn has(&self, number: u128) -> bool {
+        self.all || self.numbers.contains(&number)
+    }
 }
 
 /// See the module.
@@ -52,7 +80,11 @@ pub struct Disk {
     /// So much of the file system is left to others.
     reserve: u64,
     index: Mutex<Index>,
-    scanned: AtomicBool,
+    /// Somebody has begun to find out what is there.
+    claimed: AtomicBool,
+    /// It is known.
+    known: AtomicBool,
+    scanning: Mutex<()>,
     temporary: AtomicU64,
     damaged: AtomicU64,
     refused: AtomicU64,
@@ -104,7 +136,9 @@ impl Disk {
             max,
             reserve: RESERVE,
             index: Mutex::default(),
-            scanned: AtomicBool::new(false),
+            claimed: AtomicBool::new(false),
+            known: AtomicBool::new(false),
+            scanning: Mutex::default(),
             temporary: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -113,34 +147,56 @@ impl Disk {
 
     /// The one who is first to ask; he has to call [`Disk::scan`].
     pub fn claims_scan(&self) -> bool {
-        !self.scanned.swap(true, Ordering::AcqRel)
+        !self.claimed.swap(true, Ordering::AcqRel)
     }
 
-    /// Finds what is there. Needed once, by the server that serves: one that stands by would see too little.
+    /// It is known what is there.
+    pub fn is_known(&self) -> bool {
+        self.known.load(Ordering::Acquire)
+    }
+
+    /// Finds what is there. Needed once, by the server that serves: one that stands by would see too little. Who comes
+    /// meanwhile waits for the end of it.
     ///
     /// # Errors
     /// The directory can't be made or read.
     pub fn scan(&self) -> io::Result<()> {
+        let _one = self.scanning.lock().expect("never poisoned");
+        if self.is_known() {
+            return Ok(());
+        }
+        self.claimed.store(true, Ordering::Release);
         fs::create_dir_all(&self.dir)?;
-        let mut gone = Vec::new();
-        let mut index = self.index.lock().expect("never poisoned");
+        let (mut found, mut gone) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir)?.flatten() {
-            let name = entry.file_name();
-            match name.to_str().and_then(parse) {
-                Some((at, number, size)) => {
-                    // of two with the same key the newer one counts
-                    let newer = index.files.get(&number).is_some_and(|(had, _)| *had > at);
-                    if newer {
-                        gone.push(entry.path());
-                    } else if let Some((at, size)) = index.add(number, at, size) {
-                        gone.push(self.path(number, at, size));
-                    }
-                }
-                // another process may be writing it just now: only old ones go
-                None if is_old_temporary(&entry) => gone.push(entry.path()),
+            match entry.file_name().to_str().and_then(parse) {
+                Some(name) => found.push(name),
+                // another process may be writing it just now
+                None if is_left_over(&entry) => gone.push(entry.path()),
                 None => {}
             }
         }
+        // event threads look into the index: they wait for neither the directory nor all of it
+        for some in found.chunks(AT_ONCE) {
+            let mut index = self.index.lock().expect("never poisoned");
+            for &(at, number, size) in some {
+                let had = index.files.get(&number).map(|f| f.0);
+                if had == Some(at) || index.pending.get(&number) == Some(&at) {
+                    // one of ours
+                    continue;
+                }
+                // of two with the same key the newer one counts
+                if had.is_some_and(|had| had > at) || index.forgotten.has(number) {
+                    gone.push(self.path(number, at, size));
+                } else if let Some((at, size)) = index.add(number, at, size) {
+                    gone.push(self.path(number, at, size));
+                }
+            }
+        }
+        let mut index = self.index.lock().expect("never poisoned");
+        // what was forgotten during the last of these steps was in the index by then, or is in this
+        index.forgotten = Forgotten::default();
+        self.known.store(true, Ordering::Release);
         gone.extend(self.evict(&mut index, 0));
         drop(index);
         gone.iter().for_each(|p| drop(fs::remove_file(p)));
@@ -154,7 +210,7 @@ impl Disk {
     /// Makes room for `more` bytes; what has to be deleted is returned.
     fn evict(&self, index: &mut Index, more: u64) -> Vec<PathBuf> {
         let mut gone = Vec::new();
-        while index.bytes + more > self.max
+        while index.bytes + index.begun + more > self.max
             && let Some((&at, &number)) = index.order.first_key_value()
         {
             let size = index.files.get(&number).map_or(0, |f| f.1);
@@ -239,11 +295,12 @@ impl Disk {
     ///
     /// # Errors
     /// No room, or what the file system says.
-    pub(super) fn begin_large(&self, len: Option<u64>) -> io::Result<Writer> {
+    pub(super) fn begin_large(self: &Arc<Self>, len: Option<u64>) -> io::Result<Writer> {
         let size = len.map_or(0, Writer::size);
         self.room(size)?;
-        self.make_room(size);
-        Writer::new(self.temporary_name(), len)
+        let mut begun = Begun { disk: self.clone(), bytes: 0 };
+        begun.grow(size)?;
+        Writer::new(Temporary::new(self.temporary_name(), begun), len)
     }
 
     /// Appends to a file. If its length isn't known, there is looked for room step by step.
@@ -256,10 +313,7 @@ impl Disk {
             if more / STEP != size / STEP {
                 self.room(STEP)?;
             }
-            if on_disk(more) > self.max {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.make_room(more);
+            writer.grow(more)?;
         }
         writer.write(bytes)
     }
@@ -348,18 +402,29 @@ impl Disk {
         self.remove_if(record::number(key), None);
     }
 
+    /// Forgets a key without waiting for the disk: what is to be removed is returned. None if there was nothing.
+    pub fn take(&self, key: &str) -> Option<Option<PathBuf>> {
+        self.take_if(record::number(key), None)
+    }
+
     /// Forgets a number, if it has this ticket.
     fn remove_if(&self, number: u128, ticket: Option<u64>) {
+        if let Some(Some(path)) = self.take_if(number, ticket) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn take_if(&self, number: u128, ticket: Option<u64>) -> Option<Option<PathBuf>> {
         let mut index = self.index.lock().expect("never poisoned");
         if ticket.is_some() && index.pending.get(&number) != ticket.as_ref() {
-            return;
+            return None;
         }
-        index.pending.remove(&number);
-        let had = index.remove(number);
-        drop(index);
-        if let Some((at, size)) = had {
-            let _ = fs::remove_file(self.path(number, at, size));
+        let pending = index.pending.remove(&number).is_some();
+        if !self.is_known() {
+            index.forgotten.add(number);
         }
+        let had = index.remove(number).map(|(at, size)| self.path(number, at, size));
+        (pending || had.is_some()).then_some(had)
     }
 
     fn temporary_name(&self) -> PathBuf {
@@ -386,6 +451,38 @@ impl Disk {
     }
 }
 
+/// A file that is being written, as far as it counts for the bound.
+pub(super) struct Begun {
+    disk: Arc<Disk>,
+    bytes: u64,
+}
+
+impl Begun {
+    /// It will have so many bytes; old files make room for it.
+    ///
+    /// # Errors
+    /// What is being written would be more than there may be.
+    pub fn grow(&mut self, size: u64) -> io::Result<()> {
+        let more = on_disk(size).saturating_sub(self.bytes);
+        let mut index = self.disk.index.lock().expect("never poisoned");
+        if index.begun + more > self.disk.max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        index.begun += more;
+        self.bytes += more;
+        let gone = self.disk.evict(&mut index, 0);
+        drop(index);
+        gone.iter().for_each(|p| drop(fs::remove_file(p)));
+        Ok(())
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.disk.index.lock().expect("never poisoned").begun -= self.bytes;
+    }
+}
+
 fn nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }
@@ -403,10 +500,14 @@ fn parse(name: &str) -> Option<(u64, u128, u64)> {
     ))
 }
 
-fn is_old_temporary(entry: &fs::DirEntry) -> bool {
-    let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with("tmp-"));
+/// Nobody is going to give it a name: its process has ended, or hasn't written for long.
+fn is_left_over(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name();
+    let Some(rest) = name.to_str().and_then(|n| n.strip_prefix("tmp-")) else { return false };
+    let pid = rest.split_once('-').and_then(|(pid, _)| pid.parse::<u32>().ok());
+    let has_ended = |pid| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists();
     let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
-    ours && age.is_ok_and(|a| a.as_secs() > 60)
+    pid.is_some_and(has_ended) || age.is_ok_and(|a| a.as_secs() > 60)
 }
 
 /// What a file of this size says; None if anything is wrong with it.

@@ -303,3 +303,50 @@ fn large_bodies_are_read_by_the_block_and_damage_in_one_is_noticed() {
     drop(w);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn what_is_being_written_counts_and_has_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = open(dir.path(), 20 << 20);
+    put(&d, "a", &entry(b"1"));
+    let one = d.begin_large(Some(12 << 20)).unwrap();
+    assert!(d.begin_large(Some(12 << 20)).is_err(), "both would be more than there may be");
+    let mut unknown = d.begin_large(None).unwrap();
+    let piece = vec![0; 4 << 20];
+    d.append(&mut unknown, &piece).unwrap();
+    assert!(d.append(&mut unknown, &piece).is_err());
+    assert_eq!(d.stats().files, 1, "what is there isn't removed for what doesn't come");
+    drop((one, unknown));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    drop(d.begin_large(Some(12 << 20)).unwrap());
+}
+
+#[test]
+fn what_a_killed_server_has_begun_is_removed_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dead = std::process::Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let name = |pid: u32| dir.path().join(format!("tmp-{pid}-0"));
+    // somebody who lives may be writing his
+    let (dead, alive) = (name(dead.id()), name(std::os::unix::process::parent_id()));
+    [&dead, &alive].iter().for_each(|p| fs::write(p, "x").unwrap());
+    open(dir.path(), 1 << 20);
+    assert!(!dead.exists() && alive.exists());
+}
+
+#[test]
+fn what_is_forgotten_before_it_is_known_is_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = open(dir.path(), 1 << 20);
+    put(&d, "a", &entry(b"1"));
+    put(&d, "b", &entry(b"2"));
+    put(&d, "c", &entry(b"3"));
+    let next = Arc::new(Disk::new(dir.path().to_owned(), 1 << 20));
+    assert!(next.take("a").is_none() && next.take("c").is_none() && !next.is_known());
+    put(&next, "c", &entry(b"4"));
+    next.scan().unwrap();
+    assert!(next.is_known());
+    assert_eq!((body(&next, "a"), body(&next, "b")), (None, Some(b"2".to_vec())));
+    assert_eq!(body(&next, "c"), Some(b"4".to_vec()), "what has come since is there");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}

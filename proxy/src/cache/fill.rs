@@ -36,12 +36,21 @@ pub struct Keep {
     pub cache: Arc<Cache>,
     /// The primary key.
     pub key: Key,
+    /// See [`Cache::epoch`]; of before it was asked for.
+    pub epoch: u64,
     /// The request's fields, which may select.
     pub request: HeaderMap,
     /// The answer's head.
     pub head: Head,
     /// Others wait for it.
     pub leader: Option<Leader>,
+}
+
+impl Keep {
+    /// It isn't kept, and wouldn't be if others asked for it.
+    pub(super) fn give_up(self) {
+        self.leader.into_iter().for_each(|l| l.done(Outcome::NotStored));
+    }
 }
 
 /// A share of the cache's budget for what is on its way, which is given back in the end.
@@ -60,7 +69,8 @@ impl Booking {
     pub fn add(&mut self, n: usize) -> bool {
         let n = n as u64;
         self.bytes += n;
-        self.cache.filling.fetch_add(n, Relaxed) + n <= self.cache.max_filling
+        let all = self.cache.filling.fetch_add(n, Relaxed) + n;
+        all <= self.cache.max_filling && self.cache.held.has_room(all)
     }
 }
 
@@ -98,15 +108,27 @@ impl Copying {
 
     /// Goes on on disk, if there is a disk and it is for memory too large.
     pub fn into_spool(self) -> Option<Spool> {
-        let disk = self.keep.cache.disk.clone().filter(|_| self.expected.is_none())?;
-        if self.keep.head.status == StatusCode::PARTIAL_CONTENT {
+        let disk = self.keep.cache.disk.clone().filter(|_| self.expected.is_none());
+        let Some(disk) = disk.filter(|_| self.keep.head.status != StatusCode::PARTIAL_CONTENT) else {
+            self.give_up();
             return None;
-        }
+        };
         let mut booked = Booking::new(&self.keep.cache);
         booked.add(spool::AHEAD);
         let mut spool = Spool::begin(self.keep, booked, &disk, None);
         spool.push(self.buf.freeze());
         Some(spool)
+    }
+
+    /// What is booked for it, which is held on from here on as long as the caller wants.
+    pub fn take_booked(&mut self) -> Booking {
+        let none = Booking::new(&self.keep.cache);
+        std::mem::replace(&mut self.booked, none)
+    }
+
+    /// It won't be kept, whoever asks for it.
+    fn give_up(self) {
+        self.keep.give_up();
     }
 
     /// Bytes that have come.
@@ -122,12 +144,12 @@ impl Copying {
             true => Bytes::copy_from_slice(&body),
             false => body.freeze(),
         };
+        let body = self.keep.cache.held.hold(body);
         let object = Object::new(self.keep.head.clone(), body.clone());
+        let Keep { cache, key, epoch, request, .. } = &self.keep;
         match object.head.status {
-            StatusCode::PARTIAL_CONTENT => {
-                partial::keep(&self.keep.cache, &self.keep.key, &self.keep.request, object);
-            }
-            _ => self.keep.cache.put(&self.keep.key, &self.keep.request, object),
+            StatusCode::PARTIAL_CONTENT => partial::keep(cache, key, *epoch, request, object),
+            _ => cache.put(key, *epoch, request, object),
         }
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);
@@ -140,19 +162,21 @@ impl Copying {
 pub fn fill(body: Body, keep: Keep) -> (Body, bool) {
     let limit = keep.cache.store.max_object() as usize;
     let exact = body.size_hint().exact();
-    if let Some(len) = exact
+    // parts are in memory alone
+    let part = keep.head.status == StatusCode::PARTIAL_CONTENT;
+    if let Some(len) = exact.filter(|_| !part)
         && let Some(disk) = keep.cache.disk_for(len).cloned()
     {
         return spool::spool(body, keep, &disk, len);
     }
     if exact.is_some_and(|n| n > limit as u64) {
-        // dropping the leader tells the others
+        keep.give_up();
         return (body, false);
     }
     let expected = exact.map(|n| n as usize);
     let buf = BytesMut::with_capacity(expected.map_or(0, |n| n.min(FIRST)));
     // what is for the disk, if there is one, doesn't wait for its end in memory
-    let limit = if keep.cache.disk.is_some() { limit.min(LARGE as usize) } else { limit };
+    let limit = if keep.cache.disk.is_some() && !part { limit.min(LARGE as usize) } else { limit };
     let booked = Booking::new(&keep.cache);
     let copying = Copying { keep, buf, limit, expected, booked };
     if body.is_end_stream() {
@@ -209,7 +233,7 @@ impl HttpBody for Filling {
                 if let (Some(data), Some(copying)) = (frame.data_ref(), &mut this.copying)
                     && !copying.take(data)
                 {
-                    this.copying = None;
+                    this.copying.take().into_iter().for_each(Copying::give_up);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Many requests for the same, one fetch: the first one leads, the others wait for what becomes of it.
 //!
-//! A leader that is dropped (its client went away, its origin failed) releases those who wait, so that nobody waits for
-//! somebody who isn't there. How long they wait is for the caller to bound.
+//! A leader that is dropped (its client went away, its answer broke off) releases those who wait, so that nobody waits for
+//! somebody who isn't there; one of them leads then. Nobody joins a fetch of what has been made invalid since it began. How long they wait is for the caller to bound.
 
 use super::store::Key;
 use http::StatusCode;
@@ -20,6 +20,8 @@ pub enum Outcome {
     Stored,
     /// It isn't, and won't be: everybody for himself.
     NotStored,
+    /// Nobody knows, since who has asked doesn't go on: somebody else may.
+    Gone,
     /// The origin failed; asking it again at once would do no good.
     Failed(StatusCode, String),
 }
@@ -31,7 +33,11 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Flight(Mutex<State>);
+struct Flight {
+    state: Mutex<State>,
+    /// When it began: see `Cache::epoch`.
+    epoch: u64,
+}
 
 type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
 
@@ -68,13 +74,13 @@ impl Flights {
         &self.shards[self.hash.hash_one(key) as usize % SHARDS]
     }
 
-    /// Takes part in the fetch of `key`.
-    pub fn join(self: &Arc<Self>, key: &Key) -> Part {
+    /// Takes part in the fetch of `key`, if that has begun in this epoch; else begins one.
+    pub fn join(self: &Arc<Self>, key: &Key, epoch: u64) -> Part {
         let mut shard = self.shard(key).lock().expect("never poisoned");
-        if let Some(flight) = shard.get(key) {
+        if let Some(flight) = shard.get(key).filter(|f| f.epoch == epoch) {
             return Part::Follow(Follower(flight.clone()));
         }
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(Flight { epoch, ..Flight::default() });
         shard.insert(key.clone(), flight.clone());
         Part::Lead(Leader { flights: self.clone(), key: key.clone(), flight })
     }
@@ -93,7 +99,7 @@ impl Leader {
             shard.remove(&self.key);
         }
         drop(shard);
-        let mut state = self.flight.0.lock().expect("never poisoned");
+        let mut state = self.flight.state.lock().expect("never poisoned");
         state.outcome.get_or_insert(outcome);
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
@@ -103,7 +109,7 @@ impl Leader {
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.settle(Outcome::NotStored);
+        self.settle(Outcome::Gone);
     }
 }
 
@@ -111,7 +117,7 @@ impl Follower {
     /// Waits for the outcome.
     pub async fn wait(&self) -> Outcome {
         poll_fn(|cx| {
-            let mut state = self.0.0.lock().expect("never poisoned");
+            let mut state = self.0.state.lock().expect("never poisoned");
             if let Some(outcome) = &state.outcome {
                 return Poll::Ready(outcome.clone());
             }
@@ -129,14 +135,14 @@ mod tests {
     use super::*;
 
     fn lead(f: &Arc<Flights>, key: &str) -> Leader {
-        match f.join(&key.into()) {
+        match f.join(&key.into(), 0) {
             Part::Lead(l) => l,
             Part::Follow(_) => panic!("somebody leads already"),
         }
     }
 
     fn follow(f: &Arc<Flights>, key: &str) -> Follower {
-        match f.join(&key.into()) {
+        match f.join(&key.into(), 0) {
             Part::Follow(w) => w,
             Part::Lead(_) => panic!("nobody leads"),
         }
@@ -161,6 +167,17 @@ mod tests {
         let leader = lead(&f, "a");
         let o = follow(&f, "a");
         drop(leader);
-        assert_eq!(engine::block_on(async move { o.wait().await }), Outcome::NotStored);
+        assert_eq!(engine::block_on(async move { o.wait().await }), Outcome::Gone);
+    }
+
+    #[test]
+    fn nobody_joins_what_began_before_it_was_made_invalid() {
+        let f = Arc::new(Flights::default());
+        let old = lead(&f, "a");
+        let Part::Lead(new) = f.join(&"a".into(), 1) else { panic!("an old fetch was joined") };
+        drop(old);
+        assert!(matches!(f.join(&"a".into(), 1), Part::Follow(_)), "the new one is still there");
+        drop(new);
+        drop(lead(&f, "a"));
     }
 }

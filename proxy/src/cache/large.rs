@@ -6,7 +6,7 @@
 //! header, as `record` has it, with a checksum for each block | room | body
 //! ```
 
-use super::disk::Disk;
+use super::disk::{Begun, Disk};
 use super::record::{self, Sum};
 use super::store::Key;
 use crate::body::{Body, BodyError};
@@ -181,19 +181,27 @@ pub(super) struct Writer {
 }
 
 /// A file without its name, which is removed unless it gets one.
-pub(super) struct Temporary(PathBuf);
+pub(super) struct Temporary {
+    path: PathBuf,
+    begun: Begun,
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Temporary {
+    /// To be made at `path`.
+    pub fn new(path: PathBuf, begun: Begun) -> Temporary {
+        Temporary { path, begun }
+    }
+
     /// Gives it its name.
     pub fn publish(self, name: &PathBuf) -> io::Result<()> {
         // what is dropped here is the old name, which is nobody's then
-        fs::rename(&self.0, name)
+        fs::rename(&self.path, name)
     }
 }
 
@@ -202,10 +210,9 @@ impl Writer {
     ///
     /// # Errors
     /// There isn't that much, or the file system refuses.
-    pub fn new(path: PathBuf, len: Option<u64>) -> io::Result<Writer> {
+    pub fn new(path: Temporary, len: Option<u64>) -> io::Result<Writer> {
         let at = Writer::room(len.unwrap_or(MOST_UNKNOWN));
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        let path = Temporary(path);
+        let file = File::options().read(true).write(true).create_new(true).open(&path.path)?;
         if let Some(len) = len {
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at + len) {
                 // then it shows when it is written
@@ -230,6 +237,14 @@ impl Writer {
     /// Bytes of the file as far as it has been written, if there is no room in it already for what comes.
     pub fn grown(&self) -> Option<u64> {
         self.len.is_none().then_some(self.at + self.written)
+    }
+
+    /// There will be so many bytes of it.
+    ///
+    /// # Errors
+    /// There may not be that many.
+    pub fn grow(&mut self, size: u64) -> io::Result<()> {
+        self.path.begun.grow(size)
     }
 
     /// Appends.

@@ -14,6 +14,7 @@ pub mod directives;
 pub mod disk;
 pub mod fill;
 pub mod flight;
+mod held;
 pub mod large;
 pub mod object;
 pub mod partial;
@@ -29,6 +30,7 @@ pub mod wire;
 
 use self::disk::{Disk, DiskStats};
 use self::flight::Flights;
+use self::held::{Epochs, Held};
 use self::object::Object;
 use self::spool::Written;
 use self::store::{Entry, Key, Store};
@@ -48,6 +50,8 @@ const FILLING: u64 = 8;
 
 /// Bodies beyond this are on disk alone, if there is a disk.
 const LARGE: u64 = 4 << 20;
+/// A client doesn't wait longer for the disk than this: the origin has it too.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a cache is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +86,10 @@ pub struct Cache {
     filling: AtomicU64,
     /// The most of them.
     max_filling: u64,
+    /// Bodies that somebody holds: the store, and clients who are being sent them.
+    held: Held,
+    /// What has been made invalid since.
+    epochs: Epochs,
 }
 
 impl Cache {
@@ -97,6 +105,8 @@ impl Cache {
                 writing: AtomicU64::new(0),
                 filling: AtomicU64::new(0),
                 max_filling,
+                held: Held::new(config.memory.saturating_mul(2)),
+                epochs: Epochs::default(),
             })
         })
     }
@@ -115,18 +125,55 @@ impl Cache {
         }
     }
 
-    /// Forgets all variants of a primary key; false if there was nothing.
+    /// Forgets all variants of a primary key; false if there was nothing. What is on its way to be kept isn't kept any more, and
+    /// nobody joins a fetch of it.
     pub async fn purge(&self, key: Key) -> bool {
+        self.epochs.next(&key);
         let part = self.store.remove(&partial::key(&key));
         let here = self.store.remove(&key) || part;
-        let Some(disk) = self.disk.clone().filter(|d| d.knows(&key)) else { return here };
-        let _ = engine::blocking::run(move || disk.remove(&key)).await;
-        true
+        let Some(disk) = self.disk.clone() else { return here };
+        if !disk.is_known() {
+            self.scan(&disk).await;
+        }
+        match disk.take(&key) {
+            Some(path) => {
+                if let Some(path) = path {
+                    patiently(move || std::fs::remove_file(path)).await;
+                }
+                true
+            }
+            None => here,
+        }
     }
 
-    /// Keeps an answer, in memory and on disk.
-    pub fn put(self: &Arc<Self>, key: &Key, request: &HeaderMap, object: Object) {
+    /// The state of a key that an answer must still find when it is kept; to be asked for before the origin is.
+    pub fn epoch(&self, key: &str) -> u64 {
+        self.epochs.of(key)
+    }
+
+    /// Keeps an answer, in memory and on disk; unless its key has been made invalid since `epoch`.
+    pub fn put(self: &Arc<Self>, key: &Key, epoch: u64, request: &HeaderMap, object: Object) {
+        if self.epoch(key) != epoch {
+            return;
+        }
         let new = self.store.put(key, request, object);
+        let keys: Vec<Key> = new.iter().map(|(key, _)| key.clone()).collect();
+        self.write(new);
+        // in between
+        if self.epoch(key) != epoch {
+            self.undo(&keys);
+        }
+    }
+
+    fn undo(&self, keys: &[Key]) {
+        for key in keys {
+            self.store.remove(key);
+            self.forget(key);
+        }
+    }
+
+    /// Has entries written to disk.
+    fn write(self: &Arc<Self>, new: Vec<(Key, Entry)>) {
         let Some(disk) = &self.disk else { return };
         // a new head for a body that is on disk alone: the old one there is good enough to ask with
         let new: Vec<_> = new
@@ -150,10 +197,25 @@ impl Cache {
     }
 
     /// Keeps an answer whose body is on disk already, in a file without a name.
-    async fn put_large(self: &Arc<Self>, key: &Key, request: &HeaderMap, object: Object, file: Written) {
+    async fn put_large(
+        self: &Arc<Self>,
+        key: &Key,
+        epoch: u64,
+        request: &HeaderMap,
+        object: Object,
+        file: Written,
+    ) {
         let Some(disk) = self.disk.clone() else { return };
+        if self.epoch(key) != epoch {
+            return;
+        }
         let new = self.store.put(key, request, object);
+        let keys: Vec<Key> = new.iter().map(|(key, _)| key.clone()).collect();
         let new: Vec<_> = new.into_iter().map(|(key, e)| (disk.announce(&key), key, e)).collect();
+        if self.epoch(key) != epoch {
+            // what has been announced isn't written then
+            self.undo(&keys);
+        }
         let mut file = Some(file);
         let write = move || {
             for (ticket, key, entry) in &new {
@@ -178,30 +240,43 @@ impl Cache {
     pub async fn load(&self, key: &Key) -> bool {
         let Some(disk) = self.disk.clone() else { return false };
         if disk.claims_scan() {
-            let scanning = disk.clone();
-            if let Ok(Err(e)) = engine::blocking::run(move || scanning.scan()).await {
-                log::error!("event=cache-disk-unusable: {e}");
-            }
+            self.scan(&disk).await;
         }
-        if !disk.knows(key) {
+        if !disk.knows(key) || !self.held.has_room(0) {
             return false;
         }
-        let wanted = key.clone();
-        match engine::blocking::run(move || disk.read(&wanted)).await {
-            Ok(Some(entry)) => {
-                self.store.insert(key.clone(), entry);
-                true
+        let (wanted, epoch) = (key.clone(), self.epoch(key));
+        let Some(Some(entry)) = patiently(move || disk.read(&wanted)).await else { return false };
+        let entry = match entry {
+            Entry::Object(o) if o.on_disk().is_none() => {
+                Entry::Object(Arc::new(Object::new(o.head.clone(), self.held.hold(o.body.clone()))))
             }
-            _ => false,
+            other => other,
+        };
+        if self.epoch(key) != epoch {
+            return false;
+        }
+        self.store.insert(key.clone(), entry);
+        if self.epoch(key) != epoch {
+            self.store.remove(key);
+            return false;
+        }
+        true
+    }
+
+    /// Finds out what is on disk.
+    async fn scan(&self, disk: &Arc<Disk>) {
+        let scanning = disk.clone();
+        if let Some(Err(e)) = patiently(move || scanning.scan()).await {
+            log::error!("event=cache-disk-unusable: {e}");
         }
     }
 
-    /// Removes an entry from disk, in the background.
+    /// Forgets an entry on disk; its file is removed in the background.
     pub fn forget(&self, key: &Key) {
-        if let Some(disk) = self.disk.clone().filter(|d| d.knows(key)) {
-            let key = key.clone();
+        if let Some(Some(path)) = self.disk.as_ref().and_then(|d| d.take(key)) {
             drop(engine::spawn(async move {
-                let _ = engine::blocking::run(move || disk.remove(&key)).await;
+                let _ = engine::blocking::run(move || std::fs::remove_file(path)).await;
             }));
         }
     }
@@ -210,6 +285,11 @@ impl Cache {
     pub fn disk_stats(&self) -> DiskStats {
         self.disk.as_ref().map(|d| d.stats()).unwrap_or_default()
     }
+}
+
+/// Has something done that blocks, and waits for it as long as a client may have to; then it goes on by itself.
+async fn patiently<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    engine::time::timeout(PATIENCE, engine::blocking::run(f)).await.ok()?.ok()
 }
 
 /// The primary key of a target: host without a default port, path and query.

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    LAST_MODIFIED, TRAILER,
+    LAST_MODIFIED, SET_COOKIE, TRAILER,
 };
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -156,9 +156,10 @@ impl Object {
         self.head.headers.contains_key(ETAG) || self.head.headers.contains_key(LAST_MODIFIED)
     }
 
-    /// The fields of a 304 into the kept ones (RFC 9111, 3.2).
+    /// The fields of a 304 into the kept ones (RFC 9111, 3.2), but for cookies: those are for who has asked.
     pub fn updated(&self, news: &HeaderMap) -> HeaderMap {
-        const STAYS: &[HeaderName] = &[CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, ETAG, TRAILER];
+        const STAYS: &[HeaderName] =
+            &[CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, ETAG, SET_COOKIE, TRAILER];
         let mut headers = self.head.headers.clone();
         for name in news.keys().filter(|n| !STAYS.contains(n)) {
             let values: Vec<&HeaderValue> = news.get_all(name).iter().collect();

@@ -57,14 +57,17 @@ pub fn answer(part: &Object, request: &HeaderMap, name: &str, now: Instant) -> O
 }
 
 /// Keeps a part that has come, as large as it can be made. `key` is its own, not that of the whole.
-pub fn keep(cache: &Arc<Cache>, key: &Key, request: &HeaderMap, new: Object) {
+pub fn keep(cache: &Arc<Cache>, key: &Key, epoch: u64, request: &HeaderMap, new: Object) {
+    if cache.epoch(key) != epoch {
+        return;
+    }
     let had = match cache.store.find(key, request, engine::time::now()).0 {
         Found::Object(o) => Some(o),
         _ => None,
     };
     let joined = had.and_then(|o| join(&o, &new)).filter(|b| b.1.len() as u64 <= cache.store.max_object());
     let (first, body) = match joined {
-        Some(joined) => joined,
+        Some((first, body)) => (first, cache.held.hold(body)),
         None => match position(&new.head.headers) {
             Some((first, _)) => (first, new.body.clone()),
             None => return,
@@ -77,12 +80,15 @@ pub fn keep(cache: &Arc<Cache>, key: &Key, request: &HeaderMap, new: Object) {
         head.headers.remove(CONTENT_RANGE);
         cache.store.remove(key);
         let whole = key.strip_suffix(SUFFIX).unwrap_or(key).into();
-        return cache.put(&whole, request, Object::new(head, body));
+        return cache.put(&whole, epoch, request, Object::new(head, body));
     }
     let end = first + body.len() as u64;
     head.headers.insert(CONTENT_RANGE, range::content_range(first, end, all));
     head.headers.remove(CONTENT_LENGTH);
     cache.store.put(key, request, Object::new(head, body));
+    if cache.epoch(key) != epoch {
+        cache.store.remove(key);
+    }
 }
 
 /// Two parts that touch, as one: its first byte, and all of them.
@@ -191,9 +197,9 @@ mod tests {
         let cache = Cache::new(CacheConfig::default()).unwrap();
         let (of, none) = (Key::from("host/x"), HeaderMap::new());
         let mine = key(&of);
-        keep(&cache, &mine, &none, part(0, &all[..6], 10, "\"a\""));
+        keep(&cache, &mine, 0, &none, part(0, &all[..6], 10, "\"a\""));
         assert!(matches!(cache.store.find(&of, &none, Instant::now()).0, Found::Nothing));
-        keep(&cache, &mine, &none, part(6, &all[6..], 10, "\"a\""));
+        keep(&cache, &mine, 0, &none, part(6, &all[6..], 10, "\"a\""));
         let Found::Object(o) = cache.store.find(&of, &none, Instant::now()).0 else { panic!() };
         assert_eq!((o.head.status, &o.body[..]), (StatusCode::OK, all.as_bytes()));
         assert!(!o.head.headers.contains_key(CONTENT_RANGE));

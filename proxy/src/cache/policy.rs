@@ -55,7 +55,7 @@ const UNDERSTOOD: &[u16] = &[
 /// An operator's own lifetimes, in seconds, where they differ from what origins say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Of everything that may be kept, whatever its origin says; failures excepted.
+    /// Of everything that may be kept, whatever its origin says; failures (400 and above) excepted.
     pub ttl: Option<u64>,
     /// Of what says nothing about it.
     pub default_ttl: Option<u64>,
@@ -110,21 +110,19 @@ pub fn judge(
     if request.contains_key(AUTHORIZATION) && !(d.public || d.s_maxage.is_some() || d.must_revalidate) {
         return Err(Refusal::Request);
     }
-    if answer.get_all(VARY).iter().any(|v| v.as_bytes().split(|b| *b == b',').any(|v| v.trim_ascii() == b"*"))
-    {
+    let mut varies = answer.get_all(VARY).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    if varies.any(|v| selects_by_what_we_add(v.trim_ascii())) {
         return Err(Refusal::Answer);
     }
     let explicit = explicit_lifetime(&d, answer, now);
     let negative = NEGATIVE.contains(&code);
     let lifetime = match explicit {
-        _ if !negative && rules.ttl.is_some() => rules.ttl.unwrap_or(0),
+        // a cookie for one user and no word about caches: keep it from the others, whatever the operator wants kept
+        None if answer.contains_key(SET_COOKIE) && !d.public => return Err(Refusal::Answer),
+        _ if code < 400 && rules.ttl.is_some() => rules.ttl.unwrap_or(0),
         Some(n) => n,
         None if negative && rules.negative_ttl.is_some() => rules.negative_ttl.unwrap_or(0),
         None if HEURISTIC.contains(&code) || d.public => {
-            // a cookie for one user and no word about caches: keep it from the others
-            if answer.contains_key(SET_COOKIE) && !d.public {
-                return Err(Refusal::Answer);
-            }
             rules.default_ttl.filter(|_| !negative).unwrap_or_else(|| heuristic_lifetime(answer, now))
         }
         None => return Err(Refusal::Answer),
@@ -143,6 +141,12 @@ pub fn judge(
         return Err(Refusal::Useless);
     }
     Ok(f)
+}
+
+/// An answer that varies by this can't be found again: by anything (`*`), or by what origins get from us instead of the client.
+fn selects_by_what_we_add(name: &[u8]) -> bool {
+    let ours: [&[u8]; 3] = [b"*", b"forwarded", b"x-forwarded-for"];
+    ours.iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 
 fn explicit_lifetime(d: &Directives, answer: &HeaderMap, now: SystemTime) -> Option<u64> {

@@ -4,7 +4,7 @@
 //! turns out to be too large goes to disk, if there is one. Once it is on its way there, or not to be kept, the task reads as much ahead as [`AHEAD`] and waits for the client. A client that goes away leaves the task
 //! a limited time.
 
-use super::fill::Copying;
+use super::fill::{Booking, Copying};
 use super::spool::Spool;
 use crate::body::{Body, BodyError};
 use bytes::Bytes;
@@ -28,6 +28,8 @@ struct Queue {
     bytes: usize,
     /// Bytes that the client has taken out of here.
     taken: usize,
+    /// What was booked for a copy, while the pieces of which it was made are still here.
+    booked: Option<Booking>,
     /// No frame will come.
     over: Option<Option<BodyError>>,
     /// The client has gone.
@@ -60,9 +62,13 @@ async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
             Ok(Some(Err(e))) => break Some(e),
             Ok(None) => {
                 match kept {
-                    Kept::Memory(copying) => {
+                    Kept::Memory(mut copying) => {
+                        let booked = copying.take_booked();
                         let whole = copying.finish();
-                        replace(&mut queue.borrow_mut(), &whole, before);
+                        let mut q = queue.borrow_mut();
+                        if !replace(&mut q, &whole, before) {
+                            q.booked = Some(booked);
+                        }
                     }
                     Kept::Disk(spool) => drop(engine::spawn(spool.finish())),
                     Kept::Not => {}
@@ -73,7 +79,7 @@ async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
             Err(()) => return,
         };
         if let Some(data) = frame.data_ref() {
-            kept = kept.with(data);
+            kept = kept.with(data, &queue);
         }
         push(&queue, frame);
     };
@@ -93,14 +99,18 @@ enum Kept {
 
 impl Kept {
     /// With more of it.
-    fn with(self, data: &Bytes) -> Kept {
+    fn with(self, data: &Bytes, queue: &RefCell<Queue>) -> Kept {
         match self {
             Kept::Memory(mut copying) => match copying.take(data) {
                 true => Kept::Memory(copying),
-                false => match copying.into_spool() {
-                    Some(spool) => Kept::Disk(Box::new(spool)).with(data),
-                    None => Kept::Not,
-                },
+                false => {
+                    // the client hasn't taken its share of what was read for the copy
+                    queue.borrow_mut().booked = Some(copying.take_booked());
+                    match copying.into_spool() {
+                        Some(spool) => Kept::Disk(Box::new(spool)).with(data, queue),
+                        None => Kept::Not,
+                    }
+                }
             },
             Kept::Disk(mut spool) => {
                 spool.push(data.clone());
@@ -158,14 +168,19 @@ fn push(queue: &RefCell<Queue>, frame: Frame<Bytes>) {
     client.into_iter().for_each(Waker::wake);
 }
 
-/// What waits for the client is a view into the kept object now, instead of pieces of its own.
-fn replace(q: &mut Queue, whole: &Bytes, before: usize) {
+/// What waits for the client is a view into the kept object now, instead of pieces of its own. False if that can't be.
+fn replace(q: &mut Queue, whole: &Bytes, before: usize) -> bool {
     let from = before + q.taken;
     let data_only = q.frames.iter().all(|f| f.data_ref().is_some());
-    if data_only && !q.frames.is_empty() && from <= whole.len() && whole.len() - from == q.bytes {
+    if q.frames.is_empty() {
+        return true;
+    }
+    let fits = data_only && from <= whole.len() && whole.len() - from == q.bytes;
+    if fits {
         q.frames.clear();
         q.frames.push_back(Frame::data(whole.slice(from..)));
     }
+    fits
 }
 
 impl Pumped {
@@ -184,6 +199,9 @@ impl Pumped {
         let n = frame.data_ref().map_or(0, Bytes::len);
         q.bytes -= n;
         q.taken += n;
+        if q.bytes <= AHEAD {
+            q.booked = None;
+        }
         self.left = self.left.map(|l| l.saturating_sub(n as u64));
         let task = q.task.take();
         drop(q);
@@ -208,8 +226,120 @@ impl Drop for Pumped {
         let mut q = self.queue.borrow_mut();
         q.alone_since = Some(engine::time::now());
         q.frames.clear();
+        q.booked = None;
         let task = q.task.take();
         drop(q);
         task.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::fill::{Keep, fill};
+    use crate::cache::object::Head;
+    use crate::cache::policy::Freshness;
+    use crate::cache::{Cache, CacheConfig};
+    use http::{HeaderMap, StatusCode};
+    use std::cell::Cell;
+    use std::time::SystemTime;
+
+    const PIECE: usize = 64 << 10;
+
+    /// An origin that sends as fast as it is read from.
+    struct Fast {
+        pieces: usize,
+        read: Rc<Cell<usize>>,
+    }
+
+    impl HttpBody for Fast {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            if self.pieces == 0 {
+                return Poll::Ready(None);
+            }
+            self.pieces -= 1;
+            self.read.set(self.read.get() + PIECE);
+            Poll::Ready(Some(Ok(Frame::data(vec![b'x'; PIECE].into()))))
+        }
+    }
+
+    fn keep(cache: &std::sync::Arc<Cache>, key: String) -> Keep {
+        let freshness = Freshness {
+            lifetime: 60,
+            stale_while_revalidate: 0,
+            stale_if_error: None,
+            strict: false,
+            ask_always: false,
+        };
+        let now = (engine::time::now(), SystemTime::now());
+        let head = Head::new(StatusCode::OK, &HeaderMap::new(), freshness, 0, now);
+        Keep {
+            cache: cache.clone(),
+            key: key.into(),
+            epoch: 0,
+            request: HeaderMap::new(),
+            head,
+            leader: None,
+        }
+    }
+
+    /// The rest of a body, and what is on its way to the client.
+    type Client = (Body, Vec<Result<Frame<Bytes>, BodyError>>);
+
+    /// Takes the beginning of a body, as much as makes a task read the rest; that has read all it will when this returns.
+    async fn begin(
+        cache: &std::sync::Arc<Cache>,
+        key: String,
+        pieces: usize,
+        read: &Rc<Cell<usize>>,
+    ) -> Client {
+        let from = Body::Stream(Box::pin(Fast { pieces, read: read.clone() }));
+        let (mut body, _) = fill(from, keep(cache, key));
+        let mut has = Vec::new();
+        for _ in 0..6 {
+            has.extend(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await);
+        }
+        let mut before = 0;
+        while before != read.get() {
+            before = read.get();
+            engine::time::sleep(Duration::from_millis(1)).await;
+        }
+        (body, has)
+    }
+
+    #[test]
+    fn clients_who_read_nothing_hold_a_bounded_amount() {
+        const MEMORY: usize = 16 << 20;
+        // of as many bytes as may be kept, and of more, which nobody knows before
+        for pieces in [30, 300] {
+            engine::block_on(async move {
+                let cache =
+                    Cache::new(CacheConfig { memory: MEMORY as u64, ..CacheConfig::default() }).unwrap();
+                let read: Rc<Cell<usize>> = Rc::default();
+                let mut clients = Vec::new();
+                for n in 0..60 {
+                    clients.push(begin(&cache, format!("host/{pieces}/{n}"), pieces, &read).await);
+                }
+                // what is read at each client's pace, and ahead of it
+                let each = 6 * PIECE + AHEAD + PIECE;
+                let all = clients.len() * each + 2 * MEMORY + MEMORY / 4;
+                assert!(read.get() <= all, "{} of {all} bytes, {pieces} pieces each", read.get());
+                let is_kept = async || {
+                    let mut body = begin(&cache, "host/new".into(), 8, &Rc::default()).await.0;
+                    while poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {}
+                    cache.store.get("host/new", |_| unreachable!("it doesn't vary")).is_some()
+                };
+                assert!(!is_kept().await, "there is no room for more");
+                clients.clear();
+                engine::time::sleep(Duration::from_millis(1)).await;
+                assert!(is_kept().await, "they have gone");
+            });
+        }
     }
 }

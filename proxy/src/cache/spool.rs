@@ -63,6 +63,7 @@ impl Spool {
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let busy = self.poll(cx).is_pending();
         if matches!(self.state, State::Failed) {
+            self.keep.leader.take().into_iter().for_each(|l| l.done(Outcome::NotStored));
             return Poll::Ready(false);
         }
         if busy && self.bytes >= AHEAD { Poll::Pending } else { Poll::Ready(true) }
@@ -110,7 +111,8 @@ impl Spool {
             Err(e) => return self.disk.refuse(&e),
         };
         let object = Object::large(self.keep.head.clone(), Arc::new(large));
-        self.keep.cache.put_large(&self.keep.key, &self.keep.request, object, path).await;
+        let Keep { cache, key, epoch, request, .. } = &self.keep;
+        cache.put_large(key, *epoch, request, object, path).await;
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);
         }
@@ -120,10 +122,11 @@ impl Spool {
 /// The file that was written, without its name.
 pub(super) type Written = Temporary;
 
-/// Sends a body of `len` bytes on and writes it to disk. False if that can't be; then the leader has told the others.
+/// Sends a body of `len` bytes on and writes it to disk. False if that can't be; the others know then.
 pub(super) fn spool(body: Body, keep: Keep, disk: &Arc<Disk>, len: u64) -> (Body, bool) {
     let mut booked = Booking::new(&keep.cache);
     if !booked.add(AHEAD) {
+        keep.give_up();
         return (body, false);
     }
     let spool = Some(Spool::begin(keep, booked, disk, Some(len)));

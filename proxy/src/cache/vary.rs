@@ -20,7 +20,8 @@ pub fn names(answer: &HeaderMap) -> Vec<HeaderName> {
 /// what is empty. No line feed can be in it.
 pub fn push_value(to: &mut String, request: &HeaderMap, name: &HeaderName) {
     let parts = request.get_all(name).iter().flat_map(|v| v.as_bytes().split(|&b| b == b','));
-    let parts = parts.map(|p| String::from_utf8_lossy(p.trim_ascii()));
+    // a character for each byte, whatever it is: two values are never one
+    let parts = parts.map(|p| p.trim_ascii().iter().copied().map(char::from).collect::<String>());
     if *name != ACCEPT_ENCODING && *name != ACCEPT_LANGUAGE {
         for part in parts {
             to.push(',');
@@ -56,5 +57,14 @@ mod tests {
         assert_eq!(value(&["gzip, br;q=0.5"]), value(&["br ; q=0.5", "gzip"]));
         assert_ne!(value(&["gzip, br;q=0.5"]), value(&["gzip;q=0.5, br"]));
         assert_ne!(value(&[]), value(&[""]));
+        assert_ne!(value(&["\u{e8}"]), value(&["\u{e9}"]));
+        let of = |byte: u8| {
+            let mut h = HeaderMap::new();
+            h.insert("x-user", http::HeaderValue::from_bytes(&[byte]).unwrap());
+            let mut s = String::new();
+            push_value(&mut s, &h, &HeaderName::from_static("x-user"));
+            s
+        };
+        assert_ne!(of(0xe8), of(0xe9));
     }
 }

@@ -19,13 +19,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 impl Proxy {
-    /// Has an answer kept if it may be; says whether.
+    /// Has an answer kept if it may be; says whether. Of the key: when the origin was asked, see [`Cache::epoch`].
     #[allow(clippy::too_many_arguments, reason = "all of them are one fetch")]
     pub(super) fn keep(
         &self,
         cache: &Arc<Cache>,
         asked: &Asked,
-        key: &Key,
+        (key, epoch): (&Key, u64),
         fields: &HeaderMap,
         method: &Method,
         answer: Response<Body>,
@@ -55,11 +55,13 @@ impl Proxy {
                         cache.forget(&variant);
                     }
                 }
+                leader.into_iter().for_each(|l| l.done(Landing::NotStored));
                 return (answer, false);
             }
         };
         let head = Head::new(answer.status(), answer.headers(), freshness, delay, now);
-        let keep = Keep { cache: cache.clone(), key: key.clone(), request: fields.clone(), head, leader };
+        let (cache, key) = (cache.clone(), key.clone());
+        let keep = Keep { cache, key, epoch, request: fields.clone(), head, leader };
         let (parts, body) = answer.into_parts();
         let (body, kept) = fill::fill(body, keep);
         (Response::from_parts(parts, body), kept)
@@ -71,7 +73,7 @@ impl Proxy {
         &self,
         cache: &Arc<Cache>,
         asked: &Asked,
-        key: &Key,
+        (key, epoch): (&Key, u64),
         fields: &HeaderMap,
         o: &Object,
         news: &HeaderMap,
@@ -87,7 +89,7 @@ impl Proxy {
         // the age is that of the 304, not of what it is about
         head.initial_age = policy::initial_age(news, delay, now.1);
         match judged {
-            Ok(_) => cache.put(key, fields, o.renewed(head.clone())),
+            Ok(_) => cache.put(key, epoch, fields, o.renewed(head.clone())),
             Err(Refusal::Answer) => {
                 cache.store.remove(key);
                 cache.forget(key);
@@ -106,10 +108,13 @@ impl Proxy {
         o: Arc<Object>,
         variant: &Key,
     ) {
-        let Part::Lead(leader) = cache.flights.join(variant) else { return };
+        let epoch = cache.epoch(&ours.key);
+        let Part::Lead(leader) = cache.flights.join(variant, epoch) else { return };
         let mut request = Request::new(Body::Empty);
         *request.uri_mut() = ours.request.uri().clone();
         *request.headers_mut() = ours.request.headers().clone();
+        // whoever it was has been answered: what becomes of this is for everybody
+        remove_conditions(request.headers_mut());
         condition(&mut request, &o);
         let (proxy, cache) = (self.clone(), cache.clone());
         // nobody waits for this one's interim answers
@@ -119,14 +124,15 @@ impl Proxy {
             let upload = Rc::default();
             match proxy.fetch(&asked, request, &upload).await {
                 Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
-                    proxy.freshen(&cache, &asked, &key, &fields, &o, answer.headers(), delay);
+                    proxy.freshen(&cache, &asked, (&key, epoch), &fields, &o, answer.headers(), delay);
                     leader.done(Landing::Stored);
                 }
                 // a failure doesn't take the place of what still may be used
                 Ok((answer, _)) if answer.status().is_server_error() => {}
                 Ok((answer, delay)) => {
                     let leader = Some(leader);
-                    let kept = proxy.keep(&cache, &asked, &key, &fields, &Method::GET, answer, delay, leader);
+                    let get = &Method::GET;
+                    let kept = proxy.keep(&cache, &asked, (&key, epoch), &fields, get, answer, delay, leader);
                     if kept.1 {
                         fill::read(kept.0.into_body()).await;
                     }
@@ -140,15 +146,19 @@ impl Proxy {
     }
 }
 
+fn remove_conditions(headers: &mut HeaderMap) {
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+        headers.remove(name);
+    }
+}
+
 /// Makes a request ask whether `o` is still good, whatever the client's own condition was.
 pub(super) fn condition(request: &mut Request<Body>, o: &Object) {
     if !o.has_validator() {
         return;
     }
     let h = request.headers_mut();
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
-        h.remove(name);
-    }
+    remove_conditions(h);
     let mut put = |name, value: Option<&HeaderValue>| {
         if let Some(v) = value {
             h.insert(name, v.clone());

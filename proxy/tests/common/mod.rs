@@ -462,3 +462,24 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// A door that a test opens for an origin's threads.
+#[derive(Clone)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn wait(&self) {
+        let open = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_timeout_while(open, LONG, |open| !*open).unwrap());
+    }
+
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+pub fn gate() -> (Gate, Gate) {
+    let gate = Gate(Arc::default());
+    (gate.clone(), gate)
+}
