@@ -28,7 +28,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// How often a request waits for somebody else's fetch before it goes by itself.
+/// How often a request takes part in a fetch for all before it goes by itself.
 const ROUNDS: usize = 3;
 
 /// An answer and what it is counted as.
@@ -127,7 +127,8 @@ impl Proxy {
         if let Some(hit) = self.part_hit(cache, &ours) {
             return Ok((hit, Outcome::Hit));
         }
-        let mut waited = false;
+        let mut waited = 0;
+        let patience = engine::time::now() + cache.coalesce;
         for _ in 0..ROUNDS {
             let (mut found, mut variant) = cache.store.find(&ours.key, &ours.fields, engine::time::now());
             // from disk: the way to a variant first, then the variant
@@ -150,7 +151,7 @@ impl Proxy {
                     let f = &o.head.freshness;
                     let age = o.head.age(now);
                     // fetched while we waited: new enough for us, however short its life is
-                    if waited && o.head.received >= ours.arrived && !f.ask_always {
+                    if waited > 0 && o.head.received >= ours.arrived && !f.ask_always {
                         return Ok((hit(&o, "hit; collapsed"), Outcome::Hit));
                     }
                     match policy::decide(&ours.directives, f, age) {
@@ -179,8 +180,8 @@ impl Proxy {
                     return self.miss(cache, ours, asked, stale, Some(leader), waited).await;
                 }
                 Part::Follow(other) => {
-                    waited = true;
-                    match engine::time::timeout(cache.coalesce, other.wait()).await {
+                    waited += 1;
+                    match engine::time::timeout_at(patience, other.wait()).await {
                         Ok(Landing::Stored | Landing::Gone) => {}
                         Ok(Landing::Failed(status, why)) => {
                             let f = |o: &Arc<Object>| {
@@ -208,12 +209,12 @@ impl Proxy {
         asked: &Asked,
         kept: Option<Arc<Object>>,
         leader: Option<Leader>,
-        collapsed: bool,
+        waited: usize,
     ) -> Result<Counted, Failed> {
         let kept =
             kept.filter(|_| ours.request.method() == Method::GET || ours.request.method() == Method::HEAD);
         let why = if kept.is_some() { "stale" } else { "miss" };
-        let collapsed = if collapsed { "; collapsed" } else { "" };
+        let collapsed = if waited > 0 { "; collapsed" } else { "" };
         let method = ours.request.method().clone();
         if let Some(o) = &kept {
             condition(&mut ours.request, o);
@@ -232,8 +233,9 @@ impl Proxy {
                         Outcome::Unreachable | Outcome::TimedOut => {
                             Landing::Failed(failed.status, failed.why.clone())
                         }
-                        // it may be this one request that its origin doesn't like
-                        _ => Landing::Gone,
+                        // it may be this one request that its origin doesn't like; hardly all of them
+                        _ if waited + 1 < ROUNDS => Landing::Gone,
+                        _ => Landing::Failed(failed.status, failed.why.clone()),
                     });
                 }
                 return match kept {

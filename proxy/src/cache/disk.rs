@@ -166,16 +166,14 @@ impl Disk {
             return Ok(());
         }
         self.claimed.store(true, Ordering::Release);
-        fs::create_dir_all(&self.dir)?;
-        let (mut found, mut gone) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.dir)?.flatten() {
-            match entry.file_name().to_str().and_then(parse) {
-                Some(name) => found.push(name),
-                // another process may be writing it just now
-                None if is_left_over(&entry) => gone.push(entry.path()),
-                None => {}
+        let (found, mut gone) = match self.list() {
+            Ok(both) => both,
+            Err(e) => {
+                // then there is nothing
+                self.known.store(true, Ordering::Release);
+                return Err(e);
             }
-        }
+        };
         // event threads look into the index: they wait for neither the directory nor all of it
         for some in found.chunks(AT_ONCE) {
             let mut index = self.index.lock().expect("never poisoned");
@@ -201,6 +199,21 @@ impl Disk {
         drop(index);
         gone.iter().for_each(|p| drop(fs::remove_file(p)));
         Ok(())
+    }
+
+    /// The names of entries, and the files that are of no use.
+    fn list(&self) -> io::Result<(Vec<(u64, u128, u64)>, Vec<PathBuf>)> {
+        fs::create_dir_all(&self.dir)?;
+        let (mut found, mut gone) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir)?.flatten() {
+            match entry.file_name().to_str().and_then(parse) {
+                Some(name) => found.push(name),
+                // another process may be writing it just now
+                None if is_left_over(&entry) => gone.push(entry.path()),
+                None => {}
+            }
+        }
+        Ok((found, gone))
     }
 
     fn path(&self, number: u128, at: u64, size: u64) -> PathBuf {

@@ -132,18 +132,16 @@ impl Cache {
         let part = self.store.remove(&partial::key(&key));
         let here = self.store.remove(&key) || part;
         let Some(disk) = self.disk.clone() else { return here };
-        if !disk.is_known() {
+        if disk.claims_scan() {
             self.scan(&disk).await;
         }
-        match disk.take(&key) {
-            Some(path) => {
-                if let Some(path) = path {
-                    patiently(move || std::fs::remove_file(path)).await;
-                }
-                true
-            }
-            None => here,
+        let taken = disk.take(&key);
+        // what is there and not yet known of has been forgotten as well
+        let found = taken.is_some() || !disk.is_known();
+        if let Some(Some(path)) = taken {
+            patiently(move || std::fs::remove_file(path)).await;
         }
+        here || found
     }
 
     /// The state of a key that an answer must still find when it is kept; to be asked for before the origin is.
