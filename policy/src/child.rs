@@ -115,6 +115,13 @@ pub enum Event {
         /// Whether it serves already.
         ready: bool,
     },
+    /// The same of one that was starting when somebody else saw it last: its start grace isn't a new one.
+    AdoptedStarting {
+        /// When it was spawned.
+        since: Time,
+        /// When it is taken for hung.
+        until: Time,
+    },
     /// It says that it serves.
     Ready(u64),
     /// It asks for more time to start (EXTEND_TIMEOUT_USEC).
@@ -219,7 +226,9 @@ impl Child {
             Event::SpawnFailed { permanent } if self.state == State::Launching => {
                 self.gone(None, true, permanent, now, random)
             }
-            Event::Adopted { ready } => self.adopted(ready, now),
+            Event::Adopted { ready: true } => self.adopted(State::Ready { since: now }),
+            Event::Adopted { ready: false } => self.adopted(self.starting(now)),
+            Event::AdoptedStarting { since, until } => self.adopted(State::Starting { since, until }),
             Event::Ready(g) if g == self.generation => self.ready(now),
             Event::Extend(g, more) if g == self.generation => self.extend(now + more),
             Event::Exited(g, permanent) if g == self.generation => self.exited(permanent, now, random),
@@ -279,21 +288,22 @@ impl Child {
         }
         self.generation += 1;
         self.spawns += 1;
-        self.state = State::Starting { since: now, until: now + self.limits.start_grace };
+        self.state = self.starting(now);
         // the wish may have changed while the spawn was under way
         if self.wanted { Action::Nothing } else { self.stop(self.limits.stop, false, now) }
     }
 
-    fn adopted(&mut self, ready: bool, now: Time) -> Action {
+    fn starting(&self, now: Time) -> State {
+        State::Starting { since: now, until: now + self.limits.start_grace }
+    }
+
+    fn adopted(&mut self, is: State) -> Action {
         if self.state.is_alive() {
             return Action::Nothing;
         }
         self.generation += 1;
         self.spawns = self.spawns.max(1);
-        self.state = match ready {
-            true => State::Ready { since: now },
-            false => State::Starting { since: now, until: now + self.limits.start_grace },
-        };
+        self.state = is;
         Action::Nothing
     }
 

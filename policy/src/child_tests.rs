@@ -209,6 +209,12 @@ fn an_adopted_process_serves_and_its_death_is_a_crash() {
     let mut c = Script::new();
     assert_eq!(c.at(100, Event::Adopted { ready: false }), Action::Nothing);
     assert_eq!(c.0.deadline(), Some(S(130)));
+    // and one that was seen starting before has what is left of it
+    let mut c = Script::new();
+    assert_eq!(c.at(100, Event::AdoptedStarting { since: S(80), until: S(110) }), Action::Nothing);
+    assert_eq!(c.at(100, Event::WantUp), Action::Nothing);
+    assert_eq!((c.0.state().name(), c.0.deadline()), ("starting", Some(S(110))));
+    assert_eq!(c.at(110, Event::Tick), Action::Send(Rung::Kill));
 }
 
 #[test]

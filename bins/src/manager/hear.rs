@@ -24,6 +24,7 @@ impl Keep {
     /// Hears what is in the notify socket, a bounded number of datagrams. True: there may be more.
     pub fn listen(self: &Rc<Self>) -> bool {
         let more = self.hear_some();
+        self.remember_news();
         self.speak();
         more
     }

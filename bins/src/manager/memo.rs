@@ -86,6 +86,34 @@ pub(super) struct Process {
     pub(super) program: u64,
     /// The whole of its configuration: another one may do better than what was given up.
     pub(super) config: u64,
+    /// It lives and isn't ready; without that one that lives is, as in what managers of earlier versions have left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) starting: Option<Starting>,
+}
+
+/// A start under way, on the clock that counts from the boot on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Starting {
+    since_ms: u64,
+    /// When it is taken for hung.
+    until_ms: u64,
+}
+
+impl Starting {
+    pub(super) fn new(since: Duration, until: Duration) -> Starting {
+        Starting { since_ms: since.as_millis() as u64, until_ms: until.as_millis() as u64 }
+    }
+
+    /// Since when.
+    pub(super) fn since(self) -> Duration {
+        Duration::from_millis(self.since_ms)
+    }
+
+    /// Until when.
+    pub(super) fn until(self) -> Duration {
+        Duration::from_millis(self.until_ms)
+    }
 }
 
 impl Process {
@@ -255,6 +283,16 @@ mod tests {
             m.write(&some(n));
             assert_eq!(again(&m).number, number, "nothing new, nothing written");
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_of_a_process_is_of_one_that_is_ready() {
+        let was: Process = serde_json::from_str(r#"{"pid":7,"since_ms":5,"restarts":1}"#).unwrap();
+        assert_eq!((was.pid, was.starting), (Some(7), None));
+        let starting = Some(Starting::new(Duration::from_secs(1), Duration::from_secs(3)));
+        let is = Process { starting, ..was };
+        let again: Process = serde_json::from_str(&serde_json::to_string(&is).unwrap()).unwrap();
+        assert_eq!(again, is);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! little later, in order.
 
 use super::Job;
-use super::worker::{Worker, store_name};
+use super::worker::{Part, Worker, store_name};
 use crate::manager::keep::{Keep, OFTEN, SELDOM, until_next};
 use policy::Time;
 use rustix::io::Errno;
@@ -50,6 +50,8 @@ pub(super) struct Unsaid {
     alone: Time,
     /// Nobody has listened for a while.
     deaf: bool,
+    /// Names to be forgotten after the next manager has been told something.
+    when_told: Vec<String>,
 }
 
 impl Unsaid {
@@ -68,7 +70,23 @@ impl Keep {
 
     /// Has cop forget a worker whose process has ended.
     pub(super) fn forget_worker(self: &Rc<Self>, job: &Job, w: &Worker, pid: i32) {
-        self.say(Word::Forget(store_name(pid, w.index, &job.name)));
+        for part in w.parts() {
+            self.say(Word::Forget(store_name(part, pid, w.index, &job.name)));
+        }
+    }
+
+    /// Has cop forget how a worker was to say that it is ready, when the next manager knows that it is.
+    pub(super) fn forget_readiness(&self, job: &Job, w: &Worker) {
+        if let (Some(pid), Some(_)) = (w.pid(), w.notify.take()) {
+            let name = store_name(Part::Readiness, pid, w.index, &job.name);
+            self.jobs.borrow_mut().unsaid.when_told.push(name);
+        }
+    }
+
+    /// The next manager knows what there is to know.
+    pub(super) fn forget_told(self: &Rc<Self>) {
+        let names = std::mem::take(&mut self.jobs.borrow_mut().unsaid.when_told);
+        names.into_iter().for_each(|name| self.say(Word::Forget(name)));
     }
 
     /// Has cop keep the sockets that a job has now.
@@ -164,8 +182,8 @@ impl Keep {
                 let mut all = sockets.iter().chain(copies.values().flatten());
                 all.any(|l| full(self.upstream.try_store(&l.fd_name(), &[l.fd.as_fd()])))
             }
-            Word::Process(job, w) => w.with_fds(|pid, fds| {
-                full(self.upstream.try_store(&store_name(pid, w.index, &job.name), fds))
+            Word::Process(job, w) => w.with_fds(|pid, part, fds| {
+                full(self.upstream.try_store(&store_name(part, pid, w.index, &job.name), fds))
             }),
             Word::Forget(name) => full(self.upstream.try_forget(name)),
         };

@@ -52,7 +52,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use supervisor::clock;
 use supervisor::listen_fds::Inherited;
-use worker::Worker;
+use supervisor::pidfd::PidFd;
+use worker::{Part, Worker};
 
 pub use copies::Sockets;
 pub use table::{listen_name, take_or_bind};
@@ -74,6 +75,8 @@ pub struct Jobs {
     next_event: u64,
     settling: bool,
     unsaid: kept::Unsaid,
+    /// Somebody has become ready since the next manager was told.
+    news: bool,
     census: tree::SharedCensus,
     /// Through which output is looked at.
     glass: Rc<RefCell<Option<output::Glass>>>,
@@ -91,8 +94,11 @@ struct Left {
     job: String,
     index: usize,
     pid: i32,
-    /// Its pidfd, and the pipes of its output.
+    pidfd: Option<PidFd>,
+    /// The pipes of its output, and the socket for pings.
     fds: Vec<OwnedFd>,
+    /// The pipe by which it is to say that it is ready.
+    readiness: Option<OwnedFd>,
 }
 
 /// One job.
@@ -129,10 +135,16 @@ impl Jobs {
         *inherited = others;
         let mut left: Vec<Left> = Vec::new();
         for i in ours {
-            let Some((pid, index, job)) = worker::parse_name(&i.name) else { continue };
-            match left.iter_mut().find(|l| l.pid == pid) {
-                Some(l) => l.fds.push(i.fd),
-                None => left.push(Left { job: job.to_owned(), index, pid, fds: vec![i.fd] }),
+            let Some((part, pid, index, job)) = worker::parse_name(&i.name) else { continue };
+            let at = left.iter().position(|l| l.pid == pid).unwrap_or(left.len());
+            if at == left.len() {
+                let job = job.to_owned();
+                left.push(Left { job, index, pid, pidfd: None, fds: Vec::new(), readiness: None });
+            }
+            match part {
+                Part::Readiness => left[at].readiness = Some(i.fd),
+                Part::Process if PidFd::is_one(&i.fd) => left[at].pidfd = Some(i.fd.into()),
+                Part::Process => left[at].fds.push(i.fd),
             }
         }
         Jobs { left, ..Jobs::default() }
@@ -272,6 +284,13 @@ impl Keep {
         list.iter().filter(|j| !j.removed.get()).map(of).collect()
     }
 
+    /// Who has become ready is remembered before anybody acts on it.
+    pub(super) fn remember_news(&self) {
+        if std::mem::take(&mut self.jobs.borrow_mut().news) {
+            self.remember();
+        }
+    }
+
     /// All processes of jobs.
     pub(super) fn job_pids(&self) -> Vec<i32> {
         let jobs = self.jobs.borrow();
@@ -299,6 +318,7 @@ impl Keep {
                 keep.settle_jobs();
             }
             keep.remember();
+            keep.forget_told();
             keep.wake_changes();
             keep.maybe_end();
         }));
@@ -332,6 +352,9 @@ impl Keep {
                             more = true;
                         } else {
                             starts += 1;
+                            if !job.config.borrow().after.is_empty() {
+                                self.remember_news();
+                            }
                             self.feed_job(job, &w, Event::WantUp);
                         }
                     }

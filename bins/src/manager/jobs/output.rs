@@ -64,6 +64,14 @@ impl Glass {
         Ok(Glass { read, write, bytes: vec![0; LOOK] })
     }
 
+    /// The one that there is, or a new one.
+    fn of(place: &mut Option<Glass>) -> io::Result<&mut Glass> {
+        Ok(match place {
+            Some(glass) => glass,
+            none => none.insert(Glass::new()?),
+        })
+    }
+
     /// What is in a pipe, which stays there; nothing: its end. `AGAIN`: nothing yet.
     fn look(&mut self, pipe: &OwnedFd) -> Result<&[u8], Errno> {
         let n = loop {
@@ -83,8 +91,18 @@ impl Glass {
     }
 }
 
+/// What has just been seen in a pipe that says one thing.
+pub(super) enum Seen {
+    Nothing,
+    /// The newline that was waited for. It stays there, for the next manager.
+    Newline,
+    /// So many other bytes.
+    Other(usize),
+    End,
+}
+
 /// Takes that many bytes out of a pipe that has them.
-fn take(pipe: &OwnedFd, mut count: usize) -> Result<(), Errno> {
+pub(super) fn take(pipe: &OwnedFd, mut count: usize) -> Result<(), Errno> {
     let mut scratch = [0; 4096];
     while count > 0 {
         let part = count.min(scratch.len());
@@ -128,28 +146,27 @@ pub(super) fn follow(keep: &Rc<Keep>, job: &Rc<Job>, pid: i32, pipe: Rc<Async<Ow
     }));
 }
 
-/// Reads what there is, as soon as there is something; 0 at the end.
-pub(super) async fn read(fd: &Async<OwnedFd>, bytes: &mut [u8]) -> io::Result<usize> {
-    loop {
-        fd.readable().await?;
-        match rustix::io::read(fd.get_ref(), &mut *bytes) {
-            Err(Errno::AGAIN) => fd.clear_read(),
-            Err(Errno::INTR) => {}
-            other => return Ok(other?),
-        }
-    }
-}
-
 impl Keep {
+    /// Looks for a newline, and takes out nothing.
+    pub(super) fn look_for_newline(&self, pipe: &OwnedFd) -> io::Result<Seen> {
+        let glass = self.jobs.borrow().glass.clone();
+        let mut glass = glass.borrow_mut();
+        let bytes = match Glass::of(&mut glass)?.look(pipe) {
+            Err(Errno::AGAIN) => return Ok(Seen::Nothing),
+            other => other?,
+        };
+        Ok(match bytes.len() {
+            0 => Seen::End,
+            _ if bytes.contains(&b'\n') => Seen::Newline,
+            n => Seen::Other(n),
+        })
+    }
+
     /// Passes whole lines on: how many bytes these were, 0 at the end, `None` when there are none yet.
     fn pass_on(&self, job: &Job, pid: i32, pipe: &OwnedFd, to: &Output) -> io::Result<Option<usize>> {
         let glass = self.jobs.borrow().glass.clone();
         let mut glass = glass.borrow_mut();
-        let glass = match &mut *glass {
-            Some(glass) => glass,
-            none => none.insert(Glass::new()?),
-        };
-        let bytes = match glass.look(pipe) {
+        let bytes = match Glass::of(&mut glass)?.look(pipe) {
             Err(Errno::AGAIN) => return Ok(None),
             other => other?,
         };

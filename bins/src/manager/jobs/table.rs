@@ -5,7 +5,8 @@ use super::copies::{self, Sockets};
 use super::memory::Memory;
 use super::output::Tail;
 use super::roll::Rolling;
-use super::{Job, limits, tree};
+use super::worker::{Part, store_name};
+use super::{Job, Left, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
 use crate::manager::listeners::{self, Access, For};
@@ -15,6 +16,8 @@ use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
+use supervisor::clock;
 use supervisor::listen_fds::{Inherited, name_for};
 
 /// The name under which a job's socket is stored.
@@ -59,7 +62,7 @@ impl Keep {
         self.recall_wishes(&last);
         self.apply_memory();
         self.store_jobs();
-        self.adopt_jobs();
+        self.adopt_jobs(&last);
         self.recall_workers(&last);
         for (name, was) in &last {
             self.job(name).into_iter().for_each(|job| self.roll_on(job, was.rolling));
@@ -114,7 +117,7 @@ impl Keep {
     }
 
     /// What an earlier manager has left: it is adopted, or ended if there is no place for it any more.
-    fn adopt_jobs(self: &Rc<Self>) {
+    fn adopt_jobs(self: &Rc<Self>, last: &BTreeMap<String, memo::Job>) {
         let left = std::mem::take(&mut self.jobs.borrow_mut().left);
         for l in left {
             let job = self.job(&l.job).unwrap_or_else(|| {
@@ -139,9 +142,16 @@ impl Keep {
             if worker.exists() {
                 continue;
             }
+            if l.pidfd.is_none() {
+                // the last manager was killed before cop had heard all of it
+                let name = store_name(Part::Readiness, l.pid, l.index, &l.job);
+                self.upstream.forget_fds(&name);
+                continue;
+            }
             // it is there already: the wish alone would start another
             job.call.set_awake(true);
-            self.adopt_worker(&job, &worker, l.pid, l.fds);
+            let starting = was_starting(last, &l, job.config.borrow().start_grace);
+            self.adopt_worker(&job, &worker, l, starting);
             self.feed_job(&job, &worker, Event::WantUp);
         }
     }
@@ -249,6 +259,21 @@ impl Job {
             tail: RefCell::new(Tail::default()),
             config: RefCell::new(config),
         }
+    }
+}
+
+/// Was it starting when the last manager died? One that this manager hadn't told of was just spawned.
+fn was_starting(
+    last: &BTreeMap<String, memo::Job>,
+    left: &Left,
+    start_grace: Duration,
+) -> Option<memo::Starting> {
+    let was = last.get(&left.job).and_then(|j| j.workers.get(&left.index));
+    match was.filter(|w| w.pid == Some(left.pid)) {
+        Some(was) => was.starting,
+        // nothing is known of anybody
+        None if last.is_empty() => None,
+        None => Some(memo::Starting::new(clock::now(), clock::now() + start_grace)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! One process of a job: the child machine, with hands.
 
 use super::start::outputs;
-use super::{Job, alive, output, ready};
+use super::{Job, Left, alive, output, ready};
 use crate::config::job::{Output, Ready};
 use crate::manager::keep::Keep;
 use crate::manager::memo;
@@ -18,7 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use supervisor::clock;
 use supervisor::notify::{Field, Message};
-use supervisor::pidfd::PidFd;
 use supervisor::spawn::SpawnError;
 
 /// One worker, which may have a process.
@@ -48,6 +47,17 @@ pub struct Worker {
     pub(super) asked: Cell<u64>,
     /// The pipes of its output, which a cop is to keep too.
     pipes: RefCell<Vec<Rc<Async<OwnedFd>>>>,
+    /// The pipe by which it says that it is ready, until it has (`ready = "fd"`).
+    pub(super) notify: RefCell<Option<Rc<Async<OwnedFd>>>>,
+}
+
+/// What a cop keeps of a worker under a name of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Its pidfd, the pipes of its output, and the socket for pings.
+    Process,
+    /// The pipe by which it says that it is ready.
+    Readiness,
 }
 
 /// How a process has ended.
@@ -76,6 +86,7 @@ impl Worker {
             ping: RefCell::default(),
             asked: Cell::default(),
             pipes: RefCell::default(),
+            notify: RefCell::default(),
         }
     }
 
@@ -124,14 +135,26 @@ impl Worker {
         self.can_not_start.get()
     }
 
-    /// What a cop is to keep of its process: false without one, else what `f` says.
-    pub(super) fn with_fds(&self, f: impl FnOnce(i32, &[BorrowedFd<'_>]) -> bool) -> bool {
+    /// What a cop is to keep of its process: false without one, or when `f` has said so of all parts. That with the process
+    /// itself comes last: what a manager finds that is killed meanwhile is all or nothing.
+    pub(super) fn with_fds(&self, mut f: impl FnMut(i32, Part, &[BorrowedFd<'_>]) -> bool) -> bool {
         let ward = self.ward.borrow();
         let Some(w) = &*ward else { return false };
+        if let Some(notify) = &*self.notify.borrow()
+            && f(w.pid, Part::Readiness, &[notify.get_ref().as_fd()])
+        {
+            return true;
+        }
         let (pipes, ping) = (self.pipes.borrow(), self.ping.borrow());
         let pipes = pipes.iter().map(|p| p.get_ref().as_fd());
         let fds: Vec<_> = [w.as_fd()].into_iter().chain(pipes).chain(ping.iter().map(AsFd::as_fd)).collect();
-        f(w.pid, &fds)
+        f(w.pid, Part::Process, &fds)
+    }
+
+    /// What a cop has of it.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let readiness = self.notify.borrow().as_ref().map(|_| Part::Readiness);
+        [Part::Process].into_iter().chain(readiness).collect()
     }
 
     pub(super) fn has_finished(&self) -> Option<bool> {
@@ -191,6 +214,10 @@ impl Worker {
             gave_up: self.has_given_up() || self.given_up.get(),
             program: self.marks.get().0,
             config: self.marks.get().1,
+            starting: match self.machine.borrow().state() {
+                State::Starting { since, until } => Some(memo::Starting::new(*since, *until)),
+                _ => None,
+            },
         }
     }
 
@@ -254,15 +281,24 @@ impl Worker {
 }
 
 /// The name under which a worker's fds are stored.
-pub fn store_name(pid: i32, index: usize, job: &str) -> String {
-    format!("worker-{pid}-{index}-{job}")
+pub(super) fn store_name(part: Part, pid: i32, index: usize, job: &str) -> String {
+    let part = match part {
+        Part::Process => "",
+        Part::Readiness => "ready-",
+    };
+    format!("worker-{part}{pid}-{index}-{job}")
 }
 
-/// Its parts.
-pub fn parse_name(name: &str) -> Option<(i32, usize, &str)> {
-    let (pid, rest) = name.strip_prefix("worker-")?.split_once('-')?;
+/// What it says.
+pub(super) fn parse_name(name: &str) -> Option<(Part, i32, usize, &str)> {
+    let name = name.strip_prefix("worker-")?;
+    let (part, name) = match name.strip_prefix("ready-") {
+        Some(name) => (Part::Readiness, name),
+        None => (Part::Process, name),
+    };
+    let (pid, rest) = name.split_once('-')?;
     let (index, job) = rest.split_once('-')?;
-    Some((pid.parse().ok().filter(|p| *p > 0)?, index.parse().ok()?, job))
+    Some((part, pid.parse().ok().filter(|p| *p > 0)?, index.parse().ok()?, job))
 }
 
 impl Keep {
@@ -276,6 +312,7 @@ impl Keep {
         if before != after {
             w.since.set(clock::now());
             self.job_event(job, w, after, "");
+            self.jobs.borrow_mut().news |= after == "ready";
         }
         match action {
             Action::Nothing => {}
@@ -316,9 +353,10 @@ impl Keep {
                 w.said.borrow_mut().clear();
                 self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
                 *w.ping.borrow_mut() = pipes.ping;
+                *w.notify.borrow_mut() = pipes.notify.and_then(|fd| Some(Rc::new(Async::new(fd).ok()?)));
                 self.read_job(job, w, pid, pipes.ours);
                 self.feed_job(job, w, Event::Spawned);
-                ready::watch(self, job, w, pipes.notify);
+                ready::watch(self, job, w, clock::now());
             }
             Err(e) => {
                 log::error!("event=spawn-failed of=job job={} worker={}: {e:#}", job.name, w.index);
@@ -330,21 +368,33 @@ impl Keep {
         }
     }
 
-    /// A process that an earlier manager had started.
-    pub(super) fn adopt_worker(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, fds: Vec<OwnedFd>) {
+    /// A process that an earlier manager had started, and that is ready or still starting.
+    pub(super) fn adopt_worker(
+        self: &Rc<Self>,
+        job: &Rc<Job>,
+        w: &Rc<Worker>,
+        left: Left,
+        starting: Option<memo::Starting>,
+    ) {
+        let Left { pid, pidfd: Some(pidfd), fds, readiness, .. } = left else { return };
         // whoever kept them need not have kept their order
-        let (mut pidfds, fds): (Vec<_>, Vec<_>) = fds.into_iter().partition(PidFd::is_one);
-        let Some(pidfd) = pidfds.pop().map(PidFd::from) else { return };
         let (mut pings, pipes): (Vec<_>, Vec<_>) = fds.into_iter().partition(alive::is_socket);
         *w.ping.borrow_mut() = pings.pop();
+        *w.notify.borrow_mut() = readiness.and_then(|fd| Some(Rc::new(Async::new(fd).ok()?)));
         w.adopted.set(true);
         self.hold_job(job, w, Ward::new(pid, pidfd, w.generation() + 1));
-        self.feed_job(job, w, Event::Adopted { ready: true });
+        let adopted = match starting {
+            Some(s) => Event::AdoptedStarting { since: s.since(), until: s.until() },
+            None => Event::Adopted { ready: true },
+        };
+        self.feed_job(job, w, adopted);
         self.job_event(job, w, "adopted", "");
         let pipes = outputs(job, pid, pipes);
         self.read_job(job, w, pid, pipes);
-        self.begin_job_watchdog(job, w);
-        alive::begin(self, job, w);
+        match starting {
+            Some(s) => ready::watch(self, job, w, s.since()),
+            None => self.job_works(job, w),
+        }
     }
 
     /// Reads its output, and has cop keep it with its pidfd.
@@ -381,6 +431,7 @@ impl Keep {
         let status = ward.reap();
         let how = status.map_or("ended (it was adopted: not our child)".to_owned(), |s| s.to_string());
         self.forget_worker(job, w, ward.pid);
+        *w.notify.borrow_mut() = None;
         *w.watchdog.borrow_mut() = None;
         *w.ping.borrow_mut() = None;
         w.pipes.borrow_mut().clear();
@@ -440,12 +491,18 @@ impl Keep {
         true
     }
 
-    /// It is ready: from here on it has to feed its watchdog.
+    /// It is ready.
     pub(super) fn job_ready(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, generation: u64) {
         if w.generation() != generation || w.pid().is_none() {
             return;
         }
         self.feed_job(job, w, Event::Ready(generation));
+        self.job_works(job, w);
+    }
+
+    /// From here on it has to feed its watchdog, and is asked; how it said that it is ready isn't needed any more.
+    fn job_works(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        self.forget_readiness(job, w);
         self.begin_job_watchdog(job, w);
         alive::begin(self, job, w);
     }
@@ -514,11 +571,19 @@ mod tests {
 
     #[test]
     fn a_stored_name_says_whose_it_is() {
-        let name = store_name(77, 3, "mail-out.v2");
-        assert_eq!(parse_name(&name), Some((77, 3, "mail-out.v2")));
-        for wrong in
-            ["worker-", "worker-x-1-a", "worker--1-1-a", "worker-7-x-a", "worker-7-1", "listen-1-1-a"]
-        {
+        for part in [Part::Process, Part::Readiness] {
+            let name = store_name(part, 77, 3, "mail-out.v2");
+            assert_eq!(parse_name(&name), Some((part, 77, 3, "mail-out.v2")));
+        }
+        for wrong in [
+            "worker-",
+            "worker-x-1-a",
+            "worker--1-1-a",
+            "worker-7-x-a",
+            "worker-7-1",
+            "worker-ready-",
+            "listen-1-1-a",
+        ] {
             assert_eq!(parse_name(wrong), None, "{wrong}");
         }
     }
