@@ -6,6 +6,7 @@ use common::jobs::*;
 use common::*;
 use std::path::PathBuf;
 use supervisor::notify::Notifier;
+use supervisor::pidfd::PidFd;
 
 /// What a job of these tests runs: this program, started by a manager. It says that it is ready when its file `go` is there, and
 /// feeds its watchdog from then on.
@@ -80,6 +81,33 @@ fn a_job_that_starts_when_its_manager_is_killed_goes_on_starting() {
         JOBS.map(|j| (workers(&s, j)[0]["state"].clone(), pid(&s, j))),
         before.map(|p| ("ready".into(), p))
     );
+    s.stop();
+}
+
+#[test]
+fn what_a_job_says_while_no_manager_lives_reaches_the_next_one() {
+    let mut s = Suite::new("");
+    let go = s.path("go");
+    config(&s, &notifying(&go, ""));
+    s.start();
+    s.wait(0, &["event=starting of=job job=notify"]);
+    let first = pid(&s, "notify");
+    for round in 0..2 {
+        let mark = s.mark();
+        until_kept(&s);
+        // nobody is there who would start another one
+        s.kill("cop", SIGSTOP);
+        s.kill("manager", SIGKILL);
+        if round == 1 {
+            std::fs::write(&go, "").unwrap();
+            s.until("it has said so", || go.with_extension("said").exists());
+        }
+        PidFd::open(s.pid("cop")).unwrap().signal(SIGCONT).unwrap();
+        s.wait(mark, &["event=adopted of=job job=notify"]);
+        if round == 1 {
+            s.wait(mark, &["event=ready of=job job=notify", &format!("pid={first}")]);
+        }
+    }
     s.stop();
 }
 

@@ -200,6 +200,11 @@ impl NotifySocket {
         Ok(NotifySocket { fd, path: path.to_owned() })
     }
 
+    /// One that was kept of somebody who is dead: what was said to that one is in it still.
+    pub fn kept(fd: OwnedFd, path: &Path) -> NotifySocket {
+        NotifySocket { fd, path: path.to_owned() }
+    }
+
     /// Where it is bound.
     pub fn path(&self) -> &Path {
         &self.path

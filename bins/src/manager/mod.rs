@@ -278,11 +278,11 @@ fn live(
     let inbound = orders::take_inbound(&mut inherited);
     let pages = suite::take_pages(&mut inherited);
     let estates = Estates::take(&mut inherited, upstream);
-    let jobs = Jobs::take(&mut inherited);
+    let at = runtime.notify("manager");
+    let jobs = Jobs::take(&mut inherited, &at);
     let memo = Memo::take(&mut inherited);
     let origins = suite::take_one(&mut inherited, origins::NAME).or_else(origins::page);
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
-    let at = runtime.notify("manager");
     let notify = NotifySocket::bind(&at).with_context(|| format!("cannot listen on {}", at.display()))?;
     privileges::share_notify(&runtime, credentials.as_ref())?;
     recover::listeners(&config, &runtime, &notify, &mut inherited);

@@ -3,8 +3,8 @@
 //! Cop's queue holds few datagrams, and a thousand jobs have more to say at once: what doesn't go out now is said in turn, a
 //! little later, in order.
 
-use super::Job;
 use super::worker::{Part, Worker, store_name};
+use super::{Job, NOTIFY};
 use crate::manager::keep::{Keep, OFTEN, SELDOM, until_next};
 use policy::Time;
 use rustix::io::Errno;
@@ -97,6 +97,9 @@ impl Keep {
     /// Has a cop keep the sockets and processes of all jobs.
     pub(in crate::manager) fn store_jobs(self: &Rc<Self>) {
         let list = self.jobs.borrow().list.clone();
+        if !list.is_empty() {
+            self.upstream.store_fds(NOTIFY, &[self.notify.as_fd()]);
+        }
         for job in list.iter() {
             if !job.listeners.borrow().is_empty() {
                 self.keep_sockets(job);

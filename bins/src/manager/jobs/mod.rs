@@ -39,6 +39,7 @@ use super::keep::Keep;
 use super::listeners::Listener;
 use super::memo;
 use crate::config;
+use crate::suite::take_named;
 use log::Level;
 use policy::child::{Child, Event, Limits, State};
 use policy::jobs::Order;
@@ -49,14 +50,19 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use supervisor::clock;
 use supervisor::listen_fds::Inherited;
+use supervisor::notify::NotifySocket;
 use supervisor::pidfd::PidFd;
 use worker::{Part, Worker};
 
 pub use copies::Sockets;
 pub use table::{listen_name, take_or_bind};
+
+/// The name under which cop keeps our notify socket.
+const NOTIFY: &str = "notify";
 
 /// Transitions that are remembered.
 const EVENTS: usize = 1000;
@@ -87,6 +93,8 @@ pub struct Jobs {
     alarm: Alarm,
     /// What an earlier manager had, until it is adopted.
     left: Vec<Left>,
+    /// In which is what they said to earlier managers when these were dead.
+    unheard: Vec<NotifySocket>,
 }
 
 /// A worker that an earlier manager had.
@@ -127,9 +135,11 @@ pub(super) struct Job {
 }
 
 impl Jobs {
-    /// Takes out of what was inherited what belongs to jobs: their workers, and nothing else (their sockets are taken by
-    /// name when the table is made).
-    pub fn take(inherited: &mut Vec<Inherited>) -> Jobs {
+    /// Takes out of what was inherited what belongs to jobs: their workers and what they said to `notify`, and nothing else (their
+    /// sockets are taken by name when the table is made).
+    pub fn take(inherited: &mut Vec<Inherited>, notify: &Path) -> Jobs {
+        let unheard = take_named(inherited, |name| (name == NOTIFY).then_some(()));
+        let unheard = unheard.into_iter().map(|((), fd)| NotifySocket::kept(fd, notify)).collect();
         let (ours, others): (Vec<_>, Vec<_>) =
             std::mem::take(inherited).into_iter().partition(|i| worker::parse_name(&i.name).is_some());
         *inherited = others;
@@ -147,7 +157,7 @@ impl Jobs {
                 Part::Process => left[at].fds.push(i.fd),
             }
         }
-        Jobs { left, ..Jobs::default() }
+        Jobs { left, unheard, ..Jobs::default() }
     }
 }
 

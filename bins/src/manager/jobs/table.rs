@@ -68,6 +68,7 @@ impl Keep {
             self.job(name).into_iter().for_each(|job| self.roll_on(job, was.rolling));
         }
         self.memo.borrow_mut().begin();
+        self.hear_unheard();
         if !self.jobs.borrow().list.is_empty() {
             self.end_unknown();
         }

@@ -1,7 +1,7 @@
 //! One process of a job: the child machine, with hands.
 
 use super::start::outputs;
-use super::{Job, Left, alive, output, ready};
+use super::{Job, Left, NOTIFY, alive, output, ready};
 use crate::config::job::{Output, Ready};
 use crate::manager::keep::Keep;
 use crate::manager::memo;
@@ -461,6 +461,22 @@ impl Keep {
         self.feed_job(job, w, Event::Exited(generation, false));
         if !w.exists() && !w.is_wanted() {
             self.drop_group(&job.name, w.index);
+        }
+    }
+
+    /// What they have said while no manager lived is heard now; the sockets that it was in aren't needed any more.
+    pub(super) fn hear_unheard(self: &Rc<Self>) {
+        let unheard = std::mem::take(&mut self.jobs.borrow_mut().unheard);
+        for socket in &unheard {
+            while let Ok(Some(d)) = socket.recv() {
+                self.heard_job(d.pid, &d.message);
+            }
+        }
+        self.remember_news();
+        if !unheard.is_empty() {
+            // also ours, under the same name
+            self.upstream.forget_fds(NOTIFY);
+            self.upstream.store_fds(NOTIFY, &[self.notify.as_fd()]);
         }
     }
 
