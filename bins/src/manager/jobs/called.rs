@@ -18,7 +18,6 @@ use engine::JoinHandle;
 use engine::io::Async;
 use engine::time::{sleep, timeout};
 use policy::Time;
-use policy::child::Event;
 use policy::schedule::Plan;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -82,13 +81,7 @@ impl Keep {
     pub(super) fn wake_job(self: &Rc<Self>, job: &Rc<Job>, why: &str) {
         job.call.awake.set(true);
         job.call.since.set(clock::now());
-        let workers = job.workers.borrow().clone();
-        for w in workers {
-            w.forget_finish();
-            if w.has_given_up() {
-                self.feed_job(job, &w, Event::WantDown);
-            }
-        }
+        self.begin_anew(job);
         self.job_note(job, "called", why);
         self.run_begins(job);
         self.settle_jobs();

@@ -16,7 +16,6 @@ use crate::config::job::MAX_WORKERS;
 use crate::config::value::{self, Raw};
 use crate::manager::keep::Keep;
 use http::{Method, StatusCode};
-use policy::child::Event;
 use serde_json::Value;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -76,10 +75,8 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
         }
         "start" => {
             job.up.set(true);
-            job.workers.borrow().iter().for_each(|w| w.forget_finish());
-            // one that has given up, or waits, tries again at once
-            let waiting: Vec<_> = job.workers.borrow().iter().filter(|w| !w.exists()).cloned().collect();
-            waiting.iter().for_each(|w| keep.feed_job(&job, w, Event::WantUp));
+            // one that has given up, or waits for its next try, tries again at once
+            keep.begin_anew(&job);
             keep.settle_jobs();
             wait_started(keep, &job).await
         }
@@ -89,7 +86,7 @@ pub async fn answer(keep: &Rc<Keep>, method: &Method, path: &str, query: &str) -
         }
         "restart" => {
             job.up.set(true);
-            job.workers.borrow().iter().for_each(|w| w.forget_finish());
+            keep.begin_anew(&job);
             match keep.roll_now(&job).await {
                 Ok(()) => wait_started(keep, &job).await,
                 Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
@@ -171,16 +168,21 @@ fn signal(job: &Job, name: &str) -> Answer {
 pub(super) async fn until<T>(
     keep: &Rc<Keep>,
     patience: Duration,
-    mut what: impl FnMut() -> Option<T>,
+    what: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    let there = poll_fn(|cx| match what() {
+    engine::time::timeout(patience, when(keep, what)).await.ok()
+}
+
+/// Waits until something is there.
+pub(super) async fn when<T>(keep: &Keep, mut what: impl FnMut() -> Option<T>) -> T {
+    poll_fn(|cx| match what() {
         Some(t) => Poll::Ready(t),
         None => {
             keep.changes.borrow_mut().push(cx.waker().clone());
             Poll::Pending
         }
-    });
-    engine::time::timeout(patience, there).await.ok()
+    })
+    .await
 }
 
 /// Of a job that is started now.

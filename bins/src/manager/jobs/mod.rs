@@ -270,6 +270,11 @@ impl Keep {
         if self.is_stopping() || !job.up.get() || !job.call.is_awake() || !job.is_down() {
             return Vec::new();
         }
+        self.lacks(job)
+    }
+
+    /// Those in its `after` that aren't ready.
+    fn lacks(&self, job: &Job) -> Vec<String> {
         let after = job.config.borrow().after.clone();
         after.into_iter().filter(|name| self.job(name).is_some_and(|other| !other.is_ready())).collect()
     }

@@ -1,6 +1,8 @@
-//! Restarts of a job: one worker after the other, one restart of a job after the other, and of those that go with it.
+//! Restarts of a job: one worker after the other, one restart of a job after the other, and of those that go with it. Of several
+//! jobs that are restarted at a time, each waits for those that it is after.
 
-use super::command::until;
+use super::command::{until, when};
+use super::worker::Worker;
 use super::{Event, Job};
 use crate::manager::keep::Keep;
 use std::cell::Cell;
@@ -24,7 +26,12 @@ const DIED: u32 = 3;
 impl Rolling {
     /// For the next manager: how many have begun it; 0: none is under way.
     pub(super) fn to_remember(&self) -> u32 {
-        u32::from(self.now.get() || self.next.get()) * (self.died.get() + 1)
+        u32::from(self.is_due()) * (self.died.get() + 1)
+    }
+
+    /// One restart is under way, or is to come.
+    fn is_due(&self) -> bool {
+        self.now.get() || self.next.get()
     }
 }
 
@@ -37,17 +44,62 @@ impl Keep {
         }
     }
 
-    /// Restarts a job in the background.
+    /// Restarts a job in the background, when its turn among the others has come.
     pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>) {
         if job.rolling.next.replace(true) {
             return;
         }
         let keep = self.clone();
         drop(engine::spawn(async move {
+            keep.await_others(&job).await;
+            if job.removed.get() || keep.is_stopping() {
+                job.rolling.next.set(false);
+            }
+            if !job.rolling.next.get() {
+                // it ends anyway, or an operator was faster
+                return;
+            }
             if let Err(why) = keep.roll_now(&job).await {
                 log::error!("event=restart-failed of=job job={}: {}", job.name, why.trim_end());
             }
         }));
+    }
+
+    /// Waits for those that the job is after and that are restarted too, until they are ready. However long that takes, it goes on
+    /// as it is.
+    async fn await_others(&self, job: &Rc<Job>) {
+        let others: Vec<Rc<Job>> = {
+            let c = job.config.borrow();
+            c.after.iter().filter_map(|name| self.job(name)).filter(|o| o.rolling.is_due()).collect()
+        };
+        if others.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = others.iter().map(|o| &*o.name).collect();
+        self.job_note(job, "restart-waits", &format!("for {}", names.join(", ")));
+        let done = |o: &Rc<Job>| {
+            // that this one goes with it has its part in this restart
+            let told =
+                o.losses_told.get() == o.losses.get() || !job.config.borrow().restart_with.contains(&o.name);
+            let settled = !o.rolling.is_due() && o.is_ready() && told;
+            settled || !o.up.get() || o.removed.get()
+        };
+        let in_vain = || !job.up.get() || job.removed.get() || self.is_stopping();
+        when(self, || (in_vain() || others.iter().all(done)).then_some(())).await;
+    }
+
+    /// Workers that don't run may be started when the turn of their job comes: what they have done, or were given up for, counts no
+    /// more.
+    pub(super) fn begin_anew(self: &Rc<Self>, job: &Rc<Job>) {
+        let workers = job.workers.borrow().clone();
+        workers.iter().for_each(|w| self.begin_worker_anew(job, w));
+    }
+
+    fn begin_worker_anew(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
+        w.forget_finish();
+        if !w.exists() && !w.is_at_rest() {
+            self.feed_job(job, w, Event::WantDown);
+        }
     }
 
     /// Restarts a job. One that sleeps has nothing to restart.
@@ -82,8 +134,13 @@ impl Keep {
         let workers = job.workers.borrow().clone();
         for w in workers.iter().filter(|w| w.index < job.want.get()) {
             let before = w.generation();
-            w.forget_finish();
-            self.feed_job(job, w, Event::Restart);
+            self.begin_worker_anew(job, w);
+            match w.exists() && w.is_wanted() {
+                true => self.feed_job(job, w, Event::Restart),
+                // it is started with the others whose turn comes, if need be later
+                false if !self.lacks(job).is_empty() => continue,
+                false => self.settle_jobs(),
+            }
             let done = until(self, patience(job), || {
                 let new = w.generation() != before;
                 (new && (w.is_ready() || w.has_finished() == Some(true))).then_some(true).or_else(|| {

@@ -1,0 +1,88 @@
+//! Jobs that come after each other: their order holds at a start, at a reload and at a stop, whoever asks.
+
+mod common;
+
+use common::jobs::*;
+use common::*;
+use std::path::Path;
+
+/// Ready when that file is there.
+fn db(ready: &Path, more: &str) -> String {
+    format!(
+        "[[job]]\nname = \"db\"\nready = [\"test\", \"-e\", {ready:?}]\ncommand = [\"sleep\", \"1000\"]\n{more}"
+    )
+}
+
+fn web(more: &str) -> String {
+    format!("[[job]]\nname = \"web\"\nafter = [\"db\"]\nstart_grace = \"1s\"\n{READY}{more}")
+}
+
+/// Where that line is in the log.
+#[track_caller]
+fn at(s: &Suite, mark: usize, needles: &[&str]) -> usize {
+    let line = s.wait(mark, needles);
+    let text = s.log.text();
+    mark + text.lines().skip(mark).position(|l| l == line).unwrap()
+}
+
+#[test]
+fn neither_a_reload_nor_an_operator_starts_a_job_before_those_that_it_is_after() {
+    let mut s = Suite::new("");
+    let ready = s.path("ready");
+    config(&s, &[db(&ready, ""), web("")].concat());
+    s.start();
+    s.wait(0, &["event=starting of=job job=db"]);
+    config(&s, &[db(&ready, ""), web("env = [\"A=1\"]\n")].concat());
+    told(&s, &["reload"]);
+    // each is answered when the start grace is over
+    std::thread::scope(|scope| {
+        let asked = ["start", "restart"].map(|verb| scope.spawn(|| s.run(MANAGER, &[verb, "web"])));
+        for o in asked.map(|a| a.join().unwrap()) {
+            let said = expect_code(&o, 1);
+            assert!(said.contains("web isn't ready: it waits for db"), "{said}");
+        }
+    });
+    assert_eq!(job(&s, "web")["state"], "waiting");
+    std::fs::write(&ready, "").unwrap();
+    s.wait(0, &["event=ready of=job job=web"]);
+    assert_eq!(s.log.text().matches("event=starting of=job job=web").count(), 1, "{}", s.log.text());
+    // once it runs, its own death is answered at once, whatever db does
+    std::fs::remove_file(&ready).unwrap();
+    let mark = s.mark();
+    for name in ["db", "web"] {
+        supervisor::pidfd::PidFd::open(pid(&s, name)).unwrap().signal(SIGKILL).unwrap();
+    }
+    s.wait(mark, &["event=ready of=job job=web"]);
+    assert_eq!(workers(&s, "db")[0]["state"], "starting");
+    s.stop();
+}
+
+#[test]
+fn jobs_that_are_changed_together_are_restarted_one_after_the_other() {
+    let mut s = Suite::new("");
+    let ready = s.path("ready");
+    std::fs::write(&ready, "").unwrap();
+    let with = "restart_with = [\"db\"]\n";
+    config(&s, &[web(with), db(&ready, "")].concat());
+    s.start();
+    told(&s, &["wait-ready", "web"]);
+    std::fs::remove_file(&ready).unwrap();
+    let mark = s.mark();
+    let changed = "env = [\"A=1\"]\n";
+    config(&s, &[web(&format!("{with}{changed}")), db(&ready, changed)].concat());
+    told(&s, &["reload"]);
+    s.wait(mark, &["event=restart-waits of=job job=web for db"]);
+    s.wait(mark, &["event=starting of=job job=db"]);
+    assert_eq!(job(&s, "web")["state"], "ready");
+    std::fs::write(&ready, "").unwrap();
+    let web_is_ready = at(&s, mark, &["event=ready of=job job=web"]);
+    assert!(at(&s, mark, &["event=ready of=job job=db"]) < at(&s, mark, &["event=stopping of=job job=web"]));
+    // once: it goes with db, too
+    told(&s, &["restart", "db"]);
+    let mark = web_is_ready + 1;
+    s.wait(mark, &["event=ready of=job job=web"]);
+    let text = s.log.text();
+    let restarts = text.lines().skip(mark).filter(|l| l.contains("event=stopping of=job job=web")).count();
+    assert_eq!(restarts, 1, "{text}");
+    s.stop();
+}
