@@ -3,6 +3,7 @@
 mod common;
 
 use common::jobs::*;
+use common::origin::Origin;
 use common::*;
 use std::path::Path;
 
@@ -85,4 +86,27 @@ fn jobs_that_are_changed_together_are_restarted_one_after_the_other() {
     let restarts = text.lines().skip(mark).filter(|l| l.contains("event=stopping of=job job=web")).count();
     assert_eq!(restarts, 1, "{text}");
     s.stop();
+}
+
+#[test]
+fn at_a_stop_jobs_go_on_until_the_server_has_finished_what_it_may_ask_them_for() {
+    let origin = std::sync::Arc::new(Origin::start());
+    let mut s = Suite::serving(&format!("{}[[job]]\nname = \"backend\"\n{READY}", origin.route()));
+    told(&s, &["wait-ready", "backend"]);
+    let mut client = s.client();
+    client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    origin.wait_seen("GET /held", 1);
+    let mark = s.mark();
+    let (log, last) = (s.log.clone(), origin.clone());
+    let release = std::thread::spawn(move || {
+        assert!(log.try_wait(mark, &["event=signal of=server", "rung=Polite"], LONG).is_some());
+        last.release();
+    });
+    s.stop();
+    release.join().unwrap();
+    assert_eq!(client.read().unwrap().code, 200);
+    let [server, job] =
+        [&["event=state of=server from=stopping to=down"][..], &["event=stopping of=job job=backend"]]
+            .map(|l| at(&s, mark, l));
+    assert!(server < job, "{}", s.log.text());
 }

@@ -19,10 +19,10 @@ impl Config {
         }
     }
 
-    /// That for a manager, which must have the time to walk its server and its jobs down theirs.
+    /// That for a manager, which must have the time to walk its server down its own, and then its jobs theirs.
     pub fn manager_rungs(&self) -> Rungs {
         let server = self.server_rungs();
-        Rungs { polite: server.whole().max(self.jobs_time()) + Duration::from_secs(2), ..server }
+        Rungs { polite: server.whole() + self.jobs_time() + Duration::from_secs(2), ..server }
     }
 
     /// Jobs stop in their order, each within its own time, with what they leave behind.
@@ -54,7 +54,7 @@ mod tests {
     use crate::config::Job;
 
     #[test]
-    fn a_manager_has_the_time_of_its_server_and_of_its_jobs() {
+    fn a_manager_has_the_time_of_its_server_and_then_of_its_jobs() {
         let seconds = Duration::from_secs;
         let mut c = Config::default();
         c.server.drain_timeout = seconds(30);
@@ -67,6 +67,6 @@ mod tests {
             ..Job::default()
         };
         c.jobs = vec![job("db", &[]), job("web", &["db"])];
-        assert_eq!(c.manager_rungs().polite, seconds(102));
+        assert_eq!(c.manager_rungs().polite, seconds(143));
     }
 }

@@ -91,6 +91,10 @@ impl Keep {
             true => self.retired_died(pid),
             false => self.server_died(pid, generation, status, noticed_by),
         }
+        if self.is_stopping() {
+            // their turn may have come
+            self.settle_jobs();
+        }
     }
 
     /// The process is reaped when it has ended. One that the kernel can't end (a disk doesn't answer) is for the reaper of

@@ -153,6 +153,8 @@ pub struct Start {
 struct End {
     exit: Option<Exit>,
     stopping: bool,
+    /// The servers have had the time to end.
+    is_late: bool,
     failure: Option<anyhow::Error>,
     waker: Option<Waker>,
 }
@@ -361,6 +363,12 @@ impl Keep {
         self.end_queue();
         let _ = self.upstream.send("STOPPING=1\nX_TRAFFIC_SERVER=0");
         self.feed(Event::WantDown);
+        let (keep, whole) = (self.clone(), self.config.borrow().server_rungs().whole());
+        drop(engine::spawn(async move {
+            engine::time::sleep(whole).await;
+            keep.end.borrow_mut().is_late = true;
+            keep.settle_jobs();
+        }));
         self.settle_jobs();
         self.maybe_end();
     }
@@ -396,6 +404,12 @@ impl Keep {
     /// Is everything to end?
     pub(super) fn is_stopping(&self) -> bool {
         self.end.borrow().stopping
+    }
+
+    /// At a stop: may jobs be ended? Not before the servers are down, which may be asking them for the last answers.
+    pub(super) fn jobs_may_end(&self) -> bool {
+        let down = !self.server.borrow().machine.state().is_alive() && self.server.borrow().ward.is_none();
+        (down && self.retiring.borrow().is_empty()) || self.end.borrow().is_late
     }
 
     /// Ends the manager when it is to end and nobody is left.

@@ -347,12 +347,13 @@ impl Keep {
             (jobs.list.clone(), jobs.order.clone())
         };
         let stopping = self.is_stopping();
+        let may_end = !stopping || self.jobs_may_end();
         let ready: Vec<bool> = list.iter().map(|j| j.is_ready()).collect();
         let down: Vec<bool> = list.iter().map(|j| j.is_down()).collect();
         for (n, job) in list.iter().enumerate() {
             let wanted = if stopping || job.removed.get() || !job.up.get() { 0 } else { job.want.get() };
             // one that is stopped by itself doesn't wait for those that come after it
-            let may_stop = !stopping || order.may_stop(n, |j| down[j]);
+            let may_stop = !stopping || (may_end && order.may_stop(n, |j| down[j]));
             let may_start = order.may_start(n, |j| ready[j]);
             let awake = job.call.is_awake();
             if awake {
