@@ -1,4 +1,5 @@
-//! Jobs that come after each other: their order holds at a start, at a reload and at a stop, whoever asks.
+//! Jobs that come after each other: their order holds at a start, at a reload and at a stop, whoever asks. And what a reload leaves
+//! half-way.
 
 mod common;
 
@@ -109,4 +110,42 @@ fn at_a_stop_jobs_go_on_until_the_server_has_finished_what_it_may_ask_them_for()
         [&["event=state of=server from=stopping to=down"][..], &["event=stopping of=job job=backend"]]
             .map(|l| at(&s, mark, l));
     assert!(server < job, "{}", s.log.text());
+}
+
+#[test]
+fn a_restart_that_stopped_half_way_is_gone_on_with_by_the_next_reload() {
+    let mut s = Suite::new("");
+    let good = s.path("good");
+    let crew = |script: &str| {
+        format!(
+            "[[job]]\nname = \"crew\"\nworkers = 2\nready = \"fd\"\nstop_timeout = \"0s\"\nrespawn_max = \"100ms\"\n\
+             give_up_after = 2\ncommand = [\"sh\", \"-c\", \"{script}echo >&$NOTIFY_FD; exec sleep 1000\"]\n"
+        )
+    };
+    config(&s, &crew(""));
+    s.start();
+    told(&s, &["wait-ready", "crew"]);
+    let pids = |s: &Suite| -> Vec<_> { workers(s, "crew").iter().map(|w| w["pid"].as_i64()).collect() };
+    let first = pids(&s);
+    let mark = s.mark();
+    config(&s, &crew(&format!("test -e {} || exit 3; ", good.display())));
+    told(&s, &["reload"]);
+    s.wait(mark, &["event=restart-failed of=job job=crew"]);
+    assert_eq!(pids(&s)[1], first[1]);
+    // that one is of the last configuration is known to the next manager
+    let mark = s.mark();
+    until_kept(&s);
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=adopted of=job job=crew worker=1"]);
+    std::fs::write(&good, "").unwrap();
+    told(&s, &["start", "crew"]);
+    let second = pids(&s);
+    assert_eq!(second[1], first[1]);
+    told(&s, &["reload"]);
+    s.wait(mark, &["event=exit of=job job=crew worker=1"]);
+    s.wait(mark, &["event=ready of=job job=crew worker=1"]);
+    told(&s, &["wait-ready", "crew"]);
+    let third = pids(&s);
+    assert!(third[0] == second[0] && third[1] != first[1], "{first:?} {second:?} {third:?}");
+    s.stop();
 }

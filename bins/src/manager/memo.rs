@@ -86,6 +86,9 @@ pub(super) struct Process {
     pub(super) program: u64,
     /// The whole of its configuration: another one may do better than what was given up.
     pub(super) config: u64,
+    /// It lives, and its job has another configuration by now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) outdated: bool,
     /// It lives and isn't ready; without that one that lives is, as in what managers of earlier versions have left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) starting: Option<Starting>,

@@ -16,8 +16,18 @@ pub(super) struct Rolling {
     now: Cell<bool>,
     /// One more waits for it, in which all that are asked for meanwhile have their part.
     next: Cell<bool>,
+    /// It reaches all workers, not only those that are outdated.
+    all: Cell<bool>,
     /// Managers that died over it.
     died: Cell<u32>,
+}
+
+/// Whom a restart reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    All,
+    /// Those that have not been started with the configuration of now.
+    Outdated,
 }
 
 /// A restart that so many managers have died over isn't gone on with.
@@ -40,12 +50,13 @@ impl Keep {
     pub(super) fn roll_on(self: &Rc<Self>, job: Rc<Job>, begun: u32) {
         if (1..=DIED).contains(&begun) {
             job.rolling.died.set(begun);
-            self.roll(job);
+            self.roll(job, Which::All);
         }
     }
 
     /// Restarts a job in the background, when its turn among the others has come.
-    pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>) {
+    pub(super) fn roll(self: &Rc<Self>, job: Rc<Job>, which: Which) {
+        job.rolling.all.set(job.rolling.all.get() || which == Which::All);
         if job.rolling.next.replace(true) {
             return;
         }
@@ -59,7 +70,7 @@ impl Keep {
                 // it ends anyway, or an operator was faster
                 return;
             }
-            if let Err(why) = keep.roll_now(&job).await {
+            if let Err(why) = keep.roll_in_turn(&job).await {
                 log::error!("event=restart-failed of=job job={}: {}", job.name, why.trim_end());
             }
         }));
@@ -104,15 +115,21 @@ impl Keep {
 
     /// Restarts a job. One that sleeps has nothing to restart.
     pub(super) async fn roll_now(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
-        let result = self.roll_in_turn(job).await;
+        job.rolling.all.set(true);
+        self.roll_in_turn(job).await
+    }
+
+    async fn roll_in_turn(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
+        let result = self.roll_when_free(job).await;
         job.rolling.died.set(0);
         result
     }
 
-    async fn roll_in_turn(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
+    async fn roll_when_free(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
         let patience = patience(job) * u32::try_from(job.want.get().max(1)).unwrap_or(u32::MAX);
         let free = until(self, patience, || (!job.rolling.now.get()).then_some(())).await;
         job.rolling.next.set(false);
+        let all = job.rolling.all.take();
         if free.is_none() {
             return Err(format!("{} is being restarted still\n", job.name));
         }
@@ -121,7 +138,7 @@ impl Keep {
         }
         job.rolling.now.set(true);
         self.remember_soon();
-        let result = self.roll_workers(job).await;
+        let result = self.roll_workers(job, all).await;
         job.rolling.now.set(false);
         self.wake_changes();
         // those that go with it waited for the last worker
@@ -130,9 +147,9 @@ impl Keep {
     }
 
     /// The next worker is restarted when the last one is ready again.
-    async fn roll_workers(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), String> {
+    async fn roll_workers(self: &Rc<Self>, job: &Rc<Job>, all: bool) -> Result<(), String> {
         let workers = job.workers.borrow().clone();
-        for w in workers.iter().filter(|w| w.index < job.want.get()) {
+        for w in workers.iter().filter(|w| w.index < job.want.get() && (all || w.is_outdated())) {
             let before = w.generation();
             self.begin_worker_anew(job, w);
             match w.exists() && w.is_wanted() {
@@ -171,7 +188,7 @@ impl Keep {
             let goes_with = |j: &&Rc<Job>| j.config.borrow().restart_with.contains(&job.name);
             for other in list.iter().filter(goes_with).filter(|j| j.up.get() && !j.is_down()) {
                 self.job_note(other, "restart", &format!("with {}", job.name));
-                self.roll(other.clone());
+                self.roll(other.clone(), Which::All);
             }
         }
     }

@@ -4,7 +4,7 @@ use super::called::Call;
 use super::copies::{self, Sockets};
 use super::memory::Memory;
 use super::output::Tail;
-use super::roll::Rolling;
+use super::roll::{Rolling, Which};
 use super::worker::{Part, store_name};
 use super::{Job, Left, limits, tree};
 use crate::config::{self, Listen};
@@ -160,7 +160,7 @@ impl Keep {
     /// Another configuration: new jobs start, those that are gone stop, those that have changed restart one worker after
     /// the other, and the others don't notice.
     pub(in crate::manager) fn reload_jobs(self: &Rc<Self>, new: Vec<config::Job>, sockets: Vec<Sockets>) {
-        let mut changed = Vec::new();
+        let mut to_roll = Vec::new();
         {
             let mut jobs = self.jobs.borrow_mut();
             let old = std::mem::take(&mut jobs.list);
@@ -186,7 +186,11 @@ impl Keep {
                     job.want.set(c.workers);
                 }
                 if before.differs(&c) {
-                    changed.push(job.clone());
+                    job.workers.borrow().iter().for_each(|w| w.set_outdated());
+                    to_roll.push(job.clone());
+                } else if job.workers.borrow().iter().any(|w| w.is_outdated()) {
+                    // the restart of an earlier reload has come to nothing, or is under way still
+                    to_roll.push(job.clone());
                 }
                 for gone in job.listeners.borrow().iter().filter(|l| !c.listen.contains(&l.wanted)) {
                     self.upstream.forget_fds(&gone.fd_name());
@@ -206,7 +210,7 @@ impl Keep {
         }
         self.apply_memory();
         self.store_jobs();
-        changed.into_iter().for_each(|job| self.roll(job));
+        to_roll.into_iter().for_each(|job| self.roll(job, Which::Outdated));
         self.settle_jobs();
     }
 

@@ -40,6 +40,8 @@ pub struct Worker {
     given_up: Cell<bool>,
     /// What its process runs, and by which configuration.
     marks: Cell<(u64, u64)>,
+    /// A reload has changed what its process is to be.
+    outdated: Cell<bool>,
     watchdog: RefCell<Option<Watchdog>>,
     /// Our end of the socket by which it is asked.
     pub(super) ping: RefCell<Option<OwnedFd>>,
@@ -82,6 +84,7 @@ impl Worker {
             restarts: Cell::default(),
             given_up: Cell::default(),
             marks: Cell::default(),
+            outdated: Cell::default(),
             watchdog: RefCell::default(),
             ping: RefCell::default(),
             asked: Cell::default(),
@@ -171,6 +174,16 @@ impl Worker {
         self.last_exit.borrow().clone().unwrap_or_default()
     }
 
+    /// Its process was started, or has ended, with another configuration than the job has now.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated.get()
+    }
+
+    /// The job has another configuration.
+    pub(super) fn set_outdated(&self) {
+        self.outdated.set(true);
+    }
+
     /// It may run again.
     pub(super) fn forget_finish(&self) {
         self.finished.set(None);
@@ -214,6 +227,7 @@ impl Worker {
             gave_up: self.has_given_up() || self.given_up.get(),
             program: self.marks.get().0,
             config: self.marks.get().1,
+            outdated: self.is_outdated(),
             starting: match self.machine.borrow().state() {
                 State::Starting { since, until } => Some(memo::Starting::new(*since, *until)),
                 _ => None,
@@ -231,6 +245,7 @@ impl Worker {
             if self.pid() == was.pid {
                 self.since.set(self.since.get().min(was.since()));
                 self.marks.set((was.program, was.config));
+                self.outdated.set(was.outdated);
             }
             return;
         }
@@ -346,6 +361,7 @@ impl Keep {
     fn launch_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>) {
         self.bind_copies(job, w);
         w.marks.set(job.marks());
+        w.outdated.set(false);
         match self.spawn_worker(job, w) {
             Ok((pid, pidfd, pipes)) => {
                 w.adopted.set(false);
