@@ -196,6 +196,28 @@ fn a_run_that_was_missed_is_made_up_for_if_that_is_wanted() {
     s.stop();
 }
 
+#[test]
+fn a_job_whose_schedule_is_taken_away_runs_as_any_other() {
+    let job_of = |more: &str| {
+        format!(
+            "[[job]]\nname = \"tick\"\nready = \"running 0s\"\nrespawn_max = \"100ms\"\n{more}command = [\"true\"]\n"
+        )
+    };
+    // two runs: by the first one nothing was finished yet
+    let mut s = Suite::serving(&job_of("schedule = \"every 1h\"\n"));
+    for _ in 0..2 {
+        let mark = s.mark();
+        told(&s, &["start", "tick"]);
+        s.wait(mark, &["event=asleep of=job job=tick exit code 0"]);
+    }
+    let mark = s.mark();
+    config(&s, &job_of(""));
+    told(&s, &["reload"]);
+    s.wait(mark, &["event=exit of=job job=tick", "exit code 0"]);
+    s.until("it is restarted", || workers(&s, "tick").iter().any(|w| w["restarts"].as_u64() > Some(2)));
+    s.stop();
+}
+
 /// Sockets that listen there.
 fn listening(addr: SocketAddr) -> usize {
     let all = std::fs::read_to_string("/proc/net/tcp").unwrap();

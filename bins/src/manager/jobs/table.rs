@@ -160,7 +160,7 @@ impl Keep {
     /// Another configuration: new jobs start, those that are gone stop, those that have changed restart one worker after
     /// the other, and the others don't notice.
     pub(in crate::manager) fn reload_jobs(self: &Rc<Self>, new: Vec<config::Job>, sockets: Vec<Sockets>) {
-        let mut to_roll = Vec::new();
+        let (mut to_roll, mut to_begin) = (Vec::new(), Vec::new());
         {
             let mut jobs = self.jobs.borrow_mut();
             let old = std::mem::take(&mut jobs.list);
@@ -176,6 +176,10 @@ impl Keep {
                 }
                 let before = job.config.replace(c);
                 let c = job.config.borrow();
+                if !job.call.is_awake() && !c.is_called() {
+                    // what it was called for is done; it runs as any other now
+                    to_begin.push(job.clone());
+                }
                 match (before.is_called(), c.is_called()) {
                     (_, false) => job.call.set_awake(true),
                     (false, true) => job.call.set_awake(!job.is_down()),
@@ -210,6 +214,7 @@ impl Keep {
         }
         self.apply_memory();
         self.store_jobs();
+        to_begin.into_iter().for_each(|job| self.begin_anew(&job));
         to_roll.into_iter().for_each(|job| self.roll(job, Which::Outdated));
         self.settle_jobs();
     }
