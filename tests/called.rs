@@ -257,13 +257,33 @@ fn workers_with_sockets_of_their_own_share_what_comes_and_leave_nobody_waiting()
         s.wait(mark, &[&format!("event=adopted of=job job=web worker={n}")]);
     }
     assert_eq!((listening(addr), served_by(addr), pids(&s)), (3, before.clone(), before));
-    let mark = s.mark();
     told(&s, &["restart", "web"]);
     assert_eq!((listening(addr), served_by(addr)), (3, pids(&s)));
+    // also those that an operator has asked for: who waits for one that dies waits for its successor
+    told(&s, &["want", "web", "4"]);
+    told(&s, &["wait-ready", "web"]);
+    let mark = s.mark();
+    until_kept(&s);
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=adopted of=job job=web worker=3"]);
+    let extra = workers(&s, "web")[3]["pid"].as_i64().unwrap() as i32;
+    let extra = PidFd::open(extra).unwrap();
+    extra.signal(SIGSTOP).unwrap();
+    let waiting: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect_timeout(&addr, LONG).unwrap()).collect();
+    extra.signal(SIGKILL).unwrap();
+    for stream in waiting {
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "somebody was let go");
+    }
+    told(&s, &["wait-ready", "web"]);
+    assert_eq!(listening(addr), 4);
     // nobody comes to where nobody is
     told(&s, &["want", "web", "1"]);
-    s.wait(mark, &["event=down of=job job=web worker=1"]);
-    s.wait(mark, &["event=down of=job job=web worker=2"]);
+    for n in 1..4 {
+        s.wait(mark, &[&format!("event=down of=job job=web worker={n}")]);
+    }
     assert_eq!((listening(addr), served_by(addr).len()), (1, 1));
     told(&s, &["want", "web", "2"]);
     told(&s, &["wait-ready", "web"]);

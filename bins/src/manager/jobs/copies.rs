@@ -5,9 +5,10 @@
 
 use super::{Job, Worker};
 use crate::config;
+use crate::config::job::MAX_WORKERS;
 use crate::manager::keep::Keep;
 use crate::manager::listeners::Listener;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use supervisor::listen_fds::{Inherited, name_for};
 
@@ -25,11 +26,19 @@ fn name(of: &Listener, worker: usize) -> String {
     name_for(&format!("{} #{worker}", of.fd_name()))
 }
 
-/// The copies that an earlier manager had of these.
+/// The worker whose a copy of that one is, by its name.
+fn worker_of(copy: &str, shared: &Listener) -> Option<usize> {
+    let number = copy.strip_prefix(&*name_for(&format!("{} #", shared.fd_name())))?;
+    number.parse().ok().filter(|n| (1..MAX_WORKERS as usize).contains(n))
+}
+
+/// The copies that an earlier manager had of these: also those of workers beyond the job's number, for which an operator may have
+/// asked. They are let go when that is known not to be so.
 pub(super) fn take(job: &config::Job, shared: &[Listener], inherited: &mut Vec<Inherited>) -> Copies {
     let mut copies = Copies::new();
-    let workers = if job.reuseport { job.workers } else { 0 };
-    for worker in 1..workers {
+    let Some(first) = shared.first().filter(|_| job.reuseport) else { return copies };
+    let workers: BTreeSet<usize> = inherited.iter().filter_map(|i| worker_of(&i.name, first)).collect();
+    for worker in workers {
         let mut take = |l: &Listener| {
             let name = name(l, worker);
             let at = inherited.iter().position(|i| i.name == name)?;
@@ -38,7 +47,7 @@ pub(super) fn take(job: &config::Job, shared: &[Listener], inherited: &mut Vec<I
         };
         // all or none: a part of them would be handed over as the wrong ones
         let list: Option<Vec<Listener>> = shared.iter().map(&mut take).collect();
-        if let Some(list) = list.filter(|l| !l.is_empty()) {
+        if let Some(list) = list {
             copies.insert(worker, list);
         }
     }
