@@ -117,3 +117,33 @@ fn a_full_disk_stops_neither_the_manager_nor_the_job() {
     assert_eq!(s.get("/").code, 200);
     s.stop();
 }
+
+/// A manager that may not look at processes of other users, as in a container, can't ask them which pipe is which.
+#[test]
+fn what_a_job_of_another_user_says_goes_to_the_right_file_also_by_the_next_manager() {
+    if !is_root() {
+        return;
+    }
+    let mut s = Suite::new("");
+    let (out, err) = (s.path("out"), s.path("err"));
+    config(
+        &s,
+        &format!(
+            "[[job]]\nname = \"two\"\nuser = \"nobody\"\nready = \"fd\"\nstdout = {out:?}\nstderr = {err:?}\ncommand = [\"sh\", \
+             \"-c\", \"trap 'echo output; echo error >&2' USR1; echo >&$NOTIFY_FD; while :; do sleep 0.05; done\"]\n"
+        ),
+    );
+    s.wrap = ["setpriv", "--bounding-set", "-sys_ptrace"].map(str::to_owned).into();
+    s.start();
+    told(&s, &["wait-ready", "two"]);
+    for n in 1..3 {
+        let mark = s.mark();
+        until_kept(&s);
+        s.kill("manager", SIGKILL);
+        s.wait(mark, &["event=adopted of=job job=two"]);
+        told(&s, &["signal", "two", "usr1"]);
+        assert_eq!(until_written(&err, &"error\n".repeat(n)), "error\n".repeat(n));
+        assert_eq!(until_written(&out, &"output\n".repeat(n)), "output\n".repeat(n));
+    }
+    s.stop();
+}

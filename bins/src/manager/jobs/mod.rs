@@ -98,6 +98,7 @@ pub struct Jobs {
 }
 
 /// A worker that an earlier manager had.
+#[derive(Default)]
 struct Left {
     job: String,
     index: usize,
@@ -105,6 +106,8 @@ struct Left {
     pidfd: Option<PidFd>,
     /// The pipes of its output, and the socket for pings.
     fds: Vec<OwnedFd>,
+    /// The pipe of its standard error, if that goes elsewhere.
+    errors: Option<OwnedFd>,
     /// The pipe by which it is to say that it is ready.
     readiness: Option<OwnedFd>,
 }
@@ -149,9 +152,10 @@ impl Jobs {
             let at = left.iter().position(|l| l.pid == pid).unwrap_or(left.len());
             if at == left.len() {
                 let job = job.to_owned();
-                left.push(Left { job, index, pid, pidfd: None, fds: Vec::new(), readiness: None });
+                left.push(Left { job, index, pid, ..Left::default() });
             }
             match part {
+                Part::Errors => left[at].errors = Some(i.fd),
                 Part::Readiness => left[at].readiness = Some(i.fd),
                 Part::Process if PidFd::is_one(&i.fd) => left[at].pidfd = Some(i.fd.into()),
                 Part::Process => left[at].fds.push(i.fd),

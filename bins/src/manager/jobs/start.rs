@@ -1,6 +1,6 @@
 //! A worker's start: what it gets, and what we keep of that.
 
-use super::worker::Worker;
+use super::worker::{Part, Worker};
 use super::{Job, alive, tree};
 use crate::config;
 use crate::config::job::{Alive, Output, Ready};
@@ -18,10 +18,16 @@ use std::os::unix::fs::MetadataExt;
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{Spec, spawn};
 
+/// A pipe of a worker's output, under which name it is kept, and where what is in it goes.
+pub(super) struct Pipe {
+    pub(super) fd: OwnedFd,
+    pub(super) part: Part,
+    pub(super) to: Output,
+}
+
 /// What a new process has of pipes: our ends.
 pub(super) struct Pipes {
-    /// Its output, and where that goes.
-    pub(super) ours: Vec<(OwnedFd, Output)>,
+    pub(super) ours: Vec<Pipe>,
     pub(super) notify: Option<OwnedFd>,
     pub(super) ping: Option<OwnedFd>,
 }
@@ -104,8 +110,9 @@ fn stdio(c: &config::Job, pipes: &mut Pipes) -> anyhow::Result<[Option<OwnedFd>;
                 file.into()
             }
             (Output::File(_) | Output::Log, _) => {
-                let (ours, theirs) = pipe()?;
-                pipes.ours.push((ours, to.clone()));
+                let (fd, theirs) = pipe()?;
+                let part = if n == 1 { Part::Process } else { Part::Errors };
+                pipes.ours.push(Pipe { fd, part, to: to.clone() });
                 theirs
             }
         });
@@ -152,16 +159,22 @@ pub(super) fn environment(c: &config::Job, worker: usize) -> Vec<(OsString, OsSt
     env
 }
 
-/// Which of the pipes of a worker that was adopted leads where: the one that is its standard error now, and the others.
-pub(super) fn outputs(job: &Job, pid: i32, pipes: Vec<OwnedFd>) -> Vec<(OwnedFd, Output)> {
+/// Where the pipes of a worker that was adopted lead: those of its output, and that of its standard error, if it goes elsewhere. A
+/// manager of an earlier version kept both among the former: which is which can be asked of the process, if it may be looked at.
+pub(super) fn outputs(job: &Job, pid: i32, mut pipes: Vec<OwnedFd>, errors: Option<OwnedFd>) -> Vec<Pipe> {
     let c = job.config.borrow();
+    let number = |p: &OwnedFd| rustix::fs::fstat(p).ok().map(|s| s.st_ino);
+    if let Some(errors) = &errors {
+        pipes.retain(|p| number(p) != number(errors));
+    }
     let theirs = |n: u8| std::fs::metadata(format!("/proc/{pid}/fd/{n}")).map(|m| m.ino()).ok();
-    let (out, err) = (theirs(1), theirs(2));
-    let is_err = |p: &OwnedFd| {
-        let ours = rustix::fs::fstat(p).ok().map(|s| s.st_ino);
-        err.is_some() && ours == err && ours != out
-    };
-    let only_err = !matches!((&c.stdout, &c.stderr), (Output::Log | Output::File(_), _));
-    let to = |p: &OwnedFd| if only_err || is_err(p) { c.stderr.clone() } else { c.stdout.clone() };
-    pipes.into_iter().map(|p| (to(&p), p)).map(|(to, p)| (p, to)).collect()
+    let (out, err) = if pipes.len() > 1 { (theirs(1), theirs(2)) } else { (None, None) };
+    let is_err = |p: &OwnedFd| err.is_some() && number(p) == err && number(p) != out;
+    let only_err = errors.is_none() && !matches!((&c.stdout, &c.stderr), (Output::Log | Output::File(_), _));
+    let of_output = pipes.into_iter().map(|fd| match only_err || is_err(&fd) {
+        true => Pipe { fd, part: Part::Errors, to: c.stderr.clone() },
+        false => Pipe { fd, part: Part::Process, to: c.stdout.clone() },
+    });
+    let of_errors = errors.map(|fd| Pipe { fd, part: Part::Errors, to: c.stderr.clone() });
+    of_output.chain(of_errors).collect()
 }

@@ -145,8 +145,9 @@ impl Keep {
             }
             if l.pidfd.is_none() {
                 // the last manager was killed before cop had heard all of it
-                let name = store_name(Part::Readiness, l.pid, l.index, &l.job);
-                self.upstream.forget_fds(&name);
+                for part in [Part::Process, Part::Errors, Part::Readiness] {
+                    self.upstream.forget_fds(&store_name(part, l.pid, l.index, &l.job));
+                }
                 continue;
             }
             // it is there already: the wish alone would start another

@@ -1,8 +1,8 @@
 //! One process of a job: the child machine, with hands.
 
-use super::start::outputs;
+use super::start::{Pipe, outputs};
 use super::{Job, Left, NOTIFY, alive, output, ready};
-use crate::config::job::{Output, Ready};
+use crate::config::job::Ready;
 use crate::manager::keep::Keep;
 use crate::manager::memo;
 use crate::ward::Ward;
@@ -48,7 +48,7 @@ pub struct Worker {
     /// The generation that is asked whether it still works.
     pub(super) asked: Cell<u64>,
     /// The pipes of its output, which a cop is to keep too.
-    pipes: RefCell<Vec<Rc<Async<OwnedFd>>>>,
+    pipes: RefCell<Vec<(Part, Rc<Async<OwnedFd>>)>>,
     /// The pipe by which it says that it is ready, until it has (`ready = "fd"`).
     pub(super) notify: RefCell<Option<Rc<Async<OwnedFd>>>>,
 }
@@ -56,8 +56,11 @@ pub struct Worker {
 /// What a cop keeps of a worker under a name of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Its pidfd, the pipes of its output, and the socket for pings.
+    /// Its pidfd, the pipe of its output, and the socket for pings. A manager of an earlier version kept that of its standard error
+    /// here too.
     Process,
+    /// The pipe of its standard error, if that goes elsewhere than its output.
+    Errors,
     /// The pipe by which it says that it is ready.
     Readiness,
 }
@@ -149,7 +152,12 @@ impl Worker {
             return true;
         }
         let (pipes, ping) = (self.pipes.borrow(), self.ping.borrow());
-        let pipes = pipes.iter().map(|p| p.get_ref().as_fd());
+        let of = |part| pipes.iter().filter(move |(p, _)| *p == part).map(|(_, pipe)| pipe.get_ref().as_fd());
+        let errors: Vec<_> = of(Part::Errors).collect();
+        if !errors.is_empty() && f(w.pid, Part::Errors, &errors) {
+            return true;
+        }
+        let pipes = of(Part::Process);
         let fds: Vec<_> = [w.as_fd()].into_iter().chain(pipes).chain(ping.iter().map(AsFd::as_fd)).collect();
         f(w.pid, Part::Process, &fds)
     }
@@ -157,7 +165,9 @@ impl Worker {
     /// What a cop has of it.
     pub(super) fn parts(&self) -> Vec<Part> {
         let readiness = self.notify.borrow().as_ref().map(|_| Part::Readiness);
-        [Part::Process].into_iter().chain(readiness).collect()
+        let pipes = self.pipes.borrow();
+        let errors = pipes.iter().map(|(part, _)| *part).find(|part| *part == Part::Errors);
+        [Part::Process].into_iter().chain(readiness).chain(errors).collect()
     }
 
     pub(super) fn has_finished(&self) -> Option<bool> {
@@ -299,6 +309,7 @@ impl Worker {
 pub(super) fn store_name(part: Part, pid: i32, index: usize, job: &str) -> String {
     let part = match part {
         Part::Process => "",
+        Part::Errors => "err-",
         Part::Readiness => "ready-",
     };
     format!("worker-{part}{pid}-{index}-{job}")
@@ -307,9 +318,10 @@ pub(super) fn store_name(part: Part, pid: i32, index: usize, job: &str) -> Strin
 /// What it says.
 pub(super) fn parse_name(name: &str) -> Option<(Part, i32, usize, &str)> {
     let name = name.strip_prefix("worker-")?;
-    let (part, name) = match name.strip_prefix("ready-") {
-        Some(name) => (Part::Readiness, name),
-        None => (Part::Process, name),
+    let (part, name) = match name.split_once('-')? {
+        ("ready", name) => (Part::Readiness, name),
+        ("err", name) => (Part::Errors, name),
+        _ => (Part::Process, name),
     };
     let (pid, rest) = name.split_once('-')?;
     let (index, job) = rest.split_once('-')?;
@@ -392,7 +404,7 @@ impl Keep {
         left: Left,
         starting: Option<memo::Starting>,
     ) {
-        let Left { pid, pidfd: Some(pidfd), fds, readiness, .. } = left else { return };
+        let Left { pid, pidfd: Some(pidfd), fds, errors, readiness, .. } = left else { return };
         // whoever kept them need not have kept their order
         let (mut pings, pipes): (Vec<_>, Vec<_>) = fds.into_iter().partition(alive::is_socket);
         *w.ping.borrow_mut() = pings.pop();
@@ -405,7 +417,7 @@ impl Keep {
         };
         self.feed_job(job, w, adopted);
         self.job_event(job, w, "adopted", "");
-        let pipes = outputs(job, pid, pipes);
+        let pipes = outputs(job, pid, pipes, errors);
         self.read_job(job, w, pid, pipes);
         match starting {
             Some(s) => ready::watch(self, job, w, s.since()),
@@ -414,12 +426,12 @@ impl Keep {
     }
 
     /// Reads its output, and has cop keep it with its pidfd.
-    fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<(OwnedFd, Output)>) {
-        let watched = pipes.into_iter().filter_map(|(fd, to)| Some((Rc::new(Async::new(fd).ok()?), to)));
-        let watched: Vec<_> = watched.collect();
-        *w.pipes.borrow_mut() = watched.iter().map(|(pipe, _)| pipe.clone()).collect();
+    fn read_job(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, pid: i32, pipes: Vec<Pipe>) {
+        let watch = |p: Pipe| Some((p.part, Rc::new(Async::new(p.fd).ok()?), p.to));
+        let watched: Vec<_> = pipes.into_iter().filter_map(watch).collect();
+        *w.pipes.borrow_mut() = watched.iter().map(|(part, pipe, _)| (*part, pipe.clone())).collect();
         self.keep_worker(job, w);
-        watched.into_iter().for_each(|(pipe, to)| output::follow(self, job, pid, pipe, to));
+        watched.into_iter().for_each(|(_, pipe, to)| output::follow(self, job, pid, pipe, to));
     }
 
     /// Waits for its end.
@@ -603,7 +615,7 @@ mod tests {
 
     #[test]
     fn a_stored_name_says_whose_it_is() {
-        for part in [Part::Process, Part::Readiness] {
+        for part in [Part::Process, Part::Errors, Part::Readiness] {
             let name = store_name(part, 77, 3, "mail-out.v2");
             assert_eq!(parse_name(&name), Some((part, 77, 3, "mail-out.v2")));
         }
