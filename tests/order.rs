@@ -113,6 +113,37 @@ fn at_a_stop_jobs_go_on_until_the_server_has_finished_what_it_may_ask_them_for()
 }
 
 #[test]
+fn jobs_that_a_reload_removes_stop_before_those_that_they_are_after() {
+    let mut s = Suite::new("");
+    let go = s.path("go");
+    // they end when they may; so it would be seen if the other one were told, too
+    let slow = format!(
+        "[[job]]\nname = \"web\"\nafter = [\"db\"]\nready = \"fd\"\nstop_timeout = \"30s\"\ncommand = [\"sh\", \"-c\", \"trap 'while ! test -e \
+         {}; do sleep 0.02; done; exit' TERM; echo >&$NOTIFY_FD; while :; do sleep 0.05; done\"]\n",
+        go.display()
+    );
+    let other = format!("[[job]]\nname = \"other\"\n{READY}");
+    config(&s, &[slow, format!("[[job]]\nname = \"db\"\n{READY}"), other.clone()].concat());
+    s.start();
+    told(&s, &["wait-ready", "web"]);
+    let mark = s.mark();
+    config(&s, "");
+    told(&s, &["reload"]);
+    s.wait(mark, &["event=stopping of=job job=web"]);
+    // it waits for nobody
+    s.wait(mark, &["event=down of=job job=other"]);
+    assert_eq!(workers(&s, "db")[0]["state"], "ready");
+    // nor is that changed by another reload
+    config(&s, &other);
+    told(&s, &["reload"]);
+    assert_eq!(workers(&s, "db")[0]["state"], "ready");
+    std::fs::write(&go, "").unwrap();
+    assert!(at(&s, mark, &["event=down of=job job=web"]) < at(&s, mark, &["event=stopping of=job job=db"]));
+    s.wait(mark, &["event=down of=job job=db"]);
+    s.stop();
+}
+
+#[test]
 fn a_restart_that_stopped_half_way_is_gone_on_with_by_the_next_reload() {
     let mut s = Suite::new("");
     let good = s.path("good");

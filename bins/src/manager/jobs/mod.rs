@@ -356,8 +356,9 @@ impl Keep {
         let down: Vec<bool> = list.iter().map(|j| j.is_down()).collect();
         for (n, job) in list.iter().enumerate() {
             let wanted = if stopping || job.removed.get() || !job.up.get() { 0 } else { job.want.get() };
-            // one that is stopped by itself doesn't wait for those that come after it
-            let may_stop = !stopping || (may_end && order.may_stop(n, |j| down[j]));
+            // one that is stopped by itself doesn't wait for those that come after it; those that a reload removes do
+            let in_order = stopping || job.removed.get();
+            let may_stop = !in_order || (may_end && order.may_stop(n, |j| down[j]));
             let may_start = order.may_start(n, |j| ready[j]);
             let awake = job.call.is_awake();
             if awake {

@@ -14,7 +14,7 @@ use crate::manager::memo;
 use policy::child::Event;
 use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 use supervisor::clock;
@@ -288,12 +288,13 @@ fn was_starting(
     }
 }
 
-/// Who waits for whom; a job that is gone from the configuration waits for nobody. The configuration was checked when it was
-/// loaded: a mistake can't be here, and would only mean that nobody waits.
+/// Who waits for whom. A job that is gone from the configuration still ends before those that it was after, as far as they are there.
+/// The configuration was checked when it was loaded: a mistake can't be here, and would only mean that nobody waits.
 fn order(list: &[Rc<Job>]) -> Rc<Order> {
-    let after = |j: &Job| match j.removed.get() {
-        true => Vec::new(),
-        false => j.config.borrow().after.clone(),
+    let names: HashSet<&str> = list.iter().map(|j| &*j.name).collect();
+    let after = |j: &Job| {
+        let after = j.config.borrow().after.clone();
+        after.into_iter().filter(|name| names.contains(&**name)).collect::<Vec<_>>()
     };
     let table: Vec<_> = list.iter().map(|j| (j.name.clone(), after(j))).collect();
     Rc::new(Order::new(&table).unwrap_or_else(|_| Order::of_strangers(list.len())))
