@@ -218,6 +218,34 @@ fn a_job_whose_schedule_is_taken_away_runs_as_any_other() {
     s.stop();
 }
 
+#[test]
+fn a_job_with_another_name_takes_the_sockets_of_the_last_one() {
+    let mut s = Suite::serving(&greeting("old", ""));
+    let addr = addr(&s, "old");
+    told(&s, &["wait-ready", "old"]);
+    let job_of = |name: &str| greeting(name, "").replace("127.0.0.1:0", &addr.to_string());
+    let mark = s.mark();
+    let (mut stream, first) = connect(addr);
+    // by its address from here on, and then under another name; nobody is refused in between
+    for name in ["old", "new"] {
+        config(&s, &job_of(name));
+        told(&s, &["reload"]);
+    }
+    s.wait(mark, &["event=down of=job job=old"]);
+    told(&s, &["wait-ready", "new"]);
+    let mut rest = String::new();
+    stream.read_line(&mut rest).unwrap();
+    let (_, second) = connect(addr);
+    assert!(second != first && second == pid(&s, "new"));
+    // the next manager has them under that name
+    let mark = s.mark();
+    until_kept(&s);
+    s.kill("manager", SIGKILL);
+    s.wait(mark, &["event=adopted of=job job=new"]);
+    assert_eq!(connect(addr).1, second);
+    s.stop();
+}
+
 /// Sockets that listen there.
 fn listening(addr: SocketAddr) -> usize {
     let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -267,8 +295,9 @@ fn workers_with_sockets_of_their_own_share_what_comes_and_leave_nobody_waiting()
     s.kill("manager", SIGKILL);
     s.wait(mark, &["event=adopted of=job job=web worker=3"]);
     let extra = workers(&s, "web")[3]["pid"].as_i64().unwrap() as i32;
-    let extra = PidFd::open(extra).unwrap();
+    let (number, extra) = (extra, PidFd::open(extra).unwrap());
     extra.signal(SIGSTOP).unwrap();
+    s.until("it is stopped", || is_stopped(number));
     let waiting: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect_timeout(&addr, LONG).unwrap()).collect();
     extra.signal(SIGKILL).unwrap();
     for stream in waiting {

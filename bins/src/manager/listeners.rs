@@ -121,7 +121,9 @@ pub fn take_or_bind(
     access: Access,
     mut inherited: Vec<Inherited>,
 ) -> anyhow::Result<Vec<Listener>> {
-    take_or_bind_as(wanted, &mut inherited, For::Server(access), stored_name)
+    // from systemd's socket units: no name of ours, but the right address
+    let is_free = |name: &str| !suite::is_listener(name);
+    take_or_bind_as(wanted, &mut inherited, For::Server(access), stored_name, is_free)
 }
 
 /// What was kept for a configuration that is no more is kept no longer: a port on which nobody accepts would stay open.
@@ -132,7 +134,8 @@ pub fn forget_others(kept: &[String], used: &[&str], upstream: &Notifier) {
     }
 }
 
-/// The same, under other names; what isn't wanted stays where it is.
+/// The same, under other names; one that has none of them is taken by its address if its name `is_free`. What isn't wanted stays
+/// where it is.
 ///
 /// # Errors
 /// As [`take_or_bind`].
@@ -141,14 +144,15 @@ pub fn take_or_bind_as(
     inherited: &mut Vec<Inherited>,
     whose: For,
     name: impl Fn(&Listen) -> String,
+    is_free: impl Fn(&str) -> bool,
 ) -> anyhow::Result<Vec<Listener>> {
     let mut list = Vec::with_capacity(wanted.len());
     for w in wanted {
         let name = name(w);
-        let at = inherited.iter().position(|i| i.name == name).or_else(|| {
-            // from systemd's socket units: no name of ours, but the right address
-            inherited.iter().position(|i| !suite::is_listener(&i.name) && is_bound_to(&i.fd, w))
-        });
+        let at = inherited
+            .iter()
+            .position(|i| i.name == name)
+            .or_else(|| inherited.iter().position(|i| is_free(&i.name) && is_bound_to(&i.fd, w)));
         let fd = match at {
             Some(i) => {
                 let fd = inherited.swap_remove(i).fd;

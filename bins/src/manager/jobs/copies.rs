@@ -26,6 +26,12 @@ fn name(of: &Listener, worker: usize) -> String {
     name_for(&format!("{} #{worker}", of.fd_name()))
 }
 
+/// Is that the name of a copy?
+pub(super) fn is_copy(name: &str) -> bool {
+    let number = name.rsplit_once('#').map(|(_, number)| number);
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// The worker whose a copy of that one is, by its name.
 fn worker_of(copy: &str, shared: &Listener) -> Option<usize> {
     let number = copy.strip_prefix(&*name_for(&format!("{} #", shared.fd_name())))?;

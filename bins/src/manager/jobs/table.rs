@@ -11,6 +11,7 @@ use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
 use crate::manager::listeners::{self, Access, For};
 use crate::manager::memo;
+use crate::suite;
 use policy::child::Event;
 use policy::jobs::Order;
 use std::cell::{Cell, RefCell};
@@ -20,19 +21,33 @@ use std::time::Duration;
 use supervisor::clock;
 use supervisor::listen_fds::{Inherited, name_for};
 
+const LISTEN: &str = "job-listen";
+
 /// The name under which a job's socket is stored.
 pub fn listen_name(job: &str, listen: &Listen) -> String {
-    name_for(&format!("job-listen {job} {listen}"))
+    name_for(&format!("{LISTEN} {job} {listen}"))
 }
 
-/// The sockets of each job of a configuration: inherited ones where there are some, else new ones.
+fn is_of_job(name: &str) -> bool {
+    name.starts_with(LISTEN)
+}
+
+/// The sockets of each job of a configuration: inherited ones where there are some, else new ones. Those of a job that is gone, or
+/// has given up an address, are anybody's: it may have another name now.
 ///
 /// # Errors
 /// One can't be bound.
 pub fn take_or_bind(jobs: &[config::Job], inherited: &mut Vec<Inherited>) -> anyhow::Result<Vec<Sockets>> {
+    let names = |j: &config::Job| j.listen.iter().map(|l| listen_name(&j.name, l)).collect::<Vec<_>>();
+    let claimed: HashSet<String> = jobs.iter().flat_map(names).collect();
+    let is_free = |name: &str| {
+        let is_given_up = is_of_job(name) && !copies::is_copy(name) && !claimed.contains(name);
+        is_given_up || !suite::is_listener(name)
+    };
     let bind = |j: &config::Job| {
         let whose = For::Job { several: j.reuseport, access: Access::of_job(j) };
-        let shared = listeners::take_or_bind_as(&j.listen, inherited, whose, |l| listen_name(&j.name, l))?;
+        let name = |l: &Listen| listen_name(&j.name, l);
+        let shared = listeners::take_or_bind_as(&j.listen, inherited, whose, name, is_free)?;
         let copies = copies::take(j, &shared, inherited);
         Ok(Sockets { shared, copies })
     };
