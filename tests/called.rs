@@ -8,6 +8,7 @@ use common::*;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::FromRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use supervisor::pidfd::PidFd;
 
 /// What the jobs of these tests run: this program, started by a manager. It tells who connects its pid, and keeps the
@@ -15,6 +16,15 @@ use supervisor::pidfd::PidFd;
 #[test]
 fn greeter() {
     let Ok(job) = std::env::var("TRAFFIC_JOB") else { return };
+    if job == "unix" {
+        // SAFETY: the manager hands it over, and nobody else here has it.
+        let listener = unsafe { UnixListener::from_raw_fd(3) };
+        loop {
+            let mut peer = listener.accept().unwrap().0;
+            writeln!(peer, "{}", std::process::id()).unwrap();
+            let _ = std::io::copy(&mut peer, &mut std::io::sink());
+        }
+    }
     // SAFETY: the manager hands it over, and nobody else here has it.
     let listener = unsafe { TcpListener::from_raw_fd(3) };
     loop {
@@ -98,6 +108,29 @@ fn the_first_connection_starts_a_job_and_it_stops_when_none_is_open_any_more() {
     assert!(workers(&s, "a").is_empty());
     told(&s, &["start", "a"]);
     assert_ne!(pid(&s, "a"), second);
+    s.stop();
+}
+
+/// As in the packaged unit (`ProcSubset=pid`).
+#[test]
+fn idleness_is_seen_where_proc_has_nothing_but_processes() {
+    if !is_root() {
+        return;
+    }
+    let mut s = Suite::new("");
+    let socket = s.path("s");
+    let job = greeting("unix", "on_demand = true\nidle_stop = \"200ms\"\n");
+    config(&s, &job.replace("127.0.0.1:0", &format!("unix:{}", socket.display())));
+    let hide = "mount -t proc -o subset=pid proc /proc && exec \"$@\"";
+    s.wrap = ["unshare", "--mount", "sh", "-c", hide, "sh"].map(str::to_owned).into();
+    s.start();
+    let mark = s.mark();
+    let open = BufReader::new(UnixStream::connect(&socket).unwrap());
+    s.wait(mark, &["event=called of=job job=unix connection"]);
+    s.wait(mark, &["event=ready of=job job=unix"]);
+    drop(open);
+    s.wait(mark, &["event=asleep of=job job=unix idle"]);
+    assert!(!s.log.text().contains("event=not-asked"), "{}", s.log.text());
     s.stop();
 }
 

@@ -2,6 +2,7 @@
 //! listening socket that somebody else accepts on.
 
 use procfs::net::{TcpState, UnixState};
+use procfs::process::Process;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
@@ -25,7 +26,7 @@ const OPEN: u32 = 1 << 1 | 1 << 3 | 1 << 8;
 /// The kernel can't be asked.
 pub fn tcp(listener: SocketAddr) -> io::Result<bool> {
     match ask(listener) {
-        // without inet_diag in the kernel: the long way
+        // without inet_diag in the kernel, or kept from asking: the long way
         Err(_) => by_list(listener),
         found => found,
     }
@@ -36,13 +37,19 @@ pub fn tcp(listener: SocketAddr) -> io::Result<bool> {
 /// # Errors
 /// `/proc` can't be read.
 pub fn unix(path: &Path) -> io::Result<bool> {
-    let all = procfs::net::unix().map_err(io::Error::other)?;
+    let all = myself()?.unix().map_err(io::Error::other)?;
     let open = |s: &UnixState| matches!(s, UnixState::CONNECTED | UnixState::CONNECTING);
     Ok(all.iter().any(|e| open(&e.state) && e.path.as_deref() == Some(path)))
 }
 
+/// `/proc/self/net`: `/proc/net` is hidden where only processes are to be seen (`ProcSubset=pid`).
+fn myself() -> io::Result<Process> {
+    Process::myself().map_err(io::Error::other)
+}
+
 fn by_list(listener: SocketAddr) -> io::Result<bool> {
-    let all = if listener.is_ipv4() { procfs::net::tcp() } else { procfs::net::tcp6() };
+    let me = myself()?;
+    let all = if listener.is_ipv4() { me.tcp() } else { me.tcp6() };
     let open = |s: &TcpState| matches!(s, TcpState::Established | TcpState::SynRecv | TcpState::CloseWait);
     let mut all = all.map_err(io::Error::other)?.into_iter();
     Ok(all.any(|e| open(&e.state) && e.local_address.port() == listener.port()))

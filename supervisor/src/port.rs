@@ -1,13 +1,15 @@
 //! Who has a port: for the message that says that it can't be had.
 
-use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
-use procfs::process::{FDTarget, all_processes};
+use procfs::net::{TcpNetEntry, TcpState};
+use procfs::process::{FDTarget, Process, all_processes};
 use std::net::SocketAddr;
 
 /// The process that listens on this address, or on all addresses of its port: pid and name. `None`: nobody does, or its
 /// process isn't ours to look at.
 pub fn listener_on(addr: SocketAddr) -> Option<(i32, String)> {
-    let entries = tcp().into_iter().chain(tcp6()).flatten();
+    // not /proc/net, which may be hidden (`ProcSubset=pid`)
+    let me = Process::myself().ok()?;
+    let entries = me.tcp().into_iter().chain(me.tcp6()).flatten();
     let in_the_way = |e: &TcpNetEntry| {
         let (theirs, ours) = (e.local_address, addr);
         e.state == TcpState::Listen

@@ -20,6 +20,7 @@ use engine::time::{sleep, timeout};
 use policy::Time;
 use policy::schedule::Plan;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -45,6 +46,8 @@ pub(super) struct Call {
     watch: RefCell<Option<JoinHandle<()>>>,
     /// Looks whether it is idle while it is awake.
     idle: RefCell<Option<JoinHandle<()>>>,
+    /// Why that couldn't be told: each reason is said once.
+    said: RefCell<BTreeSet<String>>,
     pub(super) plan: RefCell<Option<Plan>>,
 }
 
@@ -55,6 +58,7 @@ impl Call {
             since: Cell::new(Time::ZERO),
             watch: RefCell::default(),
             idle: RefCell::default(),
+            said: RefCell::default(),
             plan: RefCell::default(),
         }
     }
@@ -203,7 +207,10 @@ fn is_in_use(job: &Job) -> bool {
     };
     job.listeners.borrow().iter().any(|l| {
         open(l).unwrap_or_else(|e| {
-            log::warn!("event=not-asked of=job job={} listen={}: {e}", job.name, l.bound);
+            let why = format!("listen={}: {e}", l.bound);
+            if job.call.said.borrow_mut().insert(why.clone()) {
+                log::warn!("event=not-asked of=job job={} {why}; it counts as in use", job.name);
+            }
             true
         })
     })
