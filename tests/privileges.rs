@@ -272,3 +272,83 @@ fn whom_nobody_knows_any_more_goes_on_as_who_he_was() {
     all_go_on(&s);
     s.stop();
 }
+
+/// The manager opens the files of jobs' output; it is root, and these users may put there what they like.
+#[test]
+fn no_jobs_user_has_the_manager_append_to_files_of_others() {
+    if !is_root() {
+        return;
+    }
+    let mut s = Suite::new("");
+    fs::set_permissions(s.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let secret = s.path("secret");
+    fs::write(&secret, "secret\n").unwrap();
+    let theirs = s.path("theirs");
+    fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(uid()), None).unwrap();
+    // where only root can write, another link all the same; unless this is built where anybody can
+    let ours = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fs::set_permissions(ours.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let links = [theirs.join("loud"), theirs.join("own"), ours.path().join("link")];
+    links.iter().for_each(|l| std::os::unix::fs::symlink(&secret, l).unwrap());
+    fs::hard_link(&secret, ours.path().join("second")).unwrap_or_default();
+    let gate = s.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::chown(&gate, Some(uid()), None).unwrap();
+    let script = format!(
+        "echo begun; echo >&$NOTIFY_FD; while :; do read line <{} && echo $line; done",
+        gate.display()
+    );
+    let job = |name: &str, out: &std::path::Path, more: &str, script: &str| {
+        format!(
+            "[[job]]\nname = {name:?}\nuser = {USER:?}\nready = \"fd\"\nstdout = {out:?}\nstderr = \"null\"\n{more}\
+             command = [\"sh\", \"-c\", {script:?}]\n"
+        )
+    };
+    let once = "echo begun; echo >&$NOTIFY_FD; exec sleep 1000";
+    common::jobs::config(
+        &s,
+        &[
+            job("loud", &links[0], "output_max_size = \"100B\"\n", &script),
+            job("own", &links[1], "output_max_size = \"0\"\n", once),
+            job("link", &links[2], "", once),
+            job("second", &ours.path().join("second"), "", once),
+            job("plain", &ours.path().join("plain"), "", once),
+        ]
+        .concat(),
+    );
+    s.start();
+    for name in ["loud", "own", "link", "second", "plain"] {
+        common::jobs::told(&s, &["wait-ready", name]);
+    }
+    let dropped = |name: &str| s.wait(0, &["event=output-dropped of=job", &format!("job={name} file=")]);
+    for name in ["loud", "own"] {
+        let line = dropped(name);
+        assert!(line.contains(&format!("theirs/{name}: as user {USER}: Permission denied")), "{line}");
+    }
+    let who = supervisor::privileges::Credentials::of(USER, None).unwrap();
+    if !supervisor::as_user::may_change(&links[2], &who).unwrap() {
+        assert!(dropped("link").contains("it is a link"), "{}", s.log.text());
+        if ours.path().join("second").exists() {
+            assert!(dropped("second").contains("hard link"), "{}", s.log.text());
+        }
+        s.until("a plain file is written", || {
+            fs::metadata(ours.path().join("plain")).is_ok_and(|m| m.len() > 0 && m.uid() == 0)
+        });
+    }
+    // its own file is that user's, also when it has been rotated
+    fs::remove_file(&links[0]).unwrap();
+    let rotated = || fs::read_dir(&theirs).unwrap().count() > 4;
+    s.until("it is rotated", || {
+        // its reader comes and goes
+        let _ = fs::write(&gate, "a line\n");
+        rotated()
+    });
+    s.wait(0, &["event=output-resumed of=job job=loud"]);
+    for entry in fs::read_dir(&theirs).unwrap().map(Result::unwrap) {
+        let meta = fs::symlink_metadata(entry.path()).unwrap();
+        assert!(meta.is_symlink() || (meta.uid(), meta.mode() & 0o777) == (uid(), 0o640), "{entry:?}");
+    }
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+    s.stop();
+}

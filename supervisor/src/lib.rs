@@ -9,7 +9,8 @@
 //! 1. [`clock`]: the monotonic time that `policy` is told;
 //! 2. [`dirs`]: the runtime directory and its checks;
 //! 3. [`pidfd`]: a process, held so that its number can't be recycled under us;
-//! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`daemonize`]: the double fork;
+//! 4. [`spawn`]: fork and exec by list, as who [`privileges`] says; [`as_user`]: files opened as another one; [`daemonize`]: the
+//!    double fork;
 //! 5. [`listen_fds`], [`notify`], [`fd_store`]: sockets that outlive their process, as systemd hands them over;
 //! 6. [`fd_pass`], [`keeper`], [`roll`], [`tcp`]: connections that outlive it too; [`connections`]: whether there are any; [`fds`]: for
 //!    how many there is room;
@@ -19,6 +20,7 @@
 //! 9. [`identity`]: who a process is; [`strays`], [`safe_kill`], [`snapshot`]: ending the right one, within a bound;
 //! 10. [`tree`], [`cgroup`]: what a process leaves behind; [`aside`]: what nobody is to wait for.
 
+pub mod as_user;
 pub mod aside;
 pub mod cgroup;
 pub mod clock;

@@ -139,9 +139,17 @@ impl Write for Sink {
 /// # Errors
 /// What the system says; it isn't there, and is not to be made.
 pub fn open(path: &Path, create: bool) -> io::Result<File> {
+    open_with(path, create, 0)
+}
+
+/// The same with more flags of open(2).
+///
+/// # Errors
+/// What the system says.
+pub fn open_with(path: &Path, create: bool, flags: i32) -> io::Result<File> {
     // non-blocking: a FIFO without a reader is an error and not a wait
-    let nonblocking = nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
-    OpenOptions::new().append(true).create(create).mode(0o640).custom_flags(nonblocking).open(path)
+    let flags = flags | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
+    OpenOptions::new().append(true).create(create).mode(0o640).custom_flags(flags).open(path)
 }
 
 /// Writes what can be written at once.

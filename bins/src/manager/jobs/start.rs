@@ -1,20 +1,19 @@
 //! A worker's start: what it gets, and what we keep of that.
 
 use super::worker::{Part, Worker};
-use super::{Job, alive, tree};
+use super::{Job, alive, file, tree};
 use crate::config;
 use crate::config::job::{Alive, Output, Ready};
-use crate::logging::sink;
 use crate::manager::keep::Keep;
 use crate::privileges;
 use crate::suite;
-use anyhow::Context;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use supervisor::pidfd::PidFd;
 use supervisor::spawn::{Spec, spawn};
 
@@ -103,12 +102,7 @@ fn stdio(c: &config::Job, pipes: &mut Pipes) -> anyhow::Result<[Option<OwnedFd>;
             // both into one: the order of their lines is kept
             (_, Some(same)) => same.try_clone()?,
             (Output::Null, _) => OpenOptions::new().write(true).open("/dev/null")?.into(),
-            (Output::File(path), _) if c.output_max_size == 0 => {
-                let file = sink::open(path, true).with_context(|| path.display().to_string())?;
-                // opened so that a FIFO without a reader is an error; the job may wait
-                rustix::io::ioctl_fionbio(&file, false)?;
-                file.into()
-            }
+            (Output::File(path), _) if c.output_max_size == 0 => own_file(c, path)?,
             (Output::File(_) | Output::Log, _) => {
                 let (fd, theirs) = pipe()?;
                 let part = if n == 1 { Part::Process } else { Part::Errors };
@@ -118,6 +112,21 @@ fn stdio(c: &config::Job, pipes: &mut Pipes) -> anyhow::Result<[Option<OwnedFd>;
         });
     }
     Ok(files)
+}
+
+/// A file that it writes to itself; nowhere, if that can't be opened.
+fn own_file(c: &config::Job, path: &Path) -> io::Result<OwnedFd> {
+    match file::open(path, c) {
+        Ok(file) => {
+            // opened so that a FIFO without a reader is an error; the job may wait
+            rustix::io::ioctl_fionbio(&file, false)?;
+            Ok(file.into())
+        }
+        Err(e) => {
+            log::error!("event=output-dropped of=job job={} file={}: {e}", c.name, path.display());
+            Ok(OpenOptions::new().write(true).open("/dev/null")?.into())
+        }
+    }
 }
 
 /// Its ends of what it says its readiness by, and of what it is asked by.
