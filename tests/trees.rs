@@ -182,3 +182,36 @@ fn a_stop_ends_jobs_whose_supervisors_were_killed() {
         expect_code(&s.run(COP, &["stop"]), 3);
     }
 }
+
+/// A directory that looks like a control group's, since limits are seldom to be had: our unit takes them away between two cops.
+#[test]
+fn limits_are_set_again_when_another_cop_is_there() {
+    let mut s = Suite::new("");
+    let base = s.path("cgroup");
+    std::fs::create_dir_all(base.join("job.a/0")).unwrap();
+    for (file, text) in [
+        ("cgroup.procs", ""),
+        ("cgroup.controllers", "cpu memory pids\n"),
+        ("cgroup.subtree_control", ""),
+        ("job.a/0/cgroup.procs", ""),
+    ] {
+        std::fs::write(base.join(file), text).unwrap();
+    }
+    s.write_config(&format!(
+        "[manager]\ncgroup = {base:?}\n[server]\nlisten = [\"127.0.0.1:0\"]\ndrain_timeout = \"3s\"\n[[job]]\nname = \
+         \"a\"\npids_max = 7\n{READY}"
+    ));
+    s.start();
+    told(&s, &["wait-ready", "a"]);
+    let limit = || std::fs::read_to_string(base.join("job.a/pids.max")).unwrap_or_default();
+    let switch = || std::fs::read_to_string(base.join("cgroup.subtree_control")).unwrap();
+    assert_eq!((limit(), switch()), ("7".into(), "+pids".into()));
+    let before = pid(&s, "a");
+    s.kill("cop", SIGKILL);
+    std::fs::write(base.join("cgroup.subtree_control"), "").unwrap();
+    std::fs::remove_file(base.join("job.a/pids.max")).unwrap();
+    s.start();
+    s.until("the limit is there again", || limit() == "7" && switch() == "+pids");
+    assert_eq!(pid(&s, "a"), before);
+    s.stop();
+}

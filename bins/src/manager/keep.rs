@@ -293,6 +293,7 @@ impl Keep {
             // it starts to ask us when it hears that, and its queue is short
             self.announce_ready();
             self.store_fds(&self.upstream);
+            self.limit_again();
         }
         self.speak();
         self.mend_sockets();

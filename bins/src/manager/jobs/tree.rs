@@ -92,6 +92,23 @@ impl Keep {
         Some(group)
     }
 
+    /// Sets the limits of jobs that run once more: where systemd has no subgroup for cop (before 254), our unit takes them away
+    /// when cop has died, since the next one couldn't be started beside them.
+    pub(in crate::manager) fn limit_again(&self) {
+        let jobs = self.jobs.borrow();
+        let Some(groups) = &jobs.groups else { return };
+        for job in jobs.list.iter() {
+            let limits = job.config.borrow().limits();
+            if !limits.any() || !job.workers.borrow().iter().any(|w| w.exists()) {
+                continue;
+            }
+            let of_job = groups.group(&format!("job.{}", job.name));
+            if let Err(e) = limit(groups, &of_job, &limits) {
+                log::warn!("event=cgroup-failed of=job job={}: its limits aren't set again: {e}", job.name);
+            }
+        }
+    }
+
     /// Ends what is left of a worker that has ended; then it is gone.
     pub(super) fn leave_nothing(self: &Rc<Self>, job: &Rc<Job>, w: &Rc<Worker>, end: super::worker::End) {
         self.reap_orphans();
