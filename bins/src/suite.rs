@@ -170,7 +170,7 @@ pub fn find_program(name: &str) -> PathBuf {
 pub fn child_env(extra: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     let ours = |k: &OsString| {
         let k = k.to_string_lossy();
-        k.starts_with("LISTEN_")
+        ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].contains(&k.as_ref())
             || k.starts_with("WATCHDOG_")
             || ["NOTIFY_SOCKET", "MAINPID", STOP_ON_EOF, TOKEN].contains(&k.as_ref())
             || extra.iter().any(|(name, _)| *name == k)

@@ -22,7 +22,7 @@ pub struct Spec<'a> {
     pub program: PathBuf,
     /// argv, `argv[0]` included.
     pub argv: Vec<OsString>,
-    /// The whole environment; `LISTEN_*` is added here.
+    /// The whole environment; `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are added here.
     pub env: Vec<(OsString, OsString)>,
     /// Fds to hand over, as 3, 4, …, each with its name.
     pub fds: Vec<(String, BorrowedFd<'a>)>,
@@ -203,7 +203,8 @@ impl Prepared {
         }
         let mut env = Vec::with_capacity(spec.env.len() + 3);
         for (k, v) in &spec.env {
-            if !k.as_bytes().starts_with(b"LISTEN_") {
+            // ours to say
+            if !["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].iter().any(|ours| k == ours) {
                 let mut kv = k.clone().into_vec();
                 kv.push(b'=');
                 kv.extend_from_slice(v.as_bytes());

@@ -59,6 +59,14 @@ fn nothing_to_hand_over_is_nothing_said() {
 }
 
 #[test]
+fn a_variable_that_only_looks_like_ours_is_handed_over() {
+    let (out, _) = run("echo $LISTEN_ADDRESS ${LISTEN_FDS-none}", &[], |s| {
+        s.env.push(("LISTEN_ADDRESS".into(), "[::]:80".into()));
+    });
+    assert_eq!(out, "[::]:80 none\n");
+}
+
+#[test]
 fn directory_mask_limits_and_group_are_as_asked() {
     let script = "pwd; umask; ulimit -n; test $(cut -d' ' -f5 /proc/$$/stat) = $$ && echo leader";
     let (out, _) = run(script, &[], |s| {
