@@ -278,7 +278,7 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ("inherit_env", "false", "true: it gets the manager's environment too."),
     ("umask", "\"022\"", "File mode creation mask, octal."),
     ("user", "\"none\"", "Who it runs as, without any privilege of ours; \"none\": who the manager is."),
-    ("group", "\"none\"", "Its group, if not that of `user`."),
+    ("group", "\"none\"", "Its group, if not that of `user`; needs `user`."),
     ("nice", "0", "-20 to 19: added to its scheduling priority."),
     ("nofile", "0", "Limit of open files; 0: as the manager's."),
     (

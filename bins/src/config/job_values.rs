@@ -205,6 +205,7 @@ impl Job {
             all.push(("alive", why));
         }
         let mut wrong = |is: bool, key, why: &str| all.extend(is.then(|| (key, why.to_owned())));
+        wrong(self.group.is_some() && self.user.is_none(), "group", "needs user");
         wrong(self.on_demand && self.listen.is_empty(), "on_demand", "needs an address in listen");
         wrong(self.on_demand && self.schedule.is_some(), "schedule", "excludes on_demand");
         wrong(!self.idle_stop.is_zero() && !self.on_demand, "idle_stop", "needs on_demand = true");
@@ -317,6 +318,7 @@ mod tests {
         let asking = |url| Job { idle_stop: second, alive: alive(url), ..on_demand.clone() };
         assert_eq!(about(asking("http://127.0.0.1:80/x")), ["idle_stop"]);
         assert_eq!(about(asking("http://127.0.0.1:81/x")), [""; 0]);
+        assert_eq!(about(Job { group: Some("a".into()), ..Job::default() }), ["group"]);
         let with = Job { restart_with: vec!["db".into()], ..Job::default() };
         assert_eq!(about(with.clone()), ["restart_with"]);
         assert_eq!(about(Job { after: vec!["db".into()], ..with }), [""; 0]);
