@@ -302,3 +302,20 @@ fn a_restart_reaches_those_that_go_with_it_and_no_others() {
     assert!(!s.log.text().contains("event=restart of=job job=apart"));
     s.stop();
 }
+
+/// The manager is spared by the kernel (or, here, isn't); that isn't inherited.
+#[test]
+fn when_memory_is_short_a_job_is_no_manager() {
+    let job = |name: &str, more: &str| format!("[[job]]\nname = {name:?}\n{more}{READY}");
+    let mut s = Suite::serving(
+        &["[manager]\noom_score_adj = 300\n", &job("plain", ""), &job("first", "oom_score_adj = 400\n")]
+            .concat(),
+    );
+    let oom =
+        |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
+    for name in ["plain", "first"] {
+        told(&s, &["wait-ready", name]);
+    }
+    assert_eq!([oom(s.pid("manager")), oom(pid(&s, "plain")), oom(pid(&s, "first"))], ["300", "0", "400"]);
+    s.stop();
+}

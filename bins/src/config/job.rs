@@ -288,7 +288,11 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ),
     ("cpu_max", "0", "Processors, 0.5 for half of one; 0: no limit."),
     ("pids_max", "0", "Processes and threads; 0: no limit."),
-    ("oom_score_adj", "\"none\"", "-1000 to 1000: how readily the kernel kills it when memory is short."),
+    (
+        "oom_score_adj",
+        "\"none\"",
+        "-1000 to 1000: how readily the kernel kills it when memory is short. \"none\": 0, not the manager's; below the manager's only with CAP_SYS_RESOURCE.",
+    ),
     ("stdout", "\"log\"", "\"log\" (each line with the job's name), \"null\", or a file to append to."),
     ("stderr", "\"log\"", "As `stdout`."),
     (

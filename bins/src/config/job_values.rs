@@ -189,6 +189,11 @@ impl Job {
         self.on_demand || self.schedule.is_some()
     }
 
+    /// How readily the kernel kills its processes. That of the manager, which is to be spared, is none of theirs.
+    pub fn oom(&self) -> i32 {
+        self.oom_score_adj.unwrap_or(0)
+    }
+
     /// Is one that ended by itself started again?
     pub fn goes_on(&self, success: bool) -> bool {
         match (&self.schedule, self.restart) {

@@ -98,6 +98,7 @@ pub(super) async fn exec(keep: &Rc<Keep>, job: &Job, worker: usize, command: &[S
             stdio: [Some(null.as_fd()); 3],
             cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
             umask: c.umask,
+            oom_score_adj: Some(c.oom()),
             credentials,
             ..Spec::new(suite::find_program(&command[0]), command.iter().map(OsString::from).collect(), env)
         });

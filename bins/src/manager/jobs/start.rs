@@ -77,7 +77,7 @@ impl Keep {
             cwd: Some(c.cwd.clone().unwrap_or_else(|| "/".into())),
             umask: c.umask,
             nofile: (c.nofile > 0).then_some((c.nofile, c.nofile)),
-            oom_score_adj: c.oom_score_adj,
+            oom_score_adj: Some(c.oom()),
             nice: c.nice,
             cgroup: self.make_group(job, w.index).map(|g| g.procs()),
             credentials: privileges::job(&c)?,
