@@ -78,6 +78,23 @@ fn directory_mask_limits_and_group_are_as_asked() {
 }
 
 #[test]
+fn nice_is_added_to_ours() {
+    // a thread's own, which goes with it
+    let nice = |n| move || run("nice", &[], |s| s.nice = n).0;
+    let of_a_nice_one = |n: i32| {
+        let set = move || {
+            let ours = rustix::process::getpriority_process(None).unwrap();
+            rustix::process::setpriority_process(None, ours + 2).unwrap();
+            nice(n)()
+        };
+        std::thread::spawn(set).join().unwrap().trim().parse::<i32>().unwrap()
+    };
+    let ours = nice(0)().trim().parse::<i32>().unwrap();
+    let most = |n: i32| (ours + n).min(19);
+    assert_eq!((of_a_nice_one(0), of_a_nice_one(3)), (most(2), most(5)));
+}
+
+#[test]
 fn signals_are_back_at_their_defaults_and_unblocked() {
     // this process blocks and ignores; the child must die of a signal it sends to itself
     let all = nix::sys::signal::SigSet::all();

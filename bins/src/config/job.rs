@@ -79,7 +79,7 @@ pub struct Job {
     pub user: Option<String>,
     /// Its group, if not that of its user.
     pub group: Option<String>,
-    /// nice(2).
+    /// nice(2): added to ours.
     pub nice: i32,
     /// Bytes of memory of all its workers; 0: no limit.
     pub memory_max: u64,
@@ -279,7 +279,7 @@ pub static JOB_KEYS: &[(&str, &str, &str)] = &[
     ("umask", "\"022\"", "File mode creation mask, octal."),
     ("user", "\"none\"", "Who it runs as, without any privilege of ours; \"none\": who the manager is."),
     ("group", "\"none\"", "Its group, if not that of `user`; needs `user`."),
-    ("nice", "0", "-20 to 19: added to its scheduling priority."),
+    ("nice", "0", "-20 to 19: added to the manager's; a negative one needs CAP_SYS_NICE."),
     ("nofile", "0", "Limit of open files; 0: as the manager's."),
     (
         "memory_max",

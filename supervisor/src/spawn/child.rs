@@ -110,8 +110,9 @@ fn child_main(
             write_file(c"/proc/self/oom_score_adj", text);
         }
         if p.nice != 0 {
-            // the same goes for a negative one
-            libc::setpriority(libc::PRIO_PROCESS, 0, p.nice);
+            // added to ours, as nice(2) does; the same goes for a negative one
+            let ours = libc::getpriority(libc::PRIO_PROCESS, 0);
+            libc::setpriority(libc::PRIO_PROCESS, 0, ours.saturating_add(p.nice));
         }
         if let Some((uid, gid, groups)) = &p.credentials
             && !become_user(*uid, *gid, groups)
