@@ -412,6 +412,7 @@ fn variable(v: &Raw) -> Result<(String, String), Wrong> {
         Some((k, _)) if MARK.contains(&k) => {
             Err(format!("{k} is what the manager knows the job's processes by"))
         }
+        Some(_) if text.contains('\0') => Err("no variable can have a NUL in it".into()),
         Some((k, v)) if !k.is_empty() => Ok((k.into(), v.into())),
         _ => Err(format!("{text:?} is not NAME=value")),
     }
@@ -472,6 +473,8 @@ mod tests {
         assert!(wrong("name", "\"server\"").contains("not \"server\""));
         assert!(wrong("command", "\"sleep 1\"").contains("array"));
         assert!(wrong("command", "[]").contains("program"));
+        assert!(wrong("command", "[\"a\", \"b\\u0000c\"]").contains("NUL"));
+        assert!(wrong("env", "[\"A=b\\u0000c\"]").contains("NUL"));
         assert!(wrong("ready", "\"maybe\"").contains("notify"));
         assert!(wrong("ready", "\"tcp nowhere\"").contains("IP:PORT"));
         assert!(wrong("ready", "\"http://nowhere/\"").contains("IP:PORT"));

@@ -86,7 +86,10 @@ pub(super) fn command(v: &Raw) -> Result<Vec<String>, Wrong> {
     if list.first().is_none_or(String::is_empty) {
         return Err("needs at least a program".into());
     }
-    Ok(list)
+    match list.iter().any(|word| word.contains('\0')) {
+        true => Err("no argument of a program can have a NUL in it".into()),
+        false => Ok(list),
+    }
 }
 
 /// When a job counts as ready.
@@ -140,9 +143,9 @@ pub(super) fn schedule(v: &Raw) -> Result<Option<Schedule>, Wrong> {
     let (first, rest) = text.split_once(' ').ok_or_else(|| wrong(""))?;
     let rest = Raw::Text(rest.trim().to_owned());
     if first == "every" {
-        let seconds = value::positive(&rest).map_err(|e| wrong(&format!(": {e}")))?.as_secs();
-        let fits = u32::try_from(seconds).ok().filter(|n| *n > 0);
-        return fits.map(|n| Some(Schedule::Every(n))).ok_or_else(|| wrong(": at least 1s"));
+        let every = value::positive(&rest).map_err(|e| wrong(&format!(": {e}")))?;
+        let fits = u32::try_from(every.as_secs()).ok().filter(|n| *n > 0 && every.subsec_nanos() == 0);
+        return fits.map(|n| Some(Schedule::Every(n))).ok_or_else(|| wrong(": whole seconds, at least 1s"));
     }
     let minutes = |t: &str| value::time_of_day(&Raw::Text(t.trim().to_owned())).ok().flatten();
     let times = value::text(&rest)?;
@@ -212,6 +215,8 @@ impl Job {
         let mut wrong = |is: bool, key, why: &str| all.extend(is.then(|| (key, why.to_owned())));
         wrong(self.group.is_some() && self.user.is_none(), "group", "needs user");
         wrong(self.on_demand && self.listen.is_empty(), "on_demand", "needs an address in listen");
+        wrong(self.reuseport && self.listen.is_empty(), "reuseport", "needs an address in listen");
+        wrong(self.missed == Missed::Skip && self.schedule.is_none(), "missed", "needs schedule");
         wrong(self.on_demand && self.schedule.is_some(), "schedule", "excludes on_demand");
         wrong(!self.idle_stop.is_zero() && !self.on_demand, "idle_stop", "needs on_demand = true");
         wrong(
@@ -297,6 +302,7 @@ mod tests {
             "every",
             "every soon",
             "every 10ms",
+            "every 1500ms",
             "every 200years",
             "daily 24:00",
             "daily none",
@@ -323,6 +329,8 @@ mod tests {
         let asking = |url| Job { idle_stop: second, alive: alive(url), ..on_demand.clone() };
         assert_eq!(about(asking("http://127.0.0.1:80/x")), ["idle_stop"]);
         assert_eq!(about(asking("http://127.0.0.1:81/x")), [""; 0]);
+        assert_eq!(about(Job { reuseport: true, ..Job::default() }), ["reuseport"]);
+        assert_eq!(about(Job { missed: Missed::Skip, ..Job::default() }), ["missed"]);
         assert_eq!(about(Job { group: Some("a".into()), ..Job::default() }), ["group"]);
         let with = Job { restart_with: vec!["db".into()], ..Job::default() };
         assert_eq!(about(with.clone()), ["restart_with"]);

@@ -214,7 +214,9 @@ pub fn bytes(v: &Raw) -> Result<u64, Wrong> {
 /// An absolute path.
 pub fn path(v: &Raw) -> Result<PathBuf, Wrong> {
     let p = PathBuf::from(text(v)?);
-    if p.is_absolute() {
+    if p.as_os_str().as_encoded_bytes().contains(&0) {
+        Err("no path can have a NUL in it".into())
+    } else if p.is_absolute() {
         Ok(p)
     } else {
         Err(format!("{:?} is not an absolute path", p.display().to_string()))
