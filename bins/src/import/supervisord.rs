@@ -6,6 +6,9 @@ use crate::config::job::MARK;
 use crate::config::value::Raw;
 use std::path::{Path, PathBuf};
 
+/// Instead of a priority.
+const ORDER: &str = "jobs start in the order of `after`, when those before them are ready";
+
 /// Translates it.
 pub(super) fn translate(sections: &[Section], context: &Context<'_>) -> Translated {
     let mut all = Translated::default();
@@ -22,6 +25,9 @@ pub(super) fn translate(sections: &[Section], context: &Context<'_>) -> Translat
             ("group", name) => {
                 let programs = s.get("programs").map_or("", |e| &e.value);
                 all.note(s.line, &format!("there are no groups: {name} was {programs}"));
+                for e in s.entries.iter().filter(|e| e.key != "programs") {
+                    all.note(e.line, &format!("[group:{name}] {} = {}: {ORDER}", e.key, e.value));
+                }
             }
             ("include", _) => {
                 let files = s.get("files").map_or("", |e| &e.value);
@@ -77,7 +83,7 @@ fn keys(job: &mut Draft, s: &Section, general: Option<&Entry>, x: &Expander<'_>)
     }
     for e in s.entries.iter().filter(|e| e.key != "environment") {
         match x.expand(&e.value) {
-            Ok(value) => key(job, e, &value, x.context.here),
+            Ok(value) => key(job, e, &value, x.context),
             Err(why) if e.key == "command" => job.broken = Some(format!("line {}: {why}", e.line)),
             Err(_) if e.key == "process_name" => {}
             Err(why) => job.note(format!("line {}: {} = {}: {why}", e.line, e.key, e.value)),
@@ -96,14 +102,21 @@ fn keys(job: &mut Draft, s: &Section, general: Option<&Entry>, x: &Expander<'_>)
     }
 }
 
-fn key(job: &mut Draft, e: &Entry, value: &str, here: &Path) {
+fn key(job: &mut Draft, e: &Entry, value: &str, context: &Context<'_>) {
     let mut not = |why: &str| job.note(format!("line {}: {} = {value}: {why}", e.line, e.key));
+    let path = match at_home(value, context) {
+        Some(path) => path,
+        None if ["directory", "stdout_logfile", "stderr_logfile"].contains(&e.key.as_str()) => {
+            return not("whose home that is isn't known here");
+        }
+        None => value.to_owned(),
+    };
     match e.key.as_str() {
         "command" => match shlex::split(value) {
             Some(words) if !words.is_empty() => job.list("command", words),
             _ => job.broken = Some(format!("line {}: {value:?} is no command", e.line)),
         },
-        "directory" => job.text("cwd", absolute(value, here)),
+        "directory" => job.text("cwd", absolute(&path, context.here)),
         "umask" => job.text("umask", value),
         "autostart" => job.set("autostart", Raw::Bool(is_true(value))),
         "autorestart" if value.eq_ignore_ascii_case("unexpected") => job.text("restart", "on-failure"),
@@ -119,12 +132,12 @@ fn key(job: &mut Draft, e: &Entry, value: &str, here: &Path) {
             not("the stop signal goes to the first process; when that has ended, its group is killed");
         }
         "user" => job.text("user", value),
-        "stdout_logfile" => log_file(job, "stdout", value, here),
-        "stderr_logfile" => log_file(job, "stderr", value, here),
+        "stdout_logfile" => log_file(job, "stdout", &path, context.here),
+        "stderr_logfile" => log_file(job, "stderr", &path, context.here),
         "stdout_logfile_maxbytes" => job.text("output_max_size", binary_size(value)),
         "stdout_logfile_backups" => job.set("output_keep", integer(value)),
         "socket" => job.list("listen", vec![socket(value)]),
-        "priority" => not("jobs start in the order of `after`, when those before them are ready"),
+        "priority" => not(ORDER),
         "stderr_logfile_maxbytes" | "stderr_logfile_backups" => not("it is that of standard output"),
         // the numbers are dealt with; the others are as they are here
         "numprocs" | "numprocs_start" if value.parse::<usize>().is_err() => not("it is no number"),
@@ -150,6 +163,15 @@ fn binary_size(value: &str) -> String {
     match unit {
         Some(u) => format!("{}{}iB", &upper[..upper.len() - 2], &u[..1]),
         None => upper,
+    }
+}
+
+/// A path that may begin with `~`: the home of who imports it, as it was that of who started supervisord.
+fn at_home(path: &str, context: &Context<'_>) -> Option<String> {
+    match path.strip_prefix('~') {
+        None => Some(path.to_owned()),
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Some((context.variable)("HOME")? + rest),
+        Some(_) => None,
     }
 }
 
@@ -345,6 +367,23 @@ mod tests {
             "\"c\" can't be translated: it has no command",
             "no signal",
         ] {
+            assert!(toml.lines().any(|l| l.starts_with('#') && l.contains(said)), "{said}: {toml}");
+        }
+    }
+
+    #[test]
+    fn a_tilde_is_somebodys_home() {
+        let toml = printed(
+            "[program:a]\ncommand=true\ndirectory=~\nstdout_logfile=~/a.log\nstderr_logfile=~nobody/a.err\n\
+             [group:g]\nprograms=a\npriority=7\n",
+        );
+        let job = &check(&toml).jobs[0];
+        assert_eq!(job.cwd, Some("/home/me".into()));
+        assert_eq!(job.stdout, crate::config::job::Output::File("/home/me/a.log".into()));
+        assert_eq!(job.stderr, crate::config::job::Output::Log, "left as it is");
+        for said in
+            ["stderr_logfile = ~nobody/a.err: whose home", "line 8: [group:g] priority = 7: jobs start"]
+        {
             assert!(toml.lines().any(|l| l.starts_with('#') && l.contains(said)), "{said}: {toml}");
         }
     }
