@@ -147,3 +147,17 @@ fn what_a_job_of_another_user_says_goes_to_the_right_file_also_by_the_next_manag
     }
     s.stop();
 }
+
+#[test]
+fn a_log_that_has_only_errors_has_the_lines_of_jobs() {
+    let mut s = Suite::new("");
+    let job = format!("[[job]]\nname = \"a\"\n{READY}");
+    config(&s, &job);
+    s.env.push(("TRAFFIC_SUITE_LOG".into(), "error".into()));
+    s.spawn_cop();
+    s.wait(0, &["job=a pid=", ": up "]);
+    assert!(told(&s, &["wait-ready", "a"]).contains("ready") && told(&s, &["tail", "a"]).contains("up "));
+    assert!(!s.log.text().contains("event=ready"), "{}", s.log.text());
+    s.until("it serves", || s.run(COP, &["status"]).status.code() == Some(0));
+    s.stop();
+}

@@ -53,7 +53,7 @@ pub static KEYS: &[Key] = &[
     key!("suite.state_dir", "path", "",
         "Logs and status. Default: /var/lib/traffic for root, else $XDG_STATE_HOME/traffic, else ~/.local/state/traffic, else /tmp/traffic-UID-state.",
         |c, v| c.suite.state_dir => value::path(v)),
-    key!("suite.log", "filter", "\"info\"", "What is logged: error, warn, info, debug or trace; by module as env_logger has it.",
+    key!("suite.log", "filter", "\"info\"", "What is logged: error, warn, info, debug or trace; by module as env_logger has it. Lines of jobs always are, unless it is off.",
         |c, v| c.suite.log => value::log_filter(v)),
     key!("suite.log_file", "path", "", "Where the daemon logs. Default: traffic.log in the state directory.",
         |c, v| c.suite.log_file => value::path(v).map(Some)),

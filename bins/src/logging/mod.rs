@@ -13,6 +13,9 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
+/// The target of what jobs write to the log.
+pub const JOB: &str = "job";
+
 /// Cop's, if it has a log file.
 static ROTATION: Mutex<Option<Rotation>> = Mutex::new(None);
 
@@ -31,8 +34,16 @@ pub fn init(program: &'static str, suite: &Suite) {
     };
     let dropped = move |lines| format!("{}event=log-dropped lines={lines}", head(log::Level::Warn));
     let sink = Sink::new(Some(&suite.log_path()), program == "traffic_cop", dropped);
-    let done = env_logger::Builder::new()
-        .parse_filters(&suite.log)
+    let mut builder = env_logger::Builder::new();
+    builder.parse_filters(&suite.log);
+    if suite.log.split('/').next().unwrap_or("").trim().is_empty() {
+        // what no filter stands for, as long as nothing is added to it
+        builder.filter_level(log::LevelFilter::Error);
+    }
+    if jobs_pass(&suite.log) {
+        builder.filter_module(JOB, log::LevelFilter::Info);
+    }
+    let done = builder
         .target(env_logger::Target::Pipe(Box::new(sink)))
         .format(move |f, r| {
             // a priority is a line's own
@@ -43,6 +54,13 @@ pub fn init(program: &'static str, suite: &Suite) {
     if done.is_err() {
         log::debug!("logging was set up already");
     }
+}
+
+/// Do lines of jobs belong in a log with that filter? Whatever its level is: it is about us, not about what they say.
+fn jobs_pass(filter: &str) -> bool {
+    let mut modules = filter.split('/').next().unwrap_or("").split(',').map(str::trim);
+    let is_of_jobs = |m: &str| m.split_once('=').is_some_and(|(module, _)| module == JOB);
+    !modules.any(|m| m.eq_ignore_ascii_case("off") || is_of_jobs(m))
 }
 
 /// Is our stderr the stream that `JOURNAL_STREAM` (device:inode) names? It is inherited by those whose stderr is not.
@@ -134,4 +152,19 @@ pub fn exit_of(e: &anyhow::Error) -> Exit {
             || c.is::<supervisor::spawn::SpawnError>()
     };
     if e.chain().any(is_os) { Exit::Os } else { Exit::Failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_off_keeps_lines_of_jobs_out() {
+        for filter in ["error", "warn,proxy=debug", "proxy=off", "INFO", "warn/text", ""] {
+            assert!(jobs_pass(filter), "{filter}");
+        }
+        for filter in ["off", "OFF,proxy=debug", "warn, off", "warn,job=error"] {
+            assert!(!jobs_pass(filter), "{filter}");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 use super::Job;
 use crate::config::job::Output;
+use crate::logging::JOB;
 use crate::manager::keep::Keep;
 use engine::io::Async;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -183,7 +184,7 @@ impl Keep {
         }
         match to {
             Output::File(path) => self.write_to(job, path, &bytes[..whole]),
-            _ => lines.iter().for_each(|line| log::info!("job={} pid={pid}: {line}", job.name)),
+            _ => lines.iter().for_each(|line| log::info!(target: JOB, "job={} pid={pid}: {line}", job.name)),
         }
         {
             let mut tail = job.tail.borrow_mut();
