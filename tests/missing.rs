@@ -178,3 +178,35 @@ fn a_unix_socket_that_is_removed_is_made_anew() {
     }
     s.stop();
 }
+
+/// Another program takes the admin address in the moment in which a manager is dead.
+#[test]
+fn an_admin_address_that_somebody_else_has_is_no_reason_for_no_manager() {
+    // nobody knows which port is free later: one is taken, and let go just before
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap();
+    let mut s = Suite::new("");
+    s.write_config(&format!("[manager]\nadmin = \"{addr}\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n"));
+    // at a start it is a mistake
+    let said = expect_code(&s.run(COP, &["start", "-f"]), 71);
+    assert!(said.contains(&format!("manager.admin {addr}: Address")), "{said}");
+    drop(held);
+    s.start();
+    s.wait(0, &[&format!("event=admin listen={addr}")]);
+    // nobody starts the next manager before the address is taken
+    let mark = s.mark();
+    let cop = s.kill("cop", SIGSTOP);
+    s.kill("manager", SIGKILL);
+    let mut theirs = None;
+    s.until("the address is free", || {
+        theirs = std::net::TcpListener::bind(addr).ok();
+        theirs.is_some()
+    });
+    supervisor::pidfd::PidFd::open(cop).unwrap().signal(SIGCONT).unwrap();
+    s.wait(mark, &["event=admin-failed", &format!("listen={addr}")]);
+    s.wait(mark, &["traffic_manager", "event=adopt of=server"]);
+    assert_eq!(s.get("/").code, 200);
+    drop(theirs);
+    s.wait(mark, &[&format!("event=admin listen={addr}")]);
+    s.stop();
+}

@@ -19,15 +19,12 @@ use super::jobs;
 use super::keep::Keep;
 use super::{pac, scrape};
 use crate::config::value;
-use crate::exit::Exit;
-use crate::logging::Fatal;
 use crate::suite::Runtime;
 use engine::net::{Listener, Stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use proxy::Body;
 use proxy::serve::{self, Limits};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -35,7 +32,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Control connections at once; more are closed at once, unless it is cop who comes.
-const MAX_CONNECTIONS: usize = 64;
+pub(super) const MAX_CONNECTIONS: usize = 64;
 
 /// Binds the control socket in place of an ended manager's (we hold `manager.lock`, so there is no living one).
 ///
@@ -52,46 +49,6 @@ pub fn bind(runtime: &Runtime) -> io::Result<UnixListener> {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// Binds the admin address, if there is to be one.
-///
-/// # Errors
-/// It can't be had.
-pub fn bind_admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
-    let Some(addr) = addr else { return Ok(None) };
-    let bound = TcpListener::bind(addr).and_then(|l| l.set_nonblocking(true).map(|()| l));
-    bound
-        .map(Some)
-        .map_err(|e| Fatal::new(Exit::Os, format!("cannot listen on manager.admin {addr}: {e}")).into())
-}
-
-/// Answers read-only questions over TCP, for ever.
-pub async fn serve_admin(keep: Rc<Keep>, listener: TcpListener) {
-    let listener = match Listener::from_fd(listener.into()) {
-        Ok(l) => l,
-        Err(e) => return log::error!("event=admin-failed: {e}"),
-    };
-    if let Some(addr) = listener.local_addr() {
-        log::info!("event=admin listen={addr}");
-    }
-    let live = Rc::new(());
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) if Rc::strong_count(&live) > MAX_CONNECTIONS => drop(stream),
-            Ok((stream, _)) => {
-                let (keep, guard) = (keep.clone(), live.clone());
-                drop(engine::spawn(async move {
-                    connection(keep, stream, true).await;
-                    drop(guard);
-                }));
-            }
-            Err(e) => {
-                log::warn!("event=admin-accept-failed: {e}");
-                engine::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
 }
 
 /// Answers for ever.
@@ -139,7 +96,7 @@ fn allowed(stream: &Stream) -> io::Result<Option<i32>> {
     Ok(ours.then(|| peer.pid.as_raw_nonzero().get()))
 }
 
-async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
+pub(super) async fn connection(keep: Rc<Keep>, stream: Stream, read_only: bool) {
     let limits = Limits {
         idle_timeout: Duration::from_secs(10),
         max_head: 16 << 10,

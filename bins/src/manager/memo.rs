@@ -147,6 +147,11 @@ impl Memo {
         Memo::on(kept.map_or_else(|| Page::create(NAME, PLACE), |fd| Ok(Page::open(NAME, PLACE, fd))))
     }
 
+    /// Has there been a manager before this one, since the suite was started?
+    pub fn is_in(inherited: &[Inherited]) -> bool {
+        inherited.iter().any(|i| i.name == NAME)
+    }
+
     /// Users and groups are who the last manager has found them to be.
     pub fn recall_names(inherited: &[Inherited]) {
         let page = inherited.iter().rfind(|i| i.name == NAME).and_then(|i| i.fd.try_clone().ok());

@@ -7,8 +7,9 @@
 //! `adopt` and `death` (the server's life), [`standby`], [`replace`]
 //! (the next one), `undo` (a reload that comes to nothing), `watch` (does it hang?), [`estate`] (what the last one left),
 //! [`queue`] (who comes meanwhile), `hand_over` (how they come to the server), `memo` and [`page`] (what the next manager is to
-//! know), [`listeners`], `mend`, [`control`] (what may be asked over the control socket).
+//! know), [`listeners`], `mend`, [`control`] (what may be asked over the control socket) and [`admin`] (over TCP).
 
+pub mod admin;
 mod adopt;
 mod ask;
 pub mod control;
@@ -34,6 +35,7 @@ pub mod standby;
 mod undo;
 mod watch;
 
+use self::admin::Admin;
 use self::estate::Estates;
 use self::jobs::Jobs;
 use self::listeners::Access;
@@ -49,6 +51,7 @@ use crate::server::legacy::Legacy;
 use crate::server::origins;
 use crate::suite::{self, Runtime};
 use crate::top;
+use crate::ward::Ward;
 use anyhow::Context;
 use engine::io::Async;
 use keep::{Keep, Start};
@@ -280,6 +283,7 @@ fn live(
     let estates = Estates::take(&mut inherited, upstream);
     let at = runtime.notify("manager");
     let jobs = Jobs::take(&mut inherited, &at);
+    let had_memo = Memo::is_in(&inherited);
     let memo = Memo::take(&mut inherited);
     let origins = suite::take_one(&mut inherited, origins::NAME).or_else(origins::page);
     let sockets = jobs::take_or_bind(&config.jobs, &mut inherited)?;
@@ -296,7 +300,8 @@ fn live(
     listeners::forget_others(&kept, &used, upstream);
     let control = control::bind(&runtime)
         .with_context(|| format!("cannot listen on {}", runtime.control().display()))?;
-    let admin = control::bind_admin(config.manager.admin)?;
+    let goes_on = had_memo || Ward::of_server(&config, &runtime, 0).is_ok_and(|found| found.is_some());
+    let admin = config.manager.admin.map(|addr| Admin::take(addr, goes_on)).transpose()?;
     listeners::publish(&listeners, &runtime)
         .with_context(|| format!("cannot write {}", runtime.ports().display()))?;
     // connections that wait in the queue outlive us too
@@ -340,14 +345,14 @@ async fn main_loop(
     keep: Rc<Keep>,
     signals: Signals,
     control: std::os::unix::net::UnixListener,
-    admin: Option<std::net::TcpListener>,
+    admin: Option<Admin>,
     sockets: Vec<jobs::Sockets>,
 ) -> anyhow::Result<Exit> {
     drop(engine::spawn(hear_signals(keep.clone(), signals)));
     drop(engine::spawn(hear_server(keep.clone())));
     drop(engine::spawn(control::serve(keep.clone(), control)));
     if let Some(admin) = admin {
-        drop(engine::spawn(control::serve_admin(keep.clone(), admin)));
+        drop(engine::spawn(admin::serve(keep.clone(), admin)));
     }
     keep.begin();
     keep.begin_jobs(sockets);
