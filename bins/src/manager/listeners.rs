@@ -5,14 +5,14 @@ use crate::exit::Exit;
 use crate::logging::Fatal;
 use crate::privileges;
 use crate::suite::{self, Runtime};
+use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
 };
-use std::fs::Permissions;
+use rustix::process::umask;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use supervisor::listen_fds::{Inherited, name_for};
 use supervisor::notify::Notifier;
@@ -205,10 +205,14 @@ fn open(w: &Listen, whose: For) -> io::Result<OwnedFd> {
             let addr = SocketAddrUnix::new(path.as_path())?;
             let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             remove_dead_socket(path)?;
-            bind(&fd, &addr)?;
+            // made with its mode, and no link is followed: a job's user may own the directory, and put another file there at once
+            fchmod(&fd, Mode::from_raw_mode(access.mode))?;
+            let before = umask(Mode::empty());
+            let bound = bind(&fd, &addr);
+            umask(before);
+            bound?;
             // nobody can connect before there is a backlog
-            std::os::unix::fs::chown(path, None, access.group)?;
-            std::fs::set_permissions(path, Permissions::from_mode(access.mode))?;
+            std::os::unix::fs::lchown(path, None, access.group)?;
             fd
         }
     };
@@ -282,6 +286,7 @@ pub fn names(list: &[Listener]) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn tcp() -> Listen {
         Listen::Tcp("127.0.0.1:0".parse().unwrap())
