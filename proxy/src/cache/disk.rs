@@ -202,7 +202,7 @@ impl Disk {
     }
 
     /// The names of entries, and the files that are of no use.
-    fn list(&self) -> io::Result<(Vec<(u64, u128, u64)>, Vec<PathBuf>)> {
+    fn list(&self) -> io::Result<(Vec<Name>, Vec<PathBuf>)> {
         fs::create_dir_all(&self.dir)?;
         let (mut found, mut gone) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir)?.flatten() {
@@ -500,7 +500,10 @@ fn nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }
 
-fn parse(name: &str) -> Option<(u64, u128, u64)> {
+/// When an entry came, the number of its key, and its size.
+type Name = (u64, u128, u64);
+
+fn parse(name: &str) -> Option<Name> {
     let mut parts = name.split('-');
     let (at, number, size) = (parts.next()?, parts.next()?, parts.next()?);
     if at.len() != 16 || number.len() != 32 || parts.next().is_some() {
