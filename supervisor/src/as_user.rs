@@ -84,16 +84,22 @@ pub fn may_change(path: &Path, who: &Credentials) -> io::Result<bool> {
     let mut rest: Vec<OsString> = parts(path);
     let mut links = 0;
     loop {
-        if may_write(&here, &fs::symlink_metadata(&here)?, who) {
-            return Ok(true);
-        }
         let Some(name) = rest.pop() else { return Ok(false) };
         if name == ".." {
             here.pop();
             continue;
         }
         let next = here.join(&name);
-        let meta = match fs::symlink_metadata(&next) {
+        let found = fs::symlink_metadata(&next);
+        let dir = fs::symlink_metadata(&here)?;
+        // what is there already stays with its owner in a sticky directory, which may be the user's own
+        let stays = dir.mode() & 0o1000 != 0
+            && dir.uid() != who.uid
+            && found.as_ref().is_ok_and(|next| next.uid() != who.uid);
+        if !stays && may_write(&here, &dir, who) {
+            return Ok(true);
+        }
+        let meta = match found {
             Err(e) if e.kind() == io::ErrorKind::NotFound && rest.is_empty() => return Ok(false),
             other => other?,
         };
@@ -125,7 +131,7 @@ fn parts(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(part).collect()
 }
 
-/// May that user change what is in the directory? A sticky one counts: what isn't there yet can be put there.
+/// May that user change what is in the directory, at least what isn't there yet?
 fn may_write(dir: &Path, meta: &Metadata, who: &Credentials) -> bool {
     let mode = meta.mode();
     let has_list = || rustix::fs::getxattr(dir, "system.posix_acl_access", &mut [0u8; 0][..]).is_ok();
@@ -163,8 +169,13 @@ mod tests {
         assert!(may(&member) && !may(&nobody()));
         set(0o1777);
         assert!(may(&nobody()));
-        assert!(may_change(&inner.join("file"), &nobody()).unwrap());
-        assert!(may_change(Path::new("/tmp/../no such directory/file"), &nobody()).is_ok_and(|may| may));
+        let file = inner.join("file");
+        assert!(may_change(&file, &nobody()).unwrap(), "something else may be there by then");
+        fs::write(&file, "").unwrap();
+        assert!(!may_change(&file, &nobody()).unwrap() && may_change(&file, &owner).unwrap());
+        set(0o777);
+        assert!(may_change(&file, &nobody()).unwrap());
+        assert!(may_change(&inner.join("../no such directory/../file"), &nobody()).is_err());
     }
 
     #[test]
