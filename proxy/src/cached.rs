@@ -6,6 +6,7 @@ use self::keeping::condition;
 use crate::body::{Body, Upload};
 use crate::cache::directives::Directives;
 use crate::cache::flight::{Leader, Outcome as Landing, Part};
+use crate::cache::held::Epoch;
 use crate::cache::object::Object;
 use crate::cache::policy::{self, Decision};
 use crate::cache::store::{Found, Key};
@@ -99,15 +100,19 @@ impl Proxy {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let fields = (method == Method::POST).then(|| request.headers().clone());
         let (request, upload) = self.prepared(request, asked)?;
-        let (mut answer, delay) = self.fetch(asked, request, &upload).await?;
         let query = &self.config.routes[asked.route].query;
+        let key = fields.as_ref().map(|_| cache::key(host, &target::normal(&uri, query)));
+        let before = key.as_ref().map(|key| cache.epoch(key));
+        let (mut answer, delay) = self.fetch(asked, request, &upload).await?;
         if policy::invalidates(&method, answer.status()) {
             cache.invalidate(host, &target::normal(&uri, query), answer.headers()).await;
         }
-        if let Some(fields) = fields.filter(|_| policy::stands_for_get(host, &uri, &answer)) {
-            let key = cache::key(host, &target::normal(&uri, query));
-            let epoch = cache.epoch(&key);
-            answer = self.keep(cache, asked, (&key, epoch), &fields, &Method::GET, answer, delay, None).0;
+        if policy::stands_for_get(host, &uri, &answer)
+            && let (Some(fields), Some(key), Some(before)) = (fields, key, before)
+        {
+            // unless it isn't the last word: somebody else has changed it meanwhile
+            let key = (&key, &before.next());
+            answer = self.keep(cache, asked, key, &fields, &Method::GET, answer, delay, None).0;
         }
         let why = if method == Method::GET || method == Method::HEAD { "bypass" } else { "method" };
         serve::say(answer.headers_mut(), &self.config.name, &format!("fwd={why}"));
@@ -130,6 +135,7 @@ impl Proxy {
         let mut waited = 0;
         let patience = engine::time::now() + cache.coalesce;
         for _ in 0..ROUNDS {
+            let epoch = cache.epoch(&ours.key);
             let (mut found, mut variant) = cache.store.find(&ours.key, &ours.fields, engine::time::now());
             // from disk: the way to a variant first, then the variant
             for _ in 0..2 {
@@ -144,7 +150,7 @@ impl Proxy {
             };
             let stale = match found {
                 Found::Uncacheable if !ours.directives.only_if_cached => {
-                    return self.miss(cache, ours, asked, None, None, waited).await;
+                    return self.miss(cache, ours, asked, (None, epoch), None, waited).await;
                 }
                 Found::Nothing | Found::Uncacheable => None,
                 Found::Object(o) => {
@@ -163,7 +169,7 @@ impl Proxy {
                             return Ok((answer, Outcome::Stale));
                         }
                         Decision::Ask { forced } if forced || f.ask_always => {
-                            return self.miss(cache, ours, asked, Some(o), None, waited).await;
+                            return self.miss(cache, ours, asked, (Some(o), epoch), None, waited).await;
                         }
                         Decision::Ask { .. } => Some(o),
                     }
@@ -173,11 +179,11 @@ impl Proxy {
                 return Err(not_kept());
             }
             if alone && stale.is_none() {
-                return self.miss(cache, ours, asked, None, None, waited).await;
+                return self.miss(cache, ours, asked, (None, epoch), None, waited).await;
             }
-            match cache.flights.join(&variant, cache.epoch(&ours.key)) {
+            match cache.flights.join(&variant, &epoch) {
                 Part::Lead(leader) => {
-                    return self.miss(cache, ours, asked, stale, Some(leader), waited).await;
+                    return self.miss(cache, ours, asked, (stale, epoch), Some(leader), waited).await;
                 }
                 Part::Follow(other) => {
                     waited += 1;
@@ -193,12 +199,13 @@ impl Proxy {
                                 None => Err(Failed::new(status, why)),
                             };
                         }
-                        _ => return self.miss(cache, ours, asked, stale, None, waited).await,
+                        _ => return self.miss(cache, ours, asked, (stale, epoch), None, waited).await,
                     }
                 }
             }
         }
-        self.miss(cache, ours, asked, None, None, waited).await
+        let epoch = cache.epoch(&ours.key);
+        self.miss(cache, ours, asked, (None, epoch), None, waited).await
     }
 
     /// Asks the origin, whether what is kept is still good or for something new.
@@ -207,19 +214,18 @@ impl Proxy {
         cache: &Arc<Cache>,
         mut ours: Ours,
         asked: &Asked,
-        kept: Option<Arc<Object>>,
+        (kept, epoch): (Option<Arc<Object>>, Epoch),
         leader: Option<Leader>,
         waited: usize,
     ) -> Result<Counted, Failed> {
-        let kept =
-            kept.filter(|_| ours.request.method() == Method::GET || ours.request.method() == Method::HEAD);
+        // what has been made invalid since it was found isn't asked about
+        let kept = kept.filter(|_| epoch.is_current());
         let why = if kept.is_some() { "stale" } else { "miss" };
         let collapsed = if waited > 0 { "; collapsed" } else { "" };
         let method = ours.request.method().clone();
         if let Some(o) = &kept {
             condition(&mut ours.request, o);
         }
-        let epoch = cache.epoch(&ours.key);
         let name = &self.config.name;
         let from_kept = |o: &Object, fields: &HeaderMap, status: String| {
             serve::kept(o, &method, fields, name, &status, engine::time::now())
@@ -260,7 +266,7 @@ impl Proxy {
         if let Some(o) = kept {
             let age = o.head.age(engine::time::now());
             if status == StatusCode::NOT_MODIFIED && !is_for_client(&ours.fields, &o, answer.headers()) {
-                let key = (&ours.key, epoch);
+                let key = (&ours.key, &epoch);
                 let o = self.freshen(cache, asked, key, &ours.fields, &o, answer.headers(), delay);
                 if let Some(leader) = leader {
                     leader.done(Landing::Stored);
@@ -273,7 +279,7 @@ impl Proxy {
             if method == Method::HEAD && status.is_success() {
                 // what it says of the representation is as good as what a 304 says
                 if policy::head_agrees(&o.head.headers, answer.headers()) && o.head.status == status {
-                    let key = (&ours.key, epoch);
+                    let key = (&ours.key, &epoch);
                     let o = self.freshen(cache, asked, key, &ours.fields, &o, answer.headers(), delay);
                     let news = std::mem::replace(answer.headers_mut(), o.head.headers.clone());
                     give_cookies(answer.headers_mut(), &news);
@@ -291,7 +297,7 @@ impl Proxy {
                 return Ok((from_kept(&o, &ours.fields, said), Outcome::Stale));
             }
         }
-        let key = (&ours.key, epoch);
+        let key = (&ours.key, &epoch);
         let stored = self.keep(cache, asked, key, &ours.fields, &method, answer, delay, leader);
         answer = stored.0;
         if !stored.1 {

@@ -41,6 +41,11 @@ impl Edits {
         names.iter().any(|n| self.remove.contains(n) || self.set.iter().any(|(set, _)| set == n))
     }
 
+    /// Is this field taken away, whatever it is?
+    pub(crate) fn removes(&self, name: &HeaderName) -> bool {
+        self.remove.contains(name)
+    }
+
     /// Is this field changed? `name` in any case.
     pub(crate) fn changes(&self, name: &str) -> bool {
         let mut all = self.remove.iter().chain(self.set.iter().map(|(set, _)| set));

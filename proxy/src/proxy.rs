@@ -373,14 +373,14 @@ fn normalise<B>(request: &mut Request<B>) -> bool {
     }
 }
 
-/// Makes a route's prefix be there as it is, if it is to be cut off: routes are found whatever way it is written in.
+/// Makes a route's prefix be there as it is, if it is to be cut off: routes are found in whatever way it is written.
 fn show_prefix<B>(request: &mut Request<B>, route: &RouteConfig) -> bool {
     let prefix = route.prefix.trim_end_matches('/');
     if !route.strip_prefix || request.uri().path().starts_with(prefix) {
         return true;
     }
-    let path = router::meant(request.uri().path()).into_owned();
-    set_path(request, &path)
+    let path = router::behind(request.uri().path(), prefix).map(|rest| format!("{prefix}{rest}"));
+    path.is_some_and(|path| set_path(request, &path))
 }
 
 fn set_path<B>(request: &mut Request<B>, path: &str) -> bool {

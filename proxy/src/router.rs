@@ -1,6 +1,5 @@
 //! Host and path to a route: exact host before `*.suffix` before `*`, then the longest prefix of whole segments.
 
-use crate::cache::target::decoded;
 use crate::route::RouteConfig;
 use std::borrow::Cow;
 
@@ -19,17 +18,48 @@ fn fits(prefix: &str, path: &str) -> bool {
     path.strip_prefix(bare).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// What the next character of a path means, and how many bytes that takes. Encoded is what has no meaning of its own in a path
+/// (RFC 3986, pchar); a percent sign that encodes nothing stands for itself, as in many an origin.
+fn next_meant(path: &[u8]) -> Option<(u8, usize)> {
+    let [first, after @ ..] = path else { return None };
+    let code = after.get(..2).filter(|h| *first == b'%' && h.iter().all(u8::is_ascii_hexdigit));
+    let code = code.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(b);
+    Some(code.filter(is_plain).map_or((*first, 1), |b| (b, 3)))
+}
+
 /// A path as routes see it, in the way in which files and many an origin read it: percent-encoding that isn't needed is undone,
 /// and of several slashes in a row one counts. Else `/%61dmin` or `//admin` would lead around the route of `/admin`.
 pub fn meant(path: &str) -> Cow<'_, str> {
     if !path.contains('%') && !path.contains("//") {
         return Cow::Borrowed(path);
     }
-    let mut text = decoded(path);
-    while text.contains("//") {
-        text = text.replace("//", "/");
+    let mut text = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((b, taken)) = next_meant(rest) {
+        if b != b'/' || text.last() != Some(&b'/') {
+            text.push(b);
+        }
+        rest = &rest[taken..];
     }
-    Cow::Owned(text)
+    // what was put in is ASCII
+    String::from_utf8(text).map_or(Cow::Borrowed(path), Cow::Owned)
+}
+
+/// What comes behind a prefix, in whatever way that is written in the path.
+pub fn behind<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let (mut at, mut left, mut before) = (0, prefix.trim_end_matches('/').as_bytes(), 0);
+    while let Some((first, more)) = left.split_first() {
+        let (b, taken) = next_meant(&path.as_bytes()[at..])?;
+        if b == *first {
+            left = more;
+        } else if b != b'/' || before != b'/' {
+            return None;
+        }
+        before = b;
+        at += taken;
+    }
+    path.get(at..).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The index of the best route for a host (without port, lower case) and a path.
@@ -114,12 +144,13 @@ mod tests {
             assert_eq!(find(&routes, host, path), Some(want), "{host}{path}");
         }
         assert_eq!(find(&routes[1..2], "x", "/other"), None);
-        for path in ["/%61pi/1", "/ap%69", "//api", "///%61pi//x"] {
+        for path in ["/%61pi/1", "/ap%69", "//api", "///%61pi//x", "/%61pi/%", "/%61pi/%zz%6"] {
             assert_eq!(find(&routes, "x", path), Some(1), "{path}");
         }
-        for path in ["/api%2F1", "/%2Fapi", "/%61pi%"] {
+        for path in ["/api%2F1", "/%2Fapi", "/%61pi%", "/%2561pi"] {
             assert_eq!(find(&routes, "x", path), Some(0), "{path}");
         }
+        assert_eq!(find(&[r("*", "/@a;b")], "x", "/%40a%3bb/c"), Some(0));
     }
 
     #[test]
@@ -135,6 +166,23 @@ mod tests {
             ("/a/../../b", None),
         ] {
             assert_eq!(normal_path(path).as_deref(), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_cut_off_in_whatever_way_it_is_written() {
+        for (path, prefix, want) in [
+            ("/api/x//y%61", "/api", Some("/x//y%61")),
+            ("/%61pi/http://x", "/api", Some("/http://x")),
+            ("//%61%70i", "/api/", Some("")),
+            ("/a//b/c", "/a/b", Some("/c")),
+            ("/a/%/c", "/a/%", Some("/c")),
+            ("/apis", "/api", None),
+            ("/ap", "/api", None),
+            ("/x", "/", Some("/x")),
+            ("/\u{e4}/x", "/\u{e4}", Some("/x")),
+        ] {
+            assert_eq!(behind(path, prefix), want, "{path} {prefix}");
         }
     }
 

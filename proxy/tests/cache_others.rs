@@ -5,6 +5,7 @@ use common::*;
 use proxy::cache::CacheConfig;
 use proxy::cache::policy::Rules;
 use proxy::cache::target::Query;
+use proxy::edit::Edits;
 
 /// Says what it was asked with.
 fn telling(fields: &'static str, name: &'static str) -> Origin {
@@ -35,6 +36,7 @@ fn an_operators_lifetimes_are_for_what_is_meant_for_all() {
             "/who" => text("401 Unauthorized", "WWW-Authenticate: Basic\r\n"),
             "/often" => text("429 Too Many Requests", ""),
             "/fields" => text("431 Request Header Fields Too Large", ""),
+            "/now" => text("200 OK", "Set-Cookie: session=1\r\nCache-Control: max-age=0\r\nETag: \"a\"\r\n"),
             "/all" => text("200 OK", "Set-Cookie: theme=1\r\nCache-Control: public\r\n"),
             "/found" => text("302 Found", "Location: /x\r\n"),
             "/missing" => text("404 Not Found", ""),
@@ -44,12 +46,19 @@ fn an_operators_lifetimes_are_for_what_is_meant_for_all() {
     let mut c = config(vec![to(&[&o])]);
     c.routes[0].rules = Rules { ttl: Some(600), negative_ttl: Some(600), ..Rules::default() };
     let s = Suite::new(c);
-    for path in ["/login", "/moved", "/unknown", "/who", "/often", "/fields"] {
+    for path in ["/login", "/now", "/moved", "/unknown", "/who", "/often", "/fields"] {
         assert_ne!(s.get(path).body, s.get(path).body, "{path}");
     }
     for path in ["/all", "/found", "/missing", "/plain"] {
         assert_eq!(s.get(path).body, s.get(path).body, "{path}");
     }
+    // nobody gets them: then they say nothing
+    let mut c = config(vec![to(&[&o])]);
+    c.routes[0].rules = Rules { ttl: Some(600), ..Rules::default() };
+    c.routes[0].response_headers = Edits::new(&["set-cookie"], &[]).unwrap();
+    let s = Suite::new(c);
+    assert_eq!(s.get("/login").body, s.get("/login").body);
+    assert_eq!(s.get("/login").field("set-cookie"), None);
 }
 
 #[test]
@@ -152,6 +161,65 @@ fn what_was_fetched_before_a_change_is_not_kept_after_it() {
         assert_eq!(s.get("/").body, after.body, "but nobody else");
         assert_eq!(o.count(), asked + 1);
     }
+}
+
+#[test]
+fn what_was_purged_does_not_come_back_by_one_who_waited() {
+    let (go, gate) = gate();
+    let o = Origin::new(move |q| {
+        if q.number == 1 {
+            gate.wait();
+        }
+        match q.field("if-none-match") {
+            Some(_) => Do::Send(
+                b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nCache-Control: max-age=60\r\n\r\n".to_vec(),
+            ),
+            None => {
+                let age = if q.number == 0 { "Age: 61\r\n" } else { "" };
+                Do::Send(ok(
+                    &format!("Cache-Control: max-age=60\r\nETag: \"a\"\r\n{age}"),
+                    &q.number.to_string(),
+                ))
+            }
+        }
+    });
+    let mut c = config(vec![to(&[&o])]);
+    c.cache.coalesce = std::time::Duration::from_millis(300);
+    c.purge_from = vec!["127.0.0.1".parse().unwrap()];
+    let s = Suite::new(c);
+    assert_eq!(s.get("/").body, "0");
+    let (mut first, mut second) = (s.client(), s.client());
+    first.send(get("/", ""));
+    o.wait(2);
+    second.send(get("/", ""));
+    until("both are there", || s.connections() == 2);
+    assert_eq!(s.ask("PURGE / HTTP/1.1\r\nHost: example.org\r\n\r\n").status, 200);
+    let body = second.reply().body;
+    go.open();
+    first.reply();
+    assert_ne!(body, "0", "it was forgotten while this one waited");
+    assert_ne!(s.get("/").body, "0");
+}
+
+#[test]
+fn of_two_posts_the_later_one_counts() {
+    let (go, gate) = gate();
+    let o = Origin::new(move |q| {
+        if q.number == 0 {
+            gate.wait();
+        }
+        Do::Send(ok("Content-Location: /x\r\nCache-Control: max-age=60\r\n", &q.number.to_string()))
+    });
+    let s = patient(&o);
+    let post = "POST /x HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0\r\n\r\n";
+    let mut slow = s.client();
+    slow.send(post);
+    o.wait(1);
+    assert_eq!(s.ask(post).body, "1");
+    assert_eq!(s.get("/x").body, "1");
+    go.open();
+    assert_eq!(slow.reply().body, "0");
+    assert_ne!(s.get("/x").body, "0", "who answered later was asked earlier");
 }
 
 #[test]

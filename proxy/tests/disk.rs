@@ -115,6 +115,27 @@ fn a_disk_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
+fn a_large_answer_comes_though_the_disk_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let o = huge_origin();
+    let s = small_memory(&o, dir.path());
+    s.get("/");
+    written(&s, 2);
+    drop(s);
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path()).collect();
+    for file in &files {
+        std::fs::remove_file(file).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+    }
+    let s = small_memory(&o, dir.path());
+    let (first, second) = (s.get("/"), s.get("/"));
+    assert!(first.whole && first.body == huge(1) && second.whole && second.body == huge(2));
+    let free = |file| drop(std::fs::OpenOptions::new().read(true).write(true).open(file));
+    files.iter().for_each(free);
+}
+
+#[test]
 fn damage_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let o = origin();

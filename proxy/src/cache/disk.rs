@@ -17,7 +17,7 @@ use super::object::Object;
 use super::record;
 use super::store::{Entry, Key};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ const BLOCK: u64 = 4096;
 #[derive(Debug, Default)]
 struct Index {
     files: HashMap<u128, (u64, u64)>,
-    order: BTreeMap<u64, u128>,
+    order: BTreeSet<(u64, u128)>,
     /// Announced and not yet written: by which ticket. Whoever removes or replaces an entry takes the ticket away.
     pending: HashMap<u128, u64>,
     /// Those of them that are open: whoever removes one tells it.
@@ -107,7 +107,7 @@ impl Index {
     fn add(&mut self, number: u128, at: u64, size: u64) -> Option<(u64, u64)> {
         let had = self.remove(number);
         self.files.insert(number, (at, size));
-        self.order.insert(at, number);
+        self.order.insert((at, number));
         self.bytes += on_disk(size);
         self.next = self.next.max(at + 1);
         had
@@ -115,7 +115,7 @@ impl Index {
 
     fn remove(&mut self, number: u128) -> Option<(u64, u64)> {
         let (at, size) = self.files.remove(&number)?;
-        self.order.remove(&at);
+        self.order.remove(&(at, number));
         if let Some(large) = self.large.remove(&number).and_then(|l| l.upgrade()) {
             large.close();
         }
@@ -150,6 +150,11 @@ impl Disk {
         !self.claimed.swap(true, Ordering::AcqRel)
     }
 
+    /// Who has claimed it couldn't begin: somebody else may.
+    pub fn unclaim_scan(&self) {
+        self.claimed.store(false, Ordering::Release);
+    }
+
     /// It is known what is there.
     pub fn is_known(&self) -> bool {
         self.known.load(Ordering::Acquire)
@@ -178,13 +183,13 @@ impl Disk {
         for some in found.chunks(AT_ONCE) {
             let mut index = self.index.lock().expect("never poisoned");
             for &(at, number, size) in some {
-                let had = index.files.get(&number).map(|f| f.0);
-                if had == Some(at) || index.pending.get(&number) == Some(&at) {
+                let had = index.files.get(&number).copied();
+                if had == Some((at, size)) || index.pending.get(&number) == Some(&at) {
                     // one of ours
                     continue;
                 }
                 // of two with the same key the newer one counts
-                if had.is_some_and(|had| had > at) || index.forgotten.has(number) {
+                if had.is_some_and(|had| had > (at, size)) || index.forgotten.has(number) {
                     gone.push(self.path(number, at, size));
                 } else if let Some((at, size)) = index.add(number, at, size) {
                     gone.push(self.path(number, at, size));
@@ -224,7 +229,7 @@ impl Disk {
     fn evict(&self, index: &mut Index, more: u64) -> Vec<PathBuf> {
         let mut gone = Vec::new();
         while index.bytes + index.begun + more > self.max
-            && let Some((&at, &number)) = index.order.first_key_value()
+            && let Some(&(at, number)) = index.order.first()
         {
             let size = index.files.get(&number).map_or(0, |f| f.1);
             gone.push(self.path(number, at, size));
@@ -311,8 +316,7 @@ impl Disk {
     pub(super) fn begin_large(self: &Arc<Self>, len: Option<u64>) -> io::Result<Writer> {
         let size = len.map_or(0, Writer::size);
         self.room(size)?;
-        let mut begun = Begun { disk: self.clone(), bytes: 0 };
-        begun.grow(size)?;
+        let begun = Begun { disk: self.clone(), bytes: 0 };
         Writer::new(Temporary::new(self.temporary_name(), begun), len)
     }
 
@@ -321,12 +325,14 @@ impl Disk {
     /// # Errors
     /// No room, or what the file system says.
     pub(super) fn append(&self, writer: &mut Writer, bytes: &[u8]) -> io::Result<()> {
-        if let Some(size) = writer.grown() {
-            let more = size + bytes.len() as u64;
+        let size = writer.size_so_far();
+        let more = size + bytes.len() as u64;
+        // what doesn't come makes nobody go
+        writer.grow(more)?;
+        if !writer.has_length() {
             if more / STEP != size / STEP {
                 self.room(STEP)?;
             }
-            writer.grow(more)?;
         }
         writer.write(bytes)
     }

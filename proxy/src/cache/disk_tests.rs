@@ -309,16 +309,22 @@ fn what_is_being_written_counts_and_has_an_end() {
     let dir = tempfile::tempdir().unwrap();
     let d = open(dir.path(), 20 << 20);
     put(&d, "a", &entry(b"1"));
-    let one = d.begin_large(Some(12 << 20)).unwrap();
-    assert!(d.begin_large(Some(12 << 20)).is_err(), "both would be more than there may be");
-    let mut unknown = d.begin_large(None).unwrap();
-    let piece = vec![0; 4 << 20];
-    d.append(&mut unknown, &piece).unwrap();
-    assert!(d.append(&mut unknown, &piece).is_err());
+    let mut begun = [Some(12 << 20), Some(12 << 20), None].map(|len| d.begin_large(len).unwrap());
     assert_eq!(d.stats().files, 1, "what is there isn't removed for what doesn't come");
-    drop((one, unknown));
+    let piece = vec![0; 4 << 20];
+    for n in [0, 1, 2, 0] {
+        d.append(&mut begun[n], &piece).unwrap();
+    }
+    assert_eq!(d.stats().files, 1);
+    assert!(d.append(&mut begun[1], &piece).is_err(), "all would be more than there may be");
+    drop(begun);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    drop(d.begin_large(Some(12 << 20)).unwrap());
+    let mut last = d.begin_large(Some(19 << 20)).unwrap();
+    for _ in 0..4 {
+        d.append(&mut last, &piece).unwrap();
+    }
+    d.append(&mut last, &piece[..3 << 20]).unwrap();
+    assert_eq!(d.stats().files, 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! If the client goes away, the task reads on for a limited time.
 
 use super::flight::{Leader, Outcome};
+use super::held::{Epoch, Share};
 use super::object::{Head, Object};
 use super::partial;
 use super::pump::{self, Pumped};
@@ -37,7 +38,7 @@ pub struct Keep {
     /// The primary key.
     pub key: Key,
     /// See [`Cache::epoch`]; of before it was asked for.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The request's fields, which may select.
     pub request: HeaderMap,
     /// The answer's head.
@@ -120,10 +121,9 @@ impl Copying {
         Some(spool)
     }
 
-    /// What is booked for it, which is held on from here on as long as the caller wants.
-    pub fn take_booked(&mut self) -> Booking {
-        let none = Booking::new(&self.keep.cache);
-        std::mem::replace(&mut self.booked, none)
+    /// So much as is booked for it counts as held by its client, for as long as the caller wants.
+    pub fn held(&self) -> Share {
+        self.keep.cache.held.share(self.booked.bytes)
     }
 
     /// It won't be kept, whoever asks for it.
@@ -148,8 +148,8 @@ impl Copying {
         let object = Object::new(self.keep.head.clone(), body.clone());
         let Keep { cache, key, epoch, request, .. } = &self.keep;
         match object.head.status {
-            StatusCode::PARTIAL_CONTENT => partial::keep(cache, key, *epoch, request, object),
-            _ => cache.put(key, *epoch, request, object),
+            StatusCode::PARTIAL_CONTENT => partial::keep(cache, key, epoch, request, object),
+            _ => cache.put(key, epoch, request, object),
         }
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);

@@ -3,6 +3,7 @@
 //! A leader that is dropped (its client went away, its answer broke off) releases those who wait, so that nobody waits for
 //! somebody who isn't there; one of them leads then. Nobody joins a fetch of what has been made invalid since it began. How long they wait is for the caller to bound.
 
+use super::held::Epoch;
 use super::store::Key;
 use http::StatusCode;
 use std::collections::HashMap;
@@ -32,11 +33,11 @@ struct State {
     wakers: Vec<Waker>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flight {
     state: Mutex<State>,
     /// When it began: see `Cache::epoch`.
-    epoch: u64,
+    epoch: Epoch,
 }
 
 type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
@@ -75,12 +76,12 @@ impl Flights {
     }
 
     /// Takes part in the fetch of `key`, if that has begun in this epoch; else begins one.
-    pub fn join(self: &Arc<Self>, key: &Key, epoch: u64) -> Part {
+    pub fn join(self: &Arc<Self>, key: &Key, epoch: &Epoch) -> Part {
         let mut shard = self.shard(key).lock().expect("never poisoned");
-        if let Some(flight) = shard.get(key).filter(|f| f.epoch == epoch) {
+        if let Some(flight) = shard.get(key).filter(|f| f.epoch.is(epoch)) {
             return Part::Follow(Follower(flight.clone()));
         }
-        let flight = Arc::new(Flight { epoch, ..Flight::default() });
+        let flight = Arc::new(Flight { state: Mutex::default(), epoch: epoch.clone() });
         shard.insert(key.clone(), flight.clone());
         Part::Lead(Leader { flights: self.clone(), key: key.clone(), flight })
     }
@@ -133,16 +134,17 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::held::Epochs;
 
-    fn lead(f: &Arc<Flights>, key: &str) -> Leader {
-        match f.join(&key.into(), 0) {
+    fn lead((f, e): &(Arc<Flights>, Epochs), key: &str) -> Leader {
+        match f.join(&key.into(), &e.of(key)) {
             Part::Lead(l) => l,
             Part::Follow(_) => panic!("somebody leads already"),
         }
     }
 
-    fn follow(f: &Arc<Flights>, key: &str) -> Follower {
-        match f.join(&key.into(), 0) {
+    fn follow((f, e): &(Arc<Flights>, Epochs), key: &str) -> Follower {
+        match f.join(&key.into(), &e.of(key)) {
             Part::Follow(w) => w,
             Part::Lead(_) => panic!("nobody leads"),
         }
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn one_leads_and_all_learn_the_outcome() {
-        let f = Arc::new(Flights::default());
+        let f = <(Arc<Flights>, Epochs)>::default();
         let leader = lead(&f, "a");
         let others = [follow(&f, "a"), follow(&f, "a")];
         drop(lead(&f, "b"));
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_leader_that_vanishes_releases_the_others() {
-        let f = Arc::new(Flights::default());
+        let f = <(Arc<Flights>, Epochs)>::default();
         let leader = lead(&f, "a");
         let o = follow(&f, "a");
         drop(leader);
@@ -172,11 +174,14 @@ mod tests {
 
     #[test]
     fn nobody_joins_what_began_before_it_was_made_invalid() {
-        let f = Arc::new(Flights::default());
+        let f = <(Arc<Flights>, Epochs)>::default();
         let old = lead(&f, "a");
-        let Part::Lead(new) = f.join(&"a".into(), 1) else { panic!("an old fetch was joined") };
+        f.1.next("b");
+        drop(follow(&f, "a"));
+        f.1.next("a");
+        let new = lead(&f, "a");
         drop(old);
-        assert!(matches!(f.join(&"a".into(), 1), Part::Follow(_)), "the new one is still there");
+        drop(follow(&f, "a"));
         drop(new);
         drop(lead(&f, "a"));
     }

@@ -1,10 +1,12 @@
 //! What is counted beside the store: bodies that clients still hold, and what has been made invalid.
 
+use super::store::Key;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How much all bodies are that somebody holds a byte of: what the store has, and what it has let go of while slow clients are
 /// still being sent it. Beyond the bound nothing more is taken into memory, and answers go at their clients' pace.
@@ -32,7 +34,26 @@ impl Drop for Counted {
     }
 }
 
+/// Bytes that count without being a body.
+#[derive(Debug)]
+pub(super) struct Share {
+    bytes: Arc<AtomicU64>,
+    n: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.n, Relaxed);
+    }
+}
+
 impl Held {
+    /// Counts so many bytes.
+    pub fn share(&self, n: u64) -> Share {
+        self.bytes.fetch_add(n, Relaxed);
+        Share { bytes: self.bytes.clone(), n }
+    }
+
     /// At most so many bytes.
     pub fn new(most: u64) -> Held {
         Held { bytes: Arc::default(), most }
@@ -53,38 +74,104 @@ impl Held {
     }
 }
 
-/// Keys that share a count; one that is made invalid costs the others an answer that isn't kept.
-const SLOTS: usize = 4096;
+const SHARDS: usize = 16;
 
-/// Counts how often keys have been made invalid. An answer that was asked for before isn't kept after it.
-#[derive(Debug)]
-pub(super) struct Epochs {
-    slots: Box<[AtomicU64]>,
+/// Keys that somebody is fetching, with how often they have been made invalid since. An answer that was asked for before isn't
+/// kept after it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Epochs(Arc<Shards>);
+
+#[derive(Debug, Default)]
+struct Shards {
+    marks: [Mutex<HashMap<Key, Mark>>; SHARDS],
     hash: RandomState,
 }
 
-impl Default for Epochs {
-    fn default() -> Self {
-        let slots = std::iter::repeat_with(AtomicU64::default).take(SLOTS).collect();
-        Epochs { slots, hash: RandomState::new() }
+#[derive(Debug)]
+struct Mark {
+    count: Arc<AtomicU64>,
+    users: usize,
+}
+
+/// The state of a key when the origin was asked; see [`super::Cache::epoch`].
+#[derive(Debug)]
+pub struct Epoch {
+    of: Epochs,
+    key: Key,
+    count: Arc<AtomicU64>,
+    then: u64,
+}
+
+impl Shards {
+    fn of(&self, primary: &str) -> MutexGuard<'_, HashMap<Key, Mark>> {
+        self.marks[self.hash.hash_one(primary) as usize % SHARDS].lock().expect("never poisoned")
     }
 }
 
+/// All variants and parts of a key share its epoch.
+fn primary(key: &str) -> &str {
+    key.split('\n').next().unwrap_or(key)
+}
+
 impl Epochs {
-    /// That of a primary key, which all of its variants and parts share.
-    fn slot(&self, key: &str) -> &AtomicU64 {
-        let primary = key.split('\n').next().unwrap_or(key);
-        &self.slots[self.hash.hash_one(primary) as usize % SLOTS]
+    /// The present one of a key.
+    pub fn of(&self, key: &str) -> Epoch {
+        let key: Key = primary(key).into();
+        let mut marks = self.0.of(&key);
+        let mark = marks.entry(key.clone()).or_insert_with(|| Mark { count: Arc::default(), users: 0 });
+        mark.users += 1;
+        let count = mark.count.clone();
+        drop(marks);
+        let then = count.load(SeqCst);
+        Epoch { of: self.clone(), key, count, then }
     }
 
-    /// The count of a key.
-    pub fn of(&self, key: &str) -> u64 {
-        self.slot(key).load(SeqCst)
-    }
-
-    /// It is made invalid.
+    /// A key is made invalid.
     pub fn next(&self, key: &str) {
-        self.slot(key).fetch_add(1, SeqCst);
+        let primary = primary(key);
+        if let Some(mark) = self.0.of(primary).get(primary) {
+            mark.count.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+impl Epoch {
+    /// Nothing has been made invalid since.
+    pub fn is_current(&self) -> bool {
+        self.count.load(SeqCst) == self.then
+    }
+
+    /// Both are of the same time.
+    pub(super) fn is(&self, other: &Epoch) -> bool {
+        Arc::ptr_eq(&self.count, &other.count) && self.then == other.then
+    }
+
+    /// The one after this: for who makes it invalid himself, and nobody else has.
+    pub fn next(&self) -> Epoch {
+        let mut next = self.clone();
+        next.then += 1;
+        next
+    }
+}
+
+impl Clone for Epoch {
+    fn clone(&self) -> Self {
+        if let Some(mark) = self.of.0.of(&self.key).get_mut(&self.key) {
+            mark.users += 1;
+        }
+        Epoch { of: self.of.clone(), key: self.key.clone(), count: self.count.clone(), then: self.then }
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        let mut marks = self.of.0.of(&self.key);
+        if let Some(mark) = marks.get_mut(&self.key) {
+            mark.users -= 1;
+            if mark.users == 0 {
+                marks.remove(&self.key);
+            }
+        }
     }
 }
 
@@ -106,11 +193,30 @@ mod tests {
     }
 
     #[test]
-    fn variants_and_parts_go_with_their_key() {
+    fn variants_and_parts_go_with_their_key_and_others_do_not() {
         let e = Epochs::default();
-        let keys = ["a/x", "a/x\n1\nde", "a/x\n206"];
-        let before = keys.map(|k| e.of(k));
+        let before = ["a/x", "a/x\n1\nde", "a/x\n206", "a/y"].map(|k| e.of(k));
+        e.next("a/x\n206");
+        assert_eq!([0, 1, 2, 3].map(|n| before[n].is_current()), [false, false, false, true]);
+        let (now, own) = (e.of("a/x"), before[0].next());
+        assert!(now.is_current() && own.is_current() && now.is(&own) && !now.is(&before[0]));
         e.next("a/x");
-        assert!(keys.iter().zip(before).all(|(k, n)| e.of(k) == n + 1));
+        assert!(!own.is_current());
+    }
+
+    #[test]
+    fn only_keys_that_are_being_fetched_are_counted() {
+        let e = Epochs::default();
+        let all = |e: &Epochs| e.0.marks.iter().map(|m| m.lock().unwrap().len()).sum::<usize>();
+        e.next("a");
+        assert_eq!(all(&e), 0);
+        let (one, other) = (e.of("a"), e.of("b"));
+        let again = one.clone();
+        drop((one, other));
+        assert_eq!(all(&e), 1);
+        e.next("a");
+        assert!(!again.is_current());
+        drop(again);
+        assert_eq!(all(&e), 0);
     }
 }

@@ -12,7 +12,6 @@ use super::store::Key;
 use crate::body::{Body, BodyError};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use rustix::fs::FallocateFlags;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write};
@@ -206,20 +205,13 @@ impl Temporary {
 }
 
 impl Writer {
-    /// A new file for a body of `len` bytes, with all the room it needs; of one whose length isn't known, with none.
+    /// A new file for a body of `len` bytes, or of an unknown length.
     ///
     /// # Errors
-    /// There isn't that much, or the file system refuses.
+    /// The file system refuses.
     pub fn new(path: Temporary, len: Option<u64>) -> io::Result<Writer> {
         let at = Writer::room(len.unwrap_or(MOST_UNKNOWN));
         let file = File::options().read(true).write(true).create_new(true).open(&path.path)?;
-        if let Some(len) = len {
-            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at + len) {
-                // then it shows when it is written
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
         io::Seek::seek(&mut &file, io::SeekFrom::Start(at))?;
         Ok(Writer { file, path, at, len, written: 0, sums: Vec::new(), block: Sum::default() })
     }
@@ -234,9 +226,14 @@ impl Writer {
         Writer::room(len) + len
     }
 
-    /// Bytes of the file as far as it has been written, if there is no room in it already for what comes.
-    pub fn grown(&self) -> Option<u64> {
-        self.len.is_none().then_some(self.at + self.written)
+    /// Bytes of the file as far as it has been written.
+    pub fn size_so_far(&self) -> u64 {
+        self.at + self.written
+    }
+
+    /// It was said how much will come.
+    pub fn has_length(&self) -> bool {
+        self.len.is_some()
     }
 
     /// There will be so many bytes of it.

@@ -14,10 +14,11 @@ pub mod directives;
 pub mod disk;
 pub mod fill;
 pub mod flight;
-mod held;
+pub mod held;
 pub mod large;
 pub mod object;
 pub mod partial;
+mod patience;
 pub mod policy;
 mod pump;
 pub mod record;
@@ -30,8 +31,9 @@ pub mod wire;
 
 use self::disk::{Disk, DiskStats};
 use self::flight::Flights;
-use self::held::{Epochs, Held};
+use self::held::{Epoch, Epochs, Held};
 use self::object::Object;
+use self::patience::{Impatient, PATIENCE, Patience};
 use self::spool::Written;
 use self::store::{Entry, Key, Store};
 use http::header::{CONTENT_LOCATION, HeaderMap, LOCATION};
@@ -50,8 +52,6 @@ const FILLING: u64 = 8;
 
 /// Bodies beyond this are on disk alone, if there is a disk.
 const LARGE: u64 = 4 << 20;
-/// A client doesn't wait longer for the disk than this: the origin has it too.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a cache is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +90,8 @@ pub struct Cache {
     held: Held,
     /// What has been made invalid since.
     epochs: Epochs,
+    /// With the disk.
+    patience: Patience,
 }
 
 impl Cache {
@@ -107,12 +109,13 @@ impl Cache {
                 max_filling,
                 held: Held::new(config.memory.saturating_mul(2)),
                 epochs: Epochs::default(),
+                patience: Patience::default(),
             })
         })
     }
 
     /// Forgets what a successful unsafe request has made invalid: its target, and what the answer names on the same host.
-    /// On disk too, before it returns: a crash must not bring it back.
+    /// On disk too before it returns, so that a crash doesn't bring it back, as long as the disk answers.
     pub async fn invalidate(&self, host: &str, uri: &Uri, answer: &HeaderMap) {
         let mut keys = vec![key(host, uri)];
         let also = [LOCATION, CONTENT_LOCATION]
@@ -120,6 +123,9 @@ impl Cache {
             .filter_map(|n| named(host, uri, answer, n))
             .collect::<Vec<_>>();
         keys.extend(also.iter().map(|uri| key(host, uri)));
+        // each once
+        keys.sort_unstable();
+        keys.dedup();
         for key in keys {
             self.purge(key).await;
         }
@@ -139,26 +145,26 @@ impl Cache {
         // what is there and not yet known of has been forgotten as well
         let found = taken.is_some() || !disk.is_known();
         if let Some(Some(path)) = taken {
-            patiently(move || std::fs::remove_file(path)).await;
+            let _ = self.patience.wait(move || std::fs::remove_file(path)).await;
         }
         here || found
     }
 
     /// The state of a key that an answer must still find when it is kept; to be asked for before the origin is.
-    pub fn epoch(&self, key: &str) -> u64 {
+    pub fn epoch(&self, key: &str) -> Epoch {
         self.epochs.of(key)
     }
 
     /// Keeps an answer, in memory and on disk; unless its key has been made invalid since `epoch`.
-    pub fn put(self: &Arc<Self>, key: &Key, epoch: u64, request: &HeaderMap, object: Object) {
-        if self.epoch(key) != epoch {
+    pub fn put(self: &Arc<Self>, key: &Key, epoch: &Epoch, request: &HeaderMap, object: Object) {
+        if !epoch.is_current() {
             return;
         }
         let new = self.store.put(key, request, object);
         let keys: Vec<Key> = new.iter().map(|(key, _)| key.clone()).collect();
         self.write(new);
         // in between
-        if self.epoch(key) != epoch {
+        if !epoch.is_current() {
             self.undo(&keys);
         }
     }
@@ -198,19 +204,19 @@ impl Cache {
     async fn put_large(
         self: &Arc<Self>,
         key: &Key,
-        epoch: u64,
+        epoch: &Epoch,
         request: &HeaderMap,
         object: Object,
         file: Written,
     ) {
         let Some(disk) = self.disk.clone() else { return };
-        if self.epoch(key) != epoch {
+        if !epoch.is_current() {
             return;
         }
         let new = self.store.put(key, request, object);
         let keys: Vec<Key> = new.iter().map(|(key, _)| key.clone()).collect();
         let new: Vec<_> = new.into_iter().map(|(key, e)| (disk.announce(&key), key, e)).collect();
-        if self.epoch(key) != epoch {
+        if !epoch.is_current() {
             // what has been announced isn't written then
             self.undo(&keys);
         }
@@ -240,22 +246,26 @@ impl Cache {
         if disk.claims_scan() {
             self.scan(&disk).await;
         }
-        if !disk.knows(key) || !self.held.has_room(0) {
+        // one that is overdue is enough
+        if !disk.knows(key) || self.patience.is_at_an_end() {
             return false;
         }
         let (wanted, epoch) = (key.clone(), self.epoch(key));
-        let Some(Some(entry)) = patiently(move || disk.read(&wanted)).await else { return false };
+        let Ok(Some(entry)) = self.patience.wait(move || disk.read(&wanted)).await else { return false };
         let entry = match entry {
             Entry::Object(o) if o.on_disk().is_none() => {
+                if !self.held.has_room(o.len()) {
+                    return false;
+                }
                 Entry::Object(Arc::new(Object::new(o.head.clone(), self.held.hold(o.body.clone()))))
             }
             other => other,
         };
-        if self.epoch(key) != epoch {
+        if !epoch.is_current() {
             return false;
         }
         self.store.insert(key.clone(), entry);
-        if self.epoch(key) != epoch {
+        if !epoch.is_current() {
             self.store.remove(key);
             return false;
         }
@@ -265,14 +275,16 @@ impl Cache {
     /// Finds out what is on disk.
     async fn scan(&self, disk: &Arc<Disk>) {
         let scanning = disk.clone();
-        if let Some(Err(e)) = patiently(move || scanning.scan()).await {
-            log::error!("event=cache-disk-unusable: {e}");
+        match self.patience.wait(move || scanning.scan()).await {
+            Ok(Err(e)) => log::error!("event=cache-disk-unusable: {e}"),
+            Err(Impatient::Refused) => disk.unclaim_scan(),
+            _ => {}
         }
     }
 
     /// Forgets an entry on disk; its file is removed in the background.
     pub fn forget(&self, key: &Key) {
-        if let Some(Some(path)) = self.disk.as_ref().and_then(|d| d.take(key)) {
+        if let Some(Some(path)) = self.disk.as_ref().filter(|d| d.knows(key)).and_then(|d| d.take(key)) {
             drop(engine::spawn(async move {
                 let _ = engine::blocking::run(move || std::fs::remove_file(path)).await;
             }));
@@ -283,11 +295,6 @@ impl Cache {
     pub fn disk_stats(&self) -> DiskStats {
         self.disk.as_ref().map(|d| d.stats()).unwrap_or_default()
     }
-}
-
-/// Has something done that blocks, and waits for it as long as a client may have to; then it goes on by itself.
-async fn patiently<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    engine::time::timeout(PATIENCE, engine::blocking::run(f)).await.ok()?.ok()
 }
 
 /// The primary key of a target: host without a default port, path and query.

@@ -4,6 +4,7 @@
 //! that touches it and is of the same representation (strong ETag, RFC 9110, 15.3.7.3) is joined to it; when nothing is
 //! missing any more, it becomes a whole answer.
 
+use super::held::Epoch;
 use super::object::{Head, Object};
 use super::store::{Found, Key};
 use super::{Cache, serve};
@@ -57,8 +58,8 @@ pub fn answer(part: &Object, request: &HeaderMap, name: &str, now: Instant) -> O
 }
 
 /// Keeps a part that has come, as large as it can be made. `key` is its own, not that of the whole.
-pub fn keep(cache: &Arc<Cache>, key: &Key, epoch: u64, request: &HeaderMap, new: Object) {
-    if cache.epoch(key) != epoch {
+pub fn keep(cache: &Arc<Cache>, key: &Key, epoch: &Epoch, request: &HeaderMap, new: Object) {
+    if !epoch.is_current() {
         return;
     }
     let had = match cache.store.find(key, request, engine::time::now()).0 {
@@ -86,7 +87,7 @@ pub fn keep(cache: &Arc<Cache>, key: &Key, epoch: u64, request: &HeaderMap, new:
     head.headers.insert(CONTENT_RANGE, range::content_range(first, end, all));
     head.headers.remove(CONTENT_LENGTH);
     cache.store.put(key, request, Object::new(head, body));
-    if cache.epoch(key) != epoch {
+    if !epoch.is_current() {
         cache.store.remove(key);
     }
 }
@@ -196,10 +197,10 @@ mod tests {
 
         let cache = Cache::new(CacheConfig::default()).unwrap();
         let (of, none) = (Key::from("host/x"), HeaderMap::new());
-        let mine = key(&of);
-        keep(&cache, &mine, 0, &none, part(0, &all[..6], 10, "\"a\""));
+        let (mine, epoch) = (key(&of), cache.epoch(&of));
+        keep(&cache, &mine, &epoch, &none, part(0, &all[..6], 10, "\"a\""));
         assert!(matches!(cache.store.find(&of, &none, Instant::now()).0, Found::Nothing));
-        keep(&cache, &mine, 0, &none, part(6, &all[6..], 10, "\"a\""));
+        keep(&cache, &mine, &epoch, &none, part(6, &all[6..], 10, "\"a\""));
         let Found::Object(o) = cache.store.find(&of, &none, Instant::now()).0 else { panic!() };
         assert_eq!((o.head.status, &o.body[..]), (StatusCode::OK, all.as_bytes()));
         assert!(!o.head.headers.contains_key(CONTENT_RANGE));

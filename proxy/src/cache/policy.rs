@@ -117,8 +117,12 @@ pub fn judge(
     let explicit = explicit_lifetime(&d, answer, now);
     let negative = NEGATIVE.contains(&code);
     let lifetime = match explicit {
-        // a cookie for one user and no word about caches: keep it from the others, whatever the operator wants kept
-        None if answer.contains_key(SET_COOKIE) && !d.public => return Err(Refusal::Answer),
+        // a cookie for one user and nothing that it may be kept for: keep it from the others, whatever the operator wants kept
+        lifetime
+            if answer.contains_key(SET_COOKIE) && !d.public && (d.no_cache || lifetime.unwrap_or(0) == 0) =>
+        {
+            return Err(Refusal::Answer);
+        }
         _ if code < 400 && rules.ttl.is_some() => rules.ttl.unwrap_or(0),
         Some(n) => n,
         None if negative && rules.negative_ttl.is_some() => rules.negative_ttl.unwrap_or(0),

@@ -4,7 +4,8 @@
 //! turns out to be too large goes to disk, if there is one. Once it is on its way there, or not to be kept, the task reads as much ahead as [`AHEAD`] and waits for the client. A client that goes away leaves the task
 //! a limited time.
 
-use super::fill::{Booking, Copying};
+use super::fill::Copying;
+use super::held::Share;
 use super::spool::Spool;
 use crate::body::{Body, BodyError};
 use bytes::Bytes;
@@ -28,8 +29,8 @@ struct Queue {
     bytes: usize,
     /// Bytes that the client has taken out of here.
     taken: usize,
-    /// What was booked for a copy, while the pieces of which it was made are still here.
-    booked: Option<Booking>,
+    /// The pieces of which a copy was made, while they are still here.
+    held: Option<Share>,
     /// No frame will come.
     over: Option<Option<BodyError>>,
     /// The client has gone.
@@ -62,12 +63,12 @@ async fn run(mut body: Body, copying: Copying, queue: Rc<RefCell<Queue>>) {
             Ok(Some(Err(e))) => break Some(e),
             Ok(None) => {
                 match kept {
-                    Kept::Memory(mut copying) => {
-                        let booked = copying.take_booked();
+                    Kept::Memory(copying) => {
+                        let held = copying.held();
                         let whole = copying.finish();
                         let mut q = queue.borrow_mut();
                         if !replace(&mut q, &whole, before) {
-                            q.booked = Some(booked);
+                            q.held = Some(held);
                         }
                     }
                     Kept::Disk(spool) => drop(engine::spawn(spool.finish())),
@@ -105,7 +106,7 @@ impl Kept {
                 true => Kept::Memory(copying),
                 false => {
                     // the client hasn't taken its share of what was read for the copy
-                    queue.borrow_mut().booked = Some(copying.take_booked());
+                    queue.borrow_mut().held = Some(copying.held());
                     match copying.into_spool() {
                         Some(spool) => Kept::Disk(Box::new(spool)).with(data, queue),
                         None => Kept::Not,
@@ -200,7 +201,7 @@ impl Pumped {
         q.bytes -= n;
         q.taken += n;
         if q.bytes <= AHEAD {
-            q.booked = None;
+            q.held = None;
         }
         self.left = self.left.map(|l| l.saturating_sub(n as u64));
         let task = q.task.take();
@@ -226,7 +227,7 @@ impl Drop for Pumped {
         let mut q = self.queue.borrow_mut();
         q.alone_since = Some(engine::time::now());
         q.frames.clear();
-        q.booked = None;
+        q.held = None;
         let task = q.task.take();
         drop(q);
         task.into_iter().for_each(Waker::wake);
@@ -270,6 +271,7 @@ mod tests {
     }
 
     fn keep(cache: &std::sync::Arc<Cache>, key: String) -> Keep {
+        let epoch = cache.epoch(&key);
         let freshness = Freshness {
             lifetime: 60,
             stale_while_revalidate: 0,
@@ -279,14 +281,7 @@ mod tests {
         };
         let now = (engine::time::now(), SystemTime::now());
         let head = Head::new(StatusCode::OK, &HeaderMap::new(), freshness, 0, now);
-        Keep {
-            cache: cache.clone(),
-            key: key.into(),
-            epoch: 0,
-            request: HeaderMap::new(),
-            head,
-            leader: None,
-        }
+        Keep { cache: cache.clone(), key: key.into(), epoch, request: HeaderMap::new(), head, leader: None }
     }
 
     /// The rest of a body, and what is on its way to the client.
@@ -331,11 +326,15 @@ mod tests {
                 let all = clients.len() * each + 2 * MEMORY + MEMORY / 4;
                 assert!(read.get() <= all, "{} of {all} bytes, {pieces} pieces each", read.get());
                 let is_kept = async || {
+                    cache.store.remove("host/new");
                     let mut body = begin(&cache, "host/new".into(), 8, &Rc::default()).await.0;
                     while poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {}
                     cache.store.get("host/new", |_| unreachable!("it doesn't vary")).is_some()
                 };
                 assert!(!is_kept().await, "there is no room for more");
+                // and one of them alone is nobody's loss
+                clients.truncate(1);
+                assert!(is_kept().await, "one client who doesn't read costs the others their cache");
                 clients.clear();
                 engine::time::sleep(Duration::from_millis(1)).await;
                 assert!(is_kept().await, "they have gone");

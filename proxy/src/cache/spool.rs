@@ -1,9 +1,11 @@
 //! An answer on its way to a client, and to disk: what is too large for memory.
 //!
 //! What passes is written by a thread that may block, in order, one batch after the other. If the disk is slower than the
-//! origin, the origin has to wait: no more than [`AHEAD`] is held. If the disk fails, the answer just isn't kept. A client
+//! origin, the origin has to wait, a second at most for each batch: no more than [`AHEAD`] is held. If the disk fails, the
+//! answer just isn't kept. A client
 //! that goes away leaves the rest to a task, for a limited time.
 
+use super::PATIENCE;
 use super::disk::Disk;
 use super::fill::{self, Booking, Keep};
 use super::flight::Outcome;
@@ -11,6 +13,7 @@ use super::large::{Temporary, Writer};
 use super::object::Object;
 use crate::body::{Body, BodyError};
 use bytes::Bytes;
+use engine::time::Sleep;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -37,6 +40,8 @@ pub(super) struct Spool {
     state: State,
     waiting: Vec<Bytes>,
     bytes: usize,
+    /// When it has been waited for long enough.
+    patience: Option<Sleep>,
     /// Held as long as there is something to wait.
     _booked: Booking,
 }
@@ -50,7 +55,15 @@ impl Spool {
     pub fn begin(keep: Keep, booked: Booking, disk: &Arc<Disk>, len: Option<u64>) -> Spool {
         let ours = disk.clone();
         let state = State::Busy(Box::pin(job(move || ours.begin_large(len))));
-        Spool { keep, disk: disk.clone(), state, waiting: Vec::new(), bytes: 0, _booked: booked }
+        Spool {
+            keep,
+            disk: disk.clone(),
+            state,
+            waiting: Vec::new(),
+            bytes: 0,
+            patience: None,
+            _booked: booked,
+        }
     }
 
     /// Has a piece written behind the others.
@@ -61,12 +74,21 @@ impl Spool {
 
     /// Ready when there may be more to write: with false, that it is of no use any more.
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let busy = self.poll(cx).is_pending();
+        let busy = self.poll(cx).is_pending() && self.bytes >= AHEAD;
+        if busy {
+            let patience = self.patience.get_or_insert_with(|| engine::time::sleep(PATIENCE));
+            if Pin::new(patience).poll(cx).is_ready() {
+                self.disk.refuse(&io::ErrorKind::TimedOut.into());
+                self.state = State::Failed;
+            }
+        } else {
+            self.patience = None;
+        }
         if matches!(self.state, State::Failed) {
             self.keep.leader.take().into_iter().for_each(|l| l.done(Outcome::NotStored));
             return Poll::Ready(false);
         }
-        if busy && self.bytes >= AHEAD { Poll::Pending } else { Poll::Ready(true) }
+        if busy { Poll::Pending } else { Poll::Ready(true) }
     }
 
     /// Goes on with writing. Pending while the thread is busy.
@@ -112,7 +134,7 @@ impl Spool {
         };
         let object = Object::large(self.keep.head.clone(), Arc::new(large));
         let Keep { cache, key, epoch, request, .. } = &self.keep;
-        cache.put_large(key, *epoch, request, object, path).await;
+        cache.put_large(key, epoch, request, object, path).await;
         if let Some(leader) = self.keep.leader.take() {
             leader.done(Outcome::Stored);
         }

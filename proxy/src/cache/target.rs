@@ -73,7 +73,7 @@ fn meant(name: &str) -> Vec<u8> {
 }
 
 /// Percent-encoding that isn't needed undone, if all of it is such.
-pub fn decoded(text: &str) -> String {
+fn decoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('%') {

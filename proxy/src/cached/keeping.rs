@@ -4,6 +4,7 @@ use super::Ours;
 use crate::body::Body;
 use crate::cache::fill::{self, Keep};
 use crate::cache::flight::{Leader, Outcome as Landing, Part};
+use crate::cache::held::Epoch;
 use crate::cache::object::{Head, Object};
 use crate::cache::policy::{self, Refusal};
 use crate::cache::store::{Found, Key};
@@ -12,6 +13,7 @@ use crate::forward::CloseDelimited;
 use crate::proxy::{Asked, Proxy};
 use http::header::{
     ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+    SET_COOKIE,
 };
 use http::{Method, Request, Response, StatusCode};
 use std::rc::Rc;
@@ -25,15 +27,19 @@ impl Proxy {
         &self,
         cache: &Arc<Cache>,
         asked: &Asked,
-        (key, epoch): (&Key, u64),
+        (key, epoch): (&Key, &Epoch),
         fields: &HeaderMap,
         method: &Method,
-        answer: Response<Body>,
+        mut answer: Response<Body>,
         delay: u64,
         leader: Option<Leader>,
     ) -> (Response<Body>, bool) {
         let now = (engine::time::now(), SystemTime::now());
         let rules = self.config.routes[asked.route].rules;
+        if self.config.routes[asked.route].response_headers.removes(&SET_COOKIE) {
+            // no client gets it: it says nothing about whom the answer is for
+            answer.headers_mut().remove(SET_COOKIE);
+        }
         let part = answer.status() == StatusCode::PARTIAL_CONTENT
             && fields.contains_key(RANGE)
             && partial::position(answer.headers()).is_some();
@@ -60,7 +66,7 @@ impl Proxy {
             }
         };
         let head = Head::new(answer.status(), answer.headers(), freshness, delay, now);
-        let (cache, key) = (cache.clone(), key.clone());
+        let (cache, key, epoch) = (cache.clone(), key.clone(), epoch.clone());
         let keep = Keep { cache, key, epoch, request: fields.clone(), head, leader };
         let (parts, body) = answer.into_parts();
         let (body, kept) = fill::fill(body, keep);
@@ -73,7 +79,7 @@ impl Proxy {
         &self,
         cache: &Arc<Cache>,
         asked: &Asked,
-        (key, epoch): (&Key, u64),
+        (key, epoch): (&Key, &Epoch),
         fields: &HeaderMap,
         o: &Object,
         news: &HeaderMap,
@@ -109,7 +115,7 @@ impl Proxy {
         variant: &Key,
     ) {
         let epoch = cache.epoch(&ours.key);
-        let Part::Lead(leader) = cache.flights.join(variant, epoch) else { return };
+        let Part::Lead(leader) = cache.flights.join(variant, &epoch) else { return };
         let mut request = Request::new(Body::Empty);
         *request.uri_mut() = ours.request.uri().clone();
         *request.headers_mut() = ours.request.headers().clone();
@@ -124,7 +130,7 @@ impl Proxy {
             let upload = Rc::default();
             match proxy.fetch(&asked, request, &upload).await {
                 Ok((answer, delay)) if answer.status() == StatusCode::NOT_MODIFIED => {
-                    proxy.freshen(&cache, &asked, (&key, epoch), &fields, &o, answer.headers(), delay);
+                    proxy.freshen(&cache, &asked, (&key, &epoch), &fields, &o, answer.headers(), delay);
                     leader.done(Landing::Stored);
                 }
                 // a failure doesn't take the place of what still may be used
@@ -132,7 +138,8 @@ impl Proxy {
                 Ok((answer, delay)) => {
                     let leader = Some(leader);
                     let get = &Method::GET;
-                    let kept = proxy.keep(&cache, &asked, (&key, epoch), &fields, get, answer, delay, leader);
+                    let kept =
+                        proxy.keep(&cache, &asked, (&key, &epoch), &fields, get, answer, delay, leader);
                     if kept.1 {
                         fill::read(kept.0.into_body()).await;
                     }
