@@ -1,11 +1,12 @@
 //! Which origin gets a request, and which one is down.
 //!
-//! Health is passive: what requests themselves meet. After some failures in a row an origin is ejected for a while; when
-//! that is over, one request tries it, and its outcome decides.
+//! Health is what requests themselves meet: after some failures in a row an origin is ejected for a while; when that is over,
+//! one request tries it, and its outcome decides. Where an origin is checked (see [`crate::probes`]), what the checks meet is
+//! counted apart: some that fail in a row leave it out, whatever it answers to requests, until one is good.
 
 use crate::route::{Balance, Health};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// How long the one request that tries an ejected origin has for itself, in milliseconds.
 const PROBE_MS: u64 = 1000;
@@ -22,6 +23,12 @@ pub struct State {
     ejections: AtomicU32,
     /// Milliseconds of the caller's clock; 0 is not ejected.
     ejected_until: AtomicU64,
+    /// A request tries it, though its time isn't over for the others.
+    tried: AtomicBool,
+    /// Checks that failed, in a row.
+    failed_checks: AtomicU32,
+    /// They were enough to leave it out.
+    unfit: AtomicBool,
 }
 
 /// A request in progress at an origin.
@@ -72,7 +79,7 @@ impl Origins {
             // stable: of equals the one whose turn it is
             list.sort_by_key(|&i| self.states[i].in_flight.load(Ordering::Relaxed));
         }
-        let ejected = |i: &usize| self.states[*i].ejected_until.load(Ordering::Relaxed) != 0;
+        let ejected = |i: &usize| self.states[*i].is_out();
         let (bad, mut order): (Vec<usize>, Vec<usize>) = list.into_iter().partition(ejected);
         order.extend(&bad);
         // one whose time is over gets this request, and no other one for a while
@@ -86,7 +93,9 @@ impl Origins {
     /// Which one is tried first, if there is nothing the matter with any of them.
     pub(crate) fn any(&self) -> Option<usize> {
         let n = self.states.len();
-        if n == 0 || self.states.iter().any(|s| s.failures.load(Ordering::Relaxed) != 0) {
+        let matters =
+            |s: &Arc<State>| s.failures.load(Ordering::Relaxed) != 0 || s.unfit.load(Ordering::Relaxed);
+        if n == 0 || self.states.iter().any(matters) {
             return None;
         }
         if n == 1 {
@@ -121,10 +130,31 @@ impl Origins {
         if failures < self.health.failures || self.states.len() < 2 {
             return false;
         }
+        // what was in progress when it was ejected breaks off with it, and is no reason to wait longer
+        if s.ejected_until.load(Ordering::Relaxed) > now && !s.tried.swap(false, Ordering::Relaxed) {
+            return false;
+        }
         let doublings = s.ejections.fetch_add(1, Ordering::Relaxed).min(MAX_DOUBLINGS);
         let until = now + ((self.health.eject.as_millis() as u64).max(1) << doublings);
         s.ejected_until.store(until, Ordering::Relaxed);
         true
+    }
+
+    /// A check of an origin was good: whatever there was is over.
+    pub fn fit(&self, i: usize) {
+        let s = &self.states[i];
+        s.failed_checks.store(0, Ordering::Relaxed);
+        s.unfit.store(false, Ordering::Relaxed);
+        self.good(i);
+    }
+
+    /// A check of an origin has failed.
+    pub fn unfit(&self, i: usize) {
+        let s = &self.states[i];
+        let failed = s.failed_checks.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if failed >= self.health.failures && self.states.len() >= 2 {
+            s.unfit.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Requests in progress at the origin.
@@ -134,18 +164,30 @@ impl Origins {
 
     /// True if the origin is left out at that time.
     pub fn is_ejected(&self, i: usize, now: u64) -> bool {
-        self.states[i].ejected_until.load(Ordering::Relaxed) > now
+        let s = &self.states[i];
+        s.unfit.load(Ordering::Relaxed) || s.ejected_until.load(Ordering::Relaxed) > now
     }
 }
 
 impl State {
+    fn is_out(&self) -> bool {
+        self.unfit.load(Ordering::Relaxed) || self.ejected_until.load(Ordering::Relaxed) != 0
+    }
+
     /// Its time is over, and this very request is the one that tries it again.
     fn claims_probe(&self, now: u64) -> bool {
+        if self.unfit.load(Ordering::Relaxed) {
+            return false;
+        }
         let until = self.ejected_until.load(Ordering::Relaxed);
         let claim = || {
             self.ejected_until.compare_exchange(until, now + PROBE_MS, Ordering::Relaxed, Ordering::Relaxed)
         };
-        until != 0 && until <= now && claim().is_ok()
+        let claimed = until != 0 && until <= now && claim().is_ok();
+        if claimed {
+            self.tried.store(true, Ordering::Relaxed);
+        }
+        claimed
     }
 }
 
@@ -194,9 +236,39 @@ mod tests {
     }
 
     #[test]
+    fn what_breaks_off_with_it_ejects_it_once() {
+        let o = origins(2, Balance::RoundRobin);
+        assert!(!o.bad(0, 10) && o.bad(0, 10));
+        assert!((10..18).all(|t| !o.bad(0, t)));
+        assert!(o.is_ejected(0, 109) && !o.is_ejected(0, 110));
+        // also of what tries it
+        assert!((0..2).any(|_| o.order(110)[0] == 0) && o.bad(0, 111));
+        assert!((111..120).all(|t| !o.bad(0, t)));
+        assert!(o.is_ejected(0, 310) && !o.is_ejected(0, 311));
+    }
+
+    #[test]
+    fn checks_decide_whatever_requests_meet() {
+        let o = origins(2, Balance::RoundRobin);
+        for _ in 0..2 {
+            o.unfit(0);
+            o.good(0);
+        }
+        assert!(o.is_ejected(0, 1_000_000) && o.any().is_none());
+        assert!((0..10).all(|t| o.order(t) == [1, 0]), "no client tries it");
+        o.fit(0);
+        assert!(!o.is_ejected(0, 0) && o.any().is_some());
+        assert!(!o.bad(0, 10) && o.bad(0, 10));
+        o.fit(0);
+        assert!(!o.is_ejected(0, 11));
+    }
+
+    #[test]
     fn the_only_origin_is_never_ejected() {
         let o = origins(1, Balance::RoundRobin);
         assert!((0..10).all(|_| !o.bad(0, 0)));
+        (0..10).for_each(|_| o.unfit(0));
+        assert!(!o.is_ejected(0, 0));
         assert_eq!(o.order(0), [0]);
     }
 }

@@ -18,6 +18,9 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+/// Reads or writes in one call of the task that does them.
+const AT_ONCE: u32 = 20;
+
 /// Idle connections kept for one origin by one thread.
 const MAX_IDLE: usize = 128;
 /// Idle connections kept for the forward proxy by one thread.
@@ -277,8 +280,10 @@ pub async fn any_of(list: &[SocketAddr], limit: Duration) -> io::Result<Stream> 
         // one that swallows packets must leave time for those after it
         let share = limit / (list.len() - i).min(3) as u32;
         match engine::time::timeout(share, Stream::connect_tcp(addr)).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok(mut stream)) => {
                 let _ = stream.set_nodelay(true);
+                // one that sends without end has its turn as everybody else on this thread
+                stream.limit(Some(AT_ONCE));
                 return Ok(stream);
             }
             Ok(Err(e)) => last = e,

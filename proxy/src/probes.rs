@@ -1,15 +1,16 @@
 //! Active health checks: origins are asked regularly, whether anybody else asks them or not.
 //!
-//! What a check meets counts as what a request meets (see [`crate::origins`]): some failures in a row eject an origin, one
-//! good answer brings it back. An origin that is the only one of its route is never ejected.
+//! Some checks in a row that fail leave an origin out, whatever it answers to requests meanwhile; one that is good brings it back
+//! (see [`crate::origins`]). An origin that is the only one of its route is never left out.
 
 use crate::body::Body;
 use crate::cache::fill;
 use crate::pool;
 use crate::proxy::Proxy;
-use crate::route::{OriginConfig, Target};
+use crate::route::{HostHeader, OriginConfig, Target};
+use crate::upstream::host_of;
 use engine::{GroupId, Handle};
-use http::header::{HOST, USER_AGENT};
+use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::{Request, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,18 +43,22 @@ async fn go_on(proxy: Arc<Proxy>, route: usize, i: usize, check: Check, first: D
     engine::time::sleep(first).await;
     let Target::Origins { list, .. } = &proxy.config.routes[route].target else { return };
     let (origin, origins) = (&list[i], &proxy.upstreams[route].origins);
+    // as requests name it, where that isn't for clients to say
+    let host = match &proxy.config.routes[route].host_header {
+        HostHeader::Fixed(host) => Some(host.clone()),
+        _ => HeaderValue::from_str(&host_of(origin)).ok(),
+    };
+    let Some(host) = &host else { return };
     let mut was = true;
     loop {
         let begun = engine::time::now();
-        let met = match engine::time::timeout(check.interval, ask(origin, &check)).await {
+        let met = match engine::time::timeout(check.interval, ask(origin, host, &check)).await {
             Ok(met) => met,
             Err(_) => Err(format!("no answer within {:?}", check.interval)),
         };
         match &met {
-            Ok(()) => origins.good(i),
-            Err(_) => {
-                origins.bad(i, proxy.millis());
-            }
+            Ok(()) => origins.fit(i),
+            Err(_) => origins.unfit(i),
         }
         if met.is_ok() != was {
             was = met.is_ok();
@@ -65,12 +70,12 @@ async fn go_on(proxy: Arc<Proxy>, route: usize, i: usize, check: Check, first: D
 }
 
 /// One check, on a connection of its own.
-async fn ask(origin: &OriginConfig, check: &Check) -> Result<(), String> {
+async fn ask(origin: &OriginConfig, host: &HeaderValue, check: &Check) -> Result<(), String> {
     let stream = pool::stream(origin, check.interval).await.map_err(|e| e.to_string())?;
     let (mut sender, conn) = pool::handshake(stream).await.map_err(|e| e.to_string())?;
     drop(engine::spawn(conn));
     let request = Request::get(format!("{}{}", origin.path_prefix, check.path))
-        .header(HOST, format!("{}:{}", origin.host, origin.port))
+        .header(HOST, host)
         .header(USER_AGENT, "traffic_server health check")
         .body(Body::Empty)
         .map_err(|e| e.to_string())?;

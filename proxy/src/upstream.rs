@@ -10,7 +10,7 @@ use crate::proxy::{Asked, Proxy};
 use crate::route::{HostHeader, OriginConfig, RouteConfig, Target};
 use crate::rt::WeakIo;
 use crate::stats::Outcome;
-use http::header::{HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use std::net::IpAddr;
@@ -55,8 +55,13 @@ pub fn prepare(
     host: Option<&HeaderValue>,
 ) {
     let version = request.version();
+    let has_body = !matches!(request.body(), Body::Empty);
     let h = request.headers_mut();
     headers::for_next_hop(h);
+    if has_body && !h.contains_key(CONTENT_LENGTH) {
+        // hyper takes a GET that doesn't say so for one without a body
+        h.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     headers::add_via(h, version, name);
     // outsiders needn't know who our clients are
     if !matches!(route.target, Target::Outward) {

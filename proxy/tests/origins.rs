@@ -2,7 +2,9 @@
 
 mod common;
 use common::*;
+use proxy::RouteConfig;
 use proxy::probes::Check;
+use proxy::route::HostHeader;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -217,6 +219,66 @@ fn the_answer_is_awaited_from_the_end_of_the_body_on() {
     }
     let r = c.reply();
     assert_eq!((r.status, r.body.as_str()), (200, "8"));
+}
+
+#[test]
+fn a_check_counts_whatever_requests_are_answered() {
+    let sick = Arc::new(AtomicBool::new(true));
+    let is = sick.clone();
+    let bad = Origin::new(move |q| match (q.path(), is.load(Ordering::Relaxed)) {
+        ("/health", true) => Do::Send(b"HTTP/1.1 503 Draining\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => Do::Send(ok("", "bad")),
+    });
+    let good = Origin::says(ok("", "good"));
+    let mut c = config(vec![to(&[&bad, &good])]);
+    c.routes[0].check = Some(Check { path: "/health".into(), interval: Duration::from_millis(20) });
+    c.routes[0].host_header = HostHeader::Fixed("inner.example".parse().unwrap());
+    let s = Suite::new(c);
+    // asked all the time
+    until("it is left out", || s.get("/").body == "good" && s.proxy.stats().origins[0].ejected);
+    assert!((0..10).all(|_| s.get("/").body == "good"));
+    assert!(bad.seen().iter().all(|q| q.field("host").as_deref() == Some("inner.example")));
+    sick.store(false, Ordering::Relaxed);
+    until("it is back", || s.get("/").body == "bad");
+}
+
+#[test]
+fn interim_answers_without_end_hold_up_nobody_else() {
+    let done = Arc::new(AtomicBool::new(false));
+    let over = done.clone();
+    let endless = Origin::new(move |_| {
+        let over = over.clone();
+        Do::Own(Box::new(move |stream| {
+            let many = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(2000);
+            while !over.load(Ordering::Relaxed) && stream.write_all(&many).is_ok() {}
+        }))
+    });
+    let o = Origin::says(ok("", "x"));
+    let mut c = config(vec![RouteConfig { prefix: "/endless".into(), ..to(&[&endless]) }, to(&[&o])]);
+    c.routes[0].timeouts.first_byte = Duration::from_millis(500);
+    let s = Suite::new(c);
+    let mut all: Vec<Client> = (0..4).map(|_| s.client()).collect();
+    // on both threads
+    for (n, c) in all.iter_mut().enumerate() {
+        // who understands 103 is told each of the first
+        c.send(get(&format!("/endless/{n}"), "").replace("HTTP/1.1", "HTTP/1.0"));
+    }
+    endless.wait(4);
+    assert_eq!(s.get("/").body, "x");
+    for c in &mut all {
+        assert_eq!(c.reply().status, 504, "and it has an end");
+    }
+    done.store(true, Ordering::Relaxed);
+}
+
+#[test]
+fn a_get_has_its_body_also_without_a_length() {
+    let o = Origin::new(|q| Do::Send(ok("", &String::from_utf8_lossy(&q.body))));
+    let s = Suite::to(&[&o]);
+    let r = s.ask(&(get("/", "Transfer-Encoding: chunked\r\n") + "4\r\nwhat\r\n0\r\n\r\n"));
+    assert_eq!(r.body, "what", "{:?}", o.seen());
+    let r = s.ask(&(get("/", "Content-Length: 4\r\n") + "what"));
+    assert_eq!(r.body, "what");
 }
 
 #[test]

@@ -239,7 +239,7 @@ pub static ROUTE_KEYS: &[(&str, &str, &str)] = &[
     (
         "health_check",
         "no",
-        "A path that every origin is asked for regularly; any other answer than 2xx or 3xx is a failure as one of a request is.",
+        "A path that every origin is asked for regularly; any other answer than 2xx or 3xx is a failure. `max_failures` of them in a row leave the origin out until one is good, whatever requests are answered.",
     ),
     ("health_interval", "\"5s\"", "Between two such questions; also the longest that an answer may take."),
     ("connect_timeout", "\"5s\"", "For the origin's name and all its addresses."),

@@ -329,10 +329,8 @@ impl Disk {
         let more = size + bytes.len() as u64;
         // what doesn't come makes nobody go
         writer.grow(more)?;
-        if !writer.has_length() {
-            if more / STEP != size / STEP {
-                self.room(STEP)?;
-            }
+        if !writer.has_length() && more / STEP != size / STEP {
+            self.room(STEP)?;
         }
         writer.write(bytes)
     }
