@@ -6,7 +6,8 @@
 //! 2. [`object`]: a kept answer; [`partial`]: parts of one; [`store`]: all of them, bounded by bytes;
 //! 3. [`flight`]: many requests for the same, one fetch; [`fill`], `pump`: an answer on its way to a client, and into the store;
 //! 4. [`record`], [`disk`]: the tier on disk, which the next process finds warm; [`large`], `spool`: what is there alone;
-//! 5. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
+//! 5. [`held`], `patience`: what others' doings must not cost: memory, answers out of date, waiting for a disk;
+//! 6. [`serve`]: a kept answer as this client gets it; [`wire`]: its head for those who ask for nothing special.
 //!
 //! The proxy's side of it, which asks origins, is [`crate::cached`].
 
