@@ -101,14 +101,18 @@ impl Proxy {
         let fields = (method == Method::POST).then(|| request.headers().clone());
         let (request, upload) = self.prepared(request, asked)?;
         let query = &self.config.routes[asked.route].query;
-        let key = fields.as_ref().map(|_| cache::key(host, &target::normal(&uri, query)));
-        let before = key.as_ref().map(|key| cache.epoch(key));
+        // what may be kept of it, and how things were before
+        let asked_with = fields.map(|fields| {
+            let key = cache::key(host, &target::normal(&uri, query));
+            let before = cache.epoch(&key);
+            (fields, key, before)
+        });
         let (mut answer, delay) = self.fetch(asked, request, &upload).await?;
         if policy::invalidates(&method, answer.status()) {
             cache.invalidate(host, &target::normal(&uri, query), answer.headers()).await;
         }
         if policy::stands_for_get(host, &uri, &answer)
-            && let (Some(fields), Some(key), Some(before)) = (fields, key, before)
+            && let Some((fields, key, before)) = asked_with
         {
             // unless it isn't the last word: somebody else has changed it meanwhile
             let key = (&key, &before.next());
@@ -235,13 +239,11 @@ impl Proxy {
             Err(failed) => {
                 let now = engine::time::now();
                 if let Some(leader) = leader {
-                    leader.done(match failed.outcome {
-                        Outcome::Unreachable | Outcome::TimedOut => {
-                            Landing::Failed(failed.status, failed.why.clone())
-                        }
-                        // it may be this one request that its origin doesn't like; hardly all of them
-                        _ if waited + 1 < ROUNDS => Landing::Gone,
-                        _ => Landing::Failed(failed.status, failed.why.clone()),
+                    // it may be this one request that its origin doesn't like; hardly all of them
+                    let is_down = matches!(failed.outcome, Outcome::Unreachable | Outcome::TimedOut);
+                    leader.done(match is_down || waited + 1 >= ROUNDS {
+                        true => Landing::Failed(failed.status, failed.why.clone()),
+                        false => Landing::Gone,
                     });
                 }
                 return match kept {

@@ -9,6 +9,7 @@ mod kinds;
 use crate::body::{Body, BodyError};
 use crate::conditional::{self, Verdict};
 use crate::pages::{self, Asker};
+use crate::percent;
 use crate::range::{self, Part};
 use bytes::Bytes;
 use http::header::{
@@ -106,18 +107,15 @@ pub fn relative(path: &str) -> Option<PathBuf> {
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut i = 0;
-    while i < bytes.len() {
-        if bytes[i] == b'%' {
-            let hex = |b: Option<&u8>| char::from(*b?).to_digit(16);
-            out.push((hex(bytes.get(i + 1))? << 4 | hex(bytes.get(i + 2))?) as u8);
-            i += 3;
-        } else {
-            out.push(bytes[i]);
-            i += 1;
-        }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let (b, left) = match *first {
+            b'%' => (percent::encoded(rest)?, &after[2..]),
+            b => (b, after),
+        };
+        out.push(b);
+        rest = left;
     }
     String::from_utf8(out).ok()
 }

@@ -44,6 +44,7 @@ pub mod origins;
 pub mod outward;
 mod own;
 pub mod pages;
+mod percent;
 pub mod plain;
 pub mod pool;
 pub mod probes;

@@ -1,5 +1,6 @@
 //! Host and path to a route: exact host before `*.suffix` before `*`, then the longest prefix of whole segments.
 
+use crate::percent;
 use crate::route::RouteConfig;
 use std::borrow::Cow;
 
@@ -21,11 +22,9 @@ fn fits(prefix: &str, path: &str) -> bool {
 /// What the next character of a path means, and how many bytes that takes. Encoded is what has no meaning of its own in a path
 /// (RFC 3986, pchar); a percent sign that encodes nothing stands for itself, as in many an origin.
 fn next_meant(path: &[u8]) -> Option<(u8, usize)> {
-    let [first, after @ ..] = path else { return None };
-    let code = after.get(..2).filter(|h| *first == b'%' && h.iter().all(u8::is_ascii_hexdigit));
-    let code = code.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+    let first = path.first()?;
     let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(b);
-    Some(code.filter(is_plain).map_or((*first, 1), |b| (b, 3)))
+    Some(percent::encoded(path).filter(is_plain).map_or((*first, 1), |b| (b, 3)))
 }
 
 /// A path as routes see it, in the way in which files and many an origin read it: percent-encoding that isn't needed is undone,

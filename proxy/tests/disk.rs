@@ -3,12 +3,36 @@
 mod common;
 use common::*;
 use proxy::cache::CacheConfig;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn suite(o: &Origin, dir: &Path) -> Suite {
     let mut c = config(vec![to(&[o])]);
     c.cache = CacheConfig { disk: Some((dir.to_owned(), 64 << 20)), ..CacheConfig::default() };
+    c.purge_from = vec!["127.0.0.1".parse().unwrap()];
     Suite::new(c)
+}
+
+/// Files that take as long to open as this lives: FIFOs that nobody writes to.
+struct Stalled(Vec<PathBuf>);
+
+impl Stalled {
+    fn all_in(dir: &Path) -> Stalled {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path()).collect();
+        for file in &files {
+            std::fs::remove_file(file).unwrap();
+            mknodat(CWD, file, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }
+        Stalled(files)
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            drop(std::fs::OpenOptions::new().read(true).write(true).open(file));
+        }
+    }
 }
 
 fn written(s: &Suite, files: usize) {
@@ -83,10 +107,7 @@ fn what_is_made_invalid_before_anybody_has_looked_does_not_come_back_either() {
         let old = s.get("/a").body;
         written(&s, 1);
         drop(s);
-        let mut c = config(vec![to(&[&o])]);
-        c.cache = CacheConfig { disk: Some((dir.path().to_owned(), 64 << 20)), ..CacheConfig::default() };
-        c.purge_from = vec!["127.0.0.1".parse().unwrap()];
-        let s = Suite::new(c);
+        let s = suite(&o, dir.path());
         assert_eq!(s.ask(&request(method)).status, 200, "{method}: there was something");
         assert_ne!(s.get("/a").body, old, "{method}");
     }
@@ -100,18 +121,14 @@ fn a_disk_that_does_not_answer_is_not_waited_for() {
     s.get("/");
     written(&s, 1);
     drop(s);
-    // to open this one takes as long as nobody writes to it
-    let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-    std::fs::remove_file(&file).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
-        .unwrap();
+    let stalled = Stalled::all_in(dir.path());
     let s = suite(&o, dir.path());
     let r = s.get("/");
     assert!(r.status == 200 && r.cache().contains("fwd=miss"), "{}", r.cache());
     assert_eq!(o.count(), 2);
     let r = s.ask("DELETE / HTTP/1.1\r\nHost: example.org\r\n\r\n");
     assert_eq!(r.status, 200, "nor is who changes something held up");
-    drop(std::fs::OpenOptions::new().read(true).write(true).open(&file));
+    drop(stalled);
 }
 
 #[test]
@@ -122,17 +139,11 @@ fn a_large_answer_comes_though_the_disk_does_not() {
     s.get("/");
     written(&s, 2);
     drop(s);
-    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path()).collect();
-    for file in &files {
-        std::fs::remove_file(file).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
-            .unwrap();
-    }
+    let stalled = Stalled::all_in(dir.path());
     let s = small_memory(&o, dir.path());
     let (first, second) = (s.get("/"), s.get("/"));
     assert!(first.whole && first.body == huge(1) && second.whole && second.body == huge(2));
-    let free = |file| drop(std::fs::OpenOptions::new().read(true).write(true).open(file));
-    files.iter().for_each(free);
+    drop(stalled);
 }
 
 #[test]

@@ -7,13 +7,7 @@ use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 
 fn entry(body: &[u8]) -> Entry {
-    let freshness = Freshness {
-        lifetime: 60,
-        stale_while_revalidate: 0,
-        stale_if_error: None,
-        strict: false,
-        ask_always: false,
-    };
+    let freshness = Freshness::MINUTE;
     let head = Head {
         status: StatusCode::OK,
         headers: HeaderMap::new(),

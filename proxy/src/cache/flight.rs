@@ -1,7 +1,8 @@
 //! Many requests for the same, one fetch: the first one leads, the others wait for what becomes of it.
 //!
 //! A leader that is dropped (its client went away, its answer broke off) releases those who wait, so that nobody waits for
-//! somebody who isn't there; one of them leads then. Nobody joins a fetch of what has been made invalid since it began. How long they wait is for the caller to bound.
+//! somebody who isn't there; one of them leads then. Nobody joins a fetch of what has been made invalid since it began. How
+//! long they wait is for the caller to bound.
 
 use super::held::Epoch;
 use super::store::Key;

@@ -19,7 +19,7 @@ pub(super) struct Held {
 /// A body, counted until nobody holds any of it.
 struct Counted {
     body: Bytes,
-    bytes: Arc<AtomicU64>,
+    _share: Share,
 }
 
 impl AsRef<[u8]> for Counted {
@@ -28,13 +28,7 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.bytes.fetch_sub(self.body.len() as u64, Relaxed);
-    }
-}
-
-/// Bytes that count without being a body.
+/// Bytes that count as long as this lives.
 #[derive(Debug)]
 pub(super) struct Share {
     bytes: Arc<AtomicU64>,
@@ -48,15 +42,15 @@ impl Drop for Share {
 }
 
 impl Held {
+    /// At most so many bytes.
+    pub fn new(most: u64) -> Held {
+        Held { bytes: Arc::default(), most }
+    }
+
     /// Counts so many bytes.
     pub fn share(&self, n: u64) -> Share {
         self.bytes.fetch_add(n, Relaxed);
         Share { bytes: self.bytes.clone(), n }
-    }
-
-    /// At most so many bytes.
-    pub fn new(most: u64) -> Held {
-        Held { bytes: Arc::default(), most }
     }
 
     /// May there be so many more?
@@ -69,8 +63,8 @@ impl Held {
         if body.is_empty() {
             return body;
         }
-        self.bytes.fetch_add(body.len() as u64, Relaxed);
-        Bytes::from_owner(Counted { body, bytes: self.bytes.clone() })
+        let share = self.share(body.len() as u64);
+        Bytes::from_owner(Counted { body, _share: share })
     }
 }
 

@@ -131,13 +131,7 @@ mod tests {
         let range = range::content_range(first, first + body.len() as u64, all);
         headers.insert(CONTENT_RANGE, range);
         headers.insert(ETAG, tag.parse().unwrap());
-        let freshness = Freshness {
-            lifetime: 60,
-            stale_while_revalidate: 0,
-            stale_if_error: None,
-            strict: false,
-            ask_always: false,
-        };
+        let freshness = Freshness::MINUTE;
         let (status, received) = (StatusCode::PARTIAL_CONTENT, Instant::now());
         let head = Head { status, headers, freshness, received, initial_age: 0 };
         Object::new(head, Bytes::copy_from_slice(body.as_bytes()))

@@ -33,6 +33,18 @@ pub struct Freshness {
     pub ask_always: bool,
 }
 
+#[cfg(test)]
+impl Freshness {
+    /// A minute, and nothing else.
+    pub(crate) const MINUTE: Freshness = Freshness {
+        lifetime: 60,
+        stale_while_revalidate: 0,
+        stale_if_error: None,
+        strict: false,
+        ask_always: false,
+    };
+}
+
 /// Why an answer isn't kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {

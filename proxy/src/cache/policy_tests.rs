@@ -103,7 +103,7 @@ fn ages() {
 }
 
 fn fresh(lifetime: u64) -> Freshness {
-    Freshness { lifetime, stale_while_revalidate: 0, stale_if_error: None, strict: false, ask_always: false }
+    Freshness { lifetime, ..Freshness::MINUTE }
 }
 
 #[test]

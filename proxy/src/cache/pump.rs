@@ -272,13 +272,7 @@ mod tests {
 
     fn keep(cache: &std::sync::Arc<Cache>, key: String) -> Keep {
         let epoch = cache.epoch(&key);
-        let freshness = Freshness {
-            lifetime: 60,
-            stale_while_revalidate: 0,
-            stale_if_error: None,
-            strict: false,
-            ask_always: false,
-        };
+        let freshness = Freshness::MINUTE;
         let now = (engine::time::now(), SystemTime::now());
         let head = Head::new(StatusCode::OK, &HeaderMap::new(), freshness, 0, now);
         Keep { cache: cache.clone(), key: key.into(), epoch, request: HeaderMap::new(), head, leader: None }
@@ -303,7 +297,7 @@ mod tests {
         let mut before = 0;
         while before != read.get() {
             before = read.get();
-            engine::time::sleep(Duration::from_millis(1)).await;
+            engine::yield_now().await;
         }
         (body, has)
     }
@@ -336,7 +330,14 @@ mod tests {
                 clients.truncate(1);
                 assert!(is_kept().await, "one client who doesn't read costs the others their cache");
                 clients.clear();
-                engine::time::sleep(Duration::from_millis(1)).await;
+                let gone = async {
+                    while !cache.held.has_room(MEMORY as u64) {
+                        engine::yield_now().await;
+                    }
+                };
+                engine::time::timeout(Duration::from_secs(20), gone)
+                    .await
+                    .expect("they hold nothing any more");
                 assert!(is_kept().await, "they have gone");
             });
         }

@@ -2,8 +2,7 @@
 //!
 //! What passes is written by a thread that may block, in order, one batch after the other. If the disk is slower than the
 //! origin, the origin has to wait, a second at most for each batch: no more than [`AHEAD`] is held. If the disk fails, the
-//! answer just isn't kept. A client
-//! that goes away leaves the rest to a task, for a limited time.
+//! answer just isn't kept. A client that goes away leaves the rest to a task, for a limited time.
 
 use super::PATIENCE;
 use super::disk::Disk;

@@ -5,6 +5,7 @@
 //! sign would make it the key of another target (`/%%32F` that of `/%2F`). Which parts of a query tell answers apart is for the
 //! operator to say. This is for keys alone: origins see what clients have sent.
 
+use crate::percent;
 use http::Uri;
 use std::borrow::Cow;
 
@@ -60,14 +61,13 @@ fn meant(name: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();
     while let [first, after @ ..] = rest {
-        let code = after.get(..2).filter(|h| *first == b'%' && h.iter().all(u8::is_ascii_hexdigit));
-        let code = code.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
-        out.push(match (code, first) {
-            (Some(b), _) => b,
-            (None, b'+') => b' ',
-            (None, b) => *b,
-        });
-        rest = if code.is_some() { &after[2..] } else { after };
+        let (b, left) = match (percent::encoded(rest), first) {
+            (Some(b), _) => (b, &after[2..]),
+            (None, b'+') => (b' ', after),
+            (None, b) => (*b, after),
+        };
+        out.push(b);
+        rest = left;
     }
     out
 }
@@ -78,8 +78,7 @@ fn decoded(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find('%') {
         out += &rest[..at];
-        let code = rest.get(at + 1..at + 3).filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
-        match code.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+        match percent::encoded(&rest.as_bytes()[at..]) {
             Some(b) if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => out.push(char::from(b)),
             Some(b) => out += &format!("%{b:02X}"),
             None => return text.to_owned(),

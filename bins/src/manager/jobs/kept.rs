@@ -3,7 +3,8 @@
 //! Cop's queue holds few datagrams, and a thousand jobs have more to say at once: what doesn't go out now is said in turn, a
 //! little later, in order.
 
-use super::worker::{Part, Worker, store_name};
+use super::stored::{Part, store_name};
+use super::worker::Worker;
 use super::{Job, NOTIFY};
 use crate::manager::keep::{Keep, OFTEN, SELDOM, until_next};
 use policy::Time;

@@ -7,7 +7,7 @@
 //! cop, and the next manager adopts them, without a moment in which a recycled pid could be taken for one of them.
 //!
 //! Read in this order: this file, `worker` (a process's life), `start` (what it gets), `ready` (when it counts as ready), `alive` (does it still
-//! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `copies` (sockets for each worker), `called` and
+//! work?), `probe` (what is asked then), `tree` (what it leaves behind), `output` and `file` (what it writes), `copies` (sockets for each worker), `kept` and `stored` (what cop has of it), `called` and
 //! `calendar` (jobs that sleep), `metrics` (what is counted), `memory` (what the next manager is told), `table` (a reload), `roll` (a restart),
 //! [`command`] (what may be asked).
 
@@ -25,6 +25,7 @@ mod probe;
 mod ready;
 mod roll;
 mod start;
+mod stored;
 mod table;
 mod tree;
 mod worker;
@@ -52,11 +53,12 @@ use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
+use stored::Part;
 use supervisor::clock;
 use supervisor::listen_fds::Inherited;
 use supervisor::notify::NotifySocket;
 use supervisor::pidfd::PidFd;
-use worker::{Part, Worker};
+use worker::Worker;
 
 pub use copies::Sockets;
 pub use table::{listen_name, take_or_bind};
@@ -144,11 +146,11 @@ impl Jobs {
         let unheard = take_named(inherited, |name| (name == NOTIFY).then_some(()));
         let unheard = unheard.into_iter().map(|((), fd)| NotifySocket::kept(fd, notify)).collect();
         let (ours, others): (Vec<_>, Vec<_>) =
-            std::mem::take(inherited).into_iter().partition(|i| worker::parse_name(&i.name).is_some());
+            std::mem::take(inherited).into_iter().partition(|i| stored::parse_name(&i.name).is_some());
         *inherited = others;
         let mut left: Vec<Left> = Vec::new();
         for i in ours {
-            let Some((part, pid, index, job)) = worker::parse_name(&i.name) else { continue };
+            let Some((part, pid, index, job)) = stored::parse_name(&i.name) else { continue };
             let at = left.iter().position(|l| l.pid == pid).unwrap_or(left.len());
             if at == left.len() {
                 let job = job.to_owned();

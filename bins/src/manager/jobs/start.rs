@@ -1,6 +1,7 @@
 //! A worker's start: what it gets, and what we keep of that.
 
-use super::worker::{Part, Worker};
+use super::stored::Part;
+use super::worker::Worker;
 use super::{Job, alive, file, tree};
 use crate::config;
 use crate::config::job::{Alive, Output, Ready};
@@ -101,7 +102,7 @@ fn stdio(c: &config::Job, pipes: &mut Pipes) -> anyhow::Result<[Option<OwnedFd>;
         files[n] = Some(match (to, before) {
             // both into one: the order of their lines is kept
             (_, Some(same)) => same.try_clone()?,
-            (Output::Null, _) => OpenOptions::new().write(true).open("/dev/null")?.into(),
+            (Output::Null, _) => nowhere()?,
             (Output::File(path), _) if c.output_max_size == 0 => own_file(c, path)?,
             (Output::File(_) | Output::Log, _) => {
                 let (fd, theirs) = pipe()?;
@@ -114,6 +115,10 @@ fn stdio(c: &config::Job, pipes: &mut Pipes) -> anyhow::Result<[Option<OwnedFd>;
     Ok(files)
 }
 
+fn nowhere() -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().write(true).open("/dev/null")?.into())
+}
+
 /// A file that it writes to itself; nowhere, if that can't be opened.
 fn own_file(c: &config::Job, path: &Path) -> io::Result<OwnedFd> {
     match file::open(path, c) {
@@ -124,7 +129,7 @@ fn own_file(c: &config::Job, path: &Path) -> io::Result<OwnedFd> {
         }
         Err(e) => {
             log::error!("event=output-dropped of=job job={} file={}: {e}", c.name, path.display());
-            Ok(OpenOptions::new().write(true).open("/dev/null")?.into())
+            nowhere()
         }
     }
 }

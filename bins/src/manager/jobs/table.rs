@@ -5,7 +5,7 @@ use super::copies::{self, Sockets};
 use super::memory::Memory;
 use super::output::Tail;
 use super::roll::{Rolling, Which};
-use super::worker::{Part, store_name};
+use super::stored::{Part, store_name};
 use super::{Job, Left, limits, tree};
 use crate::config::{self, Listen};
 use crate::manager::keep::Keep;
