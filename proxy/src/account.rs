@@ -20,6 +20,60 @@ use std::time::{Duration, Instant, SystemTime};
 /// Slow requests that are logged in a second; more are only counted.
 const SLOW_A_SECOND: u64 = 10;
 
+/// What is told as the status of a request whose client didn't wait for an answer, as nginx has it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// A request that nobody has answered yet. If it stays so, its client has gone, and that is counted and told too.
+pub(crate) struct Pending<'a> {
+    proxy: &'a Arc<Proxy>,
+    begun: Instant,
+    account: Option<Account>,
+    /// Which route it has, once that is known.
+    pub route: Option<usize>,
+    is_over: bool,
+}
+
+impl<'a> Pending<'a> {
+    /// It has come just now.
+    pub fn begin<B>(
+        proxy: &'a Arc<Proxy>,
+        request: &Request<B>,
+        client: Option<IpAddr>,
+        asker: Asker,
+    ) -> Pending<'a> {
+        let begun = Instant::now();
+        let account = proxy.tells().then(|| Account::open(proxy, request, client, asker, begun));
+        Pending { proxy, begun, account, route: None, is_over: false }
+    }
+
+    /// Counts it, and tells of it when this answer is over.
+    pub fn answered(mut self, answer: Response<Body>, outcome: Outcome) -> Response<Body> {
+        let took = self.count(outcome);
+        match self.account.take() {
+            Some(account) => account.close_with(answer, self.route, outcome, took),
+            None => answer,
+        }
+    }
+
+    fn count(&mut self, outcome: Outcome) -> Duration {
+        self.is_over = true;
+        let took = self.begun.elapsed();
+        self.proxy.counters.count(self.route, outcome, took);
+        took
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let took = self.count(Outcome::Gone);
+        let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("a status");
+        drop(self.account.take().map(|a| a.plainly(status, self.route, Outcome::Gone, took)));
+    }
+}
+
 /// A request in progress, as far as it is to be told of.
 pub(crate) struct Account {
     proxy: Arc<Proxy>,
@@ -85,8 +139,8 @@ impl Account {
     }
 
     /// Tells of it when [`Told::sent`] has said how much of the answer went out; its head is there after `head`.
-    pub fn plainly(self, status: StatusCode, route: usize, outcome: Outcome, head: Duration) -> Told {
-        let (body, route) = (Body::Empty, Some(route));
+    pub fn plainly(self, status: StatusCode, route: Option<usize>, outcome: Outcome, head: Duration) -> Told {
+        let body = Body::Empty;
         Told { account: self, body, status, route, outcome, head, bytes: 0, ended: false, cut: true }
     }
 

@@ -94,7 +94,7 @@ impl Kept<'_> {
         let took = begun.elapsed();
         self.proxy.counters.count_fast(wire.route, Outcome::Hit, took);
         let account = self.account(request);
-        let told = account.map(|a| Box::new(a.plainly(StatusCode::OK, wire.route, Outcome::Hit, took)));
+        let told = account.map(|a| Box::new(a.plainly(StatusCode::OK, Some(wire.route), Outcome::Hit, took)));
         Some(Hit { body: o.body.clone(), validator: wire.validator, told })
     }
 

@@ -1,7 +1,7 @@
 //! All of it together: a connection's requests, each to the heartbeat, a route, or a page of our own.
 
 use crate::access::{AccessConfig, AccessLog};
-use crate::account::Account;
+use crate::account::Pending;
 use crate::body::Body;
 use crate::cache::{Cache, CacheConfig, target};
 use crate::cached::Counted;
@@ -27,6 +27,8 @@ use bytes::Bytes;
 use engine::net::{Peer, Stream};
 use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -34,6 +36,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// Answers up to this many bytes are begun when they are whole.
+const WHOLE: u64 = 64 << 10;
 
 /// What a proxy is made of.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +111,13 @@ pub(crate) struct Asked {
 pub(crate) struct Client {
     pub addr: Option<IpAddr>,
     pub io: WeakIo,
+}
+
+impl Client {
+    /// Another server goes on with its connection if this one dies.
+    fn is_journaled(&self) -> bool {
+        self.io.io().is_some_and(|io| io.journal().is_some())
+    }
 }
 
 impl Proxy {
@@ -230,23 +242,21 @@ impl Proxy {
             }
             return answer;
         }
-        let begun = Instant::now();
         let asker = Asker::of(request.headers());
-        let account = self.tells().then(|| Account::open(self, &request, client.addr, asker, begun));
-        let mut route = None;
-        let (answer, outcome) = match self.routed(request, client, asker, &mut route).await {
+        let mut pending = Pending::begin(self, &request, client.addr, asker);
+        let gets_whole = *request.method() != Method::HEAD && client.is_journaled();
+        let answered = match self.routed(request, client, asker, &mut pending.route).await {
+            Ok((answer, outcome)) if gets_whole => whole(answer).await.map(|answer| (answer, outcome)),
+            other => other,
+        };
+        let (answer, outcome) = match answered {
             Ok(counted) => counted,
             Err(Failed { status, why, outcome }) => {
                 log::debug!("event=refused request={:016x} status={}: {why}", asker.id, status.as_u16());
                 (pages::error(status, &why, asker), outcome)
             }
         };
-        let took = begun.elapsed();
-        self.counters.count(route, outcome, took);
-        match account {
-            Some(account) => account.close_with(answer, route, outcome, took),
-            None => answer,
-        }
+        pending.answered(answer, outcome)
     }
 
     async fn routed(
@@ -361,6 +371,23 @@ impl Proxy {
 
     pub(crate) fn millis(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// A small answer is begun when all of it is there: then it goes out in one piece, and a server that dies leaves it either
+/// unsent or sent. (What is half out, and can't be made again the same, can only be cut.)
+async fn whole(answer: Response<Body>) -> Result<Response<Body>, Failed> {
+    let small = answer.body().size_hint().exact().is_some_and(|n| n > 0 && n <= WHOLE);
+    if !small || answer.body().is_end_stream() || answer.body().is_whole() {
+        return Ok(answer);
+    }
+    let (head, body) = answer.into_parts();
+    match BodyExt::collect(body).await {
+        Ok(all) => Ok(Response::from_parts(head, Body::of(all.to_bytes()))),
+        Err(e) => {
+            log::info!("event=origin-failed: its answer broke off: {e}");
+            Err(Failed::new(StatusCode::BAD_GATEWAY, "the origin's answer broke off"))
+        }
     }
 }
 

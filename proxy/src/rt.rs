@@ -62,6 +62,8 @@ struct Inner {
     muted: Cell<Muted>,
     /// Bytes of hyper's 100 (Continue) that are still to be written.
     interim: Cell<usize>,
+    /// The request in progress has a body.
+    uploads: Cell<bool>,
     /// Dropped after the stream.
     _closed: Option<Closed>,
 }
@@ -106,6 +108,7 @@ impl Io {
             extra: RefCell::default(),
             muted: Cell::new(Muted::No),
             interim: Cell::new(0),
+            uploads: Cell::new(false),
         }))
     }
 
@@ -189,6 +192,16 @@ impl Io {
         Poll::Ready(Ok(()))
     }
 
+    /// Notes whether the request that has come has a body: its client may be sending it when the answer is over.
+    pub fn set_uploads(&self, does: bool) {
+        self.0.uploads.set(does);
+    }
+
+    /// The last request has a body.
+    pub fn uploads(&self) -> bool {
+        self.0.uploads.get()
+    }
+
     /// Its journal.
     pub fn journal(&self) -> Option<&Journal> {
         self.0.journal.as_ref()
@@ -230,16 +243,22 @@ impl Io {
         Ok(())
     }
 
-    /// Says that nothing more is written, and reads until the peer says the same.
+    /// Says that nothing more is written, and reads until the peer says the same, or says nothing for so long.
     ///
     /// # Errors
-    /// The peer is gone.
-    pub async fn linger(&self) -> io::Result<()> {
+    /// The peer is gone, or silent.
+    pub async fn linger(&self, silence: Duration) -> io::Result<()> {
         self.0.stream.borrow().shutdown_write()?;
         // on the heap: the future of every connection would else be so much larger
         let mut waste = vec![MaybeUninit::uninit(); 4096];
-        while poll_fn(|cx| self.0.stream.borrow_mut().poll_read(cx, &mut waste)).await? > 0 {}
-        Ok(())
+        loop {
+            let read = poll_fn(|cx| self.0.stream.borrow_mut().poll_read(cx, &mut waste));
+            match engine::time::timeout(silence, read).await {
+                Ok(Ok(0)) => return Ok(()),
+                Ok(n) => n?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            };
+        }
     }
 
     /// Writes hyper's 100 (Continue), and nothing with it: the answer's head begins a write of its own. In the middle of an answer

@@ -27,8 +27,14 @@ use std::time::{Duration, SystemTime};
 /// A connection that has been idle for this long keeps no state but its socket and its record.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 
-/// Answers up to this many bytes are begun when they are whole.
-const WHOLE: u64 = 64 << 10;
+/// How long a client that is still sending may go on after the last answer.
+const PARTING: Duration = Duration::from_secs(30);
+
+/// How long it may pause in that.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long any client has if the server is to end.
+const LAST: Duration = Duration::from_secs(2);
 
 /// Limits of a client connection.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +101,12 @@ where
             Next::Retire => break,
         }
         // on the heap of its own, so that a connection that waits doesn't hold the place of what it isn't doing
-        match Box::pin(active(&io, retirement, limits, &handle)).await? {
+        let end = Box::pin(active(&io, retirement, limits, &handle)).await;
+        let is_refused = matches!(&end, Err(e) if e.is_parse());
+        if is_refused || (io.uploads() && matches!(end, Ok(End::Closed))) {
+            Box::pin(part(&io)).await;
+        }
+        match end? {
             End::Closed => return Ok(()),
             End::Idle => crate::trim::parked(),
             End::Plain => {}
@@ -136,9 +147,26 @@ pub async fn bad_gateway(io: Io, request: &[u8]) {
 pub async fn last_words(io: Io, answer: &[u8]) {
     let all = async {
         io.write_all(answer).await?;
-        io.linger().await
+        io.linger(LAST).await
     };
-    let _ = engine::time::timeout(Duration::from_secs(2), all).await;
+    let _ = engine::time::timeout(LAST, all).await;
+}
+
+/// Ends a connection whose client may still be sending what nobody wants: what comes is read and dropped for a while, or the
+/// client would get a reset, and might lose the answer by it (RFC 9112, 9.6).
+async fn part(io: &Io) {
+    // what comes is no request, for those after us neither
+    io.journal().into_iter().for_each(Journal::detach);
+    let mut all = pin!(engine::time::timeout(PARTING, io.linger(PAUSE)));
+    let mut hurry = pin!(async {
+        engine::draining().await;
+        engine::time::sleep(LAST).await;
+    });
+    poll_fn(|cx| match hurry.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => all.as_mut().poll(cx).map(drop),
+    })
+    .await;
 }
 
 /// How hyper's part of a connection ended.
@@ -166,7 +194,8 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<Body>>,
 {
-    let service = service_fn(|request| async {
+    let service = service_fn(|request: Request<Incoming>| async {
+        io.set_uploads(!request.body().is_end_stream());
         let mut response = journaled(io, handle, request).await;
         date::stamp(response.headers_mut(), SystemTime::now());
         Ok::<_, Infallible>(response)
@@ -256,7 +285,6 @@ where
     // it may have turned out to need no origin
     drop(io.take_sent());
     io.set_plain(response.extensions().get::<Learned>().is_some() && plain::is_plain(journal.input()));
-    let response = if bodiless { response } else { whole(response).await };
     let bodiless = bodiless || matches!(response.status().as_u16(), 204 | 304);
     let body_len = if bodiless { Some(0) } else { response.body().size_hint().exact() };
     match io.leads_on() {
@@ -267,24 +295,6 @@ where
         }
     }
     response.map(|body| Tracked { body, io: io.clone(), is_open: has_no_chunks && body_len.is_none() })
-}
-
-/// A small answer is begun when all of it is there: then it goes out in one piece, and a server that dies leaves it either
-/// unsent or sent. (What is half out, and can't be made again the same, can only be cut.)
-async fn whole(response: Response<Body>) -> Response<Body> {
-    let small = response.body().size_hint().exact().is_some_and(|n| n > 0 && n <= WHOLE);
-    if !small || response.body().is_end_stream() || response.body().is_whole() {
-        return response;
-    }
-    let (head, body) = response.into_parts();
-    match http_body_util::BodyExt::collect(body).await {
-        Ok(all) => Response::from_parts(head, Body::of(all.to_bytes())),
-        Err(e) => {
-            log::info!("event=origin-failed: its answer broke off: {e}");
-            let asker = crate::pages::Asker::of(&HeaderMap::new());
-            crate::pages::error(StatusCode::BAD_GATEWAY, "the origin's answer broke off", asker)
-        }
-    }
 }
 
 /// A number that differs when the body does, byte by byte: of a 200's representation, or of it and which part of it a 206 has.

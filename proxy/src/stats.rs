@@ -34,11 +34,13 @@ pub enum Outcome {
     Broken,
     /// Another error of ours (5xx).
     Failed,
+    /// It was never answered: its client had gone, or the server had to end.
+    Gone,
 }
 
 impl Outcome {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Outcome; 12] = [
+    pub const ALL: [Outcome; 13] = [
         Outcome::Hit,
         Outcome::Miss,
         Outcome::Stale,
@@ -51,6 +53,7 @@ impl Outcome {
         Outcome::TimedOut,
         Outcome::Broken,
         Outcome::Failed,
+        Outcome::Gone,
     ];
 
     /// For labels.
@@ -68,6 +71,7 @@ impl Outcome {
             "timeout",
             "broken",
             "failed",
+            "gone",
         ];
         NAMES[self as usize]
     }

@@ -62,6 +62,49 @@ fn every_request_has_its_line() {
 }
 
 #[test]
+fn what_is_never_answered_has_its_line_too() {
+    for new in [Suite::new, Suite::continuous] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        let o = Origin::new(|_| Do::Stall(Vec::new()));
+        let mut c = config(vec![to(&[&o])]);
+        c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
+        let s = new(c);
+        let mut client = s.client();
+        client.send("POST /slow HTTP/1.1\r\nHost: example.org\r\nContent-Length: 2\r\n\r\nhi");
+        o.wait(1);
+        reset(client.stream);
+        until("its line", || lines(&path).len() == 1);
+        let line = &lines(&path)[0];
+        assert_eq!((&line["status"], &line["outcome"]), (&499.into(), &"gone".into()));
+        assert_eq!(
+            (&line["target"], &line["bytes"], &line["cut"]),
+            (&"/slow".into(), &0.into(), &true.into())
+        );
+        assert_eq!(line["route"], "*/");
+        assert_eq!(s.proxy.stats().total(Outcome::Gone), 1);
+    }
+}
+
+#[test]
+fn a_small_answer_that_breaks_off_is_told_as_what_its_client_got() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let o = Origin::new(|_| Do::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc".to_vec()));
+    let mut c = config(vec![to(&[&o])]);
+    c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
+    let s = Suite::continuous(c);
+    let r = s.get("/");
+    assert_eq!(r.status, 502);
+    until("its line", || lines(&path).len() == 1);
+    let line = &lines(&path)[0];
+    assert_eq!((&line["status"], &line["outcome"]), (&502.into(), &"broken".into()));
+    assert_eq!((line["bytes"].as_u64(), &line["cut"]), (Some(r.body.len() as u64), &false.into()));
+    assert_eq!(line["id"], r.field("x-request-id").unwrap());
+    assert_eq!(s.proxy.stats().total(Outcome::Broken), 1);
+}
+
+#[test]
 fn numbers_are_for_who_shows_the_token() {
     let o = Origin::says(ok("", "the origin's"));
     let mut c = config(vec![to(&[&o])]);

@@ -237,7 +237,7 @@ impl Errand {
         {
             cache.store.uncacheable(key, engine::time::now());
         }
-        let told = self.account.map(|a| Box::new(a.plainly(status, self.route, outcome, took)));
+        let told = self.account.map(|a| Box::new(a.plainly(status, Some(self.route), outcome, took)));
         drop(self.busy);
         let body_len = body as u64;
         let answer = Answer { body_len: Some(body_len), validator };
