@@ -24,7 +24,7 @@ fn a_server_that_never_serves_is_given_up_at_the_start_with_its_reason() {
 fn after_giving_up_clients_are_told_a_command_is_run_and_a_restart_serves_again() {
     let told = tempfile::NamedTempFile::new().unwrap();
     let hook = format!(
-        "on_give_up = [\"sh\", \"-c\", \"echo $TRAFFIC_EVENT $TRAFFIC_CRASHES $TRAFFIC_LAST_EXIT > {}.new; mv {0}.new {0}\"]\n",
+        "on_give_up = [\"sh\", \"-c\", \"echo $TRAFFIC_EVENT $TRAFFIC_CRASHES $(cat /proc/self/oom_score_adj) $TRAFFIC_LAST_EXIT > {}.new; mv {0}.new {0}\"]\n",
         told.path().display()
     );
     let admin = "[manager]\nadmin = \"127.0.0.1:0\"\n";
@@ -43,7 +43,7 @@ fn after_giving_up_clients_are_told_a_command_is_run_and_a_restart_serves_again(
     }
     s.wait(mark, &["event=hook-ended"]);
     let words = std::fs::read_to_string(told.path()).unwrap();
-    assert!(words.starts_with("gave-up 4 ") && words.contains("SIGKILL"), "{words}");
+    assert!(words.starts_with("gave-up 4 0 ") && words.contains("SIGKILL"), "{words}");
     let answer = s.get("/");
     assert_eq!(answer.code, 503, "{}", answer.head);
     let text = expect_code(&s.run(COP, &["status"]), 4);

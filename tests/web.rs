@@ -116,22 +116,27 @@ fn the_access_log_goes_on_through_kills_and_reloads() {
     s.start();
     s.wait(0, &["event=standby-ready"]);
     let file = s.path("state").join("access.log");
-    let wait_for = |path: &str| {
+    let wait_for_line = |line: &str| {
         let until = Instant::now() + LONG;
-        while !std::fs::read_to_string(&file)
-            .unwrap_or_default()
-            .contains(&format!("\"GET {path} HTTP/1.1\" 200"))
-        {
-            assert!(Instant::now() < until, "{path} isn't in the log");
+        while !std::fs::read_to_string(&file).unwrap_or_default().contains(line) {
+            assert!(Instant::now() < until, "{line} isn't in the log");
             std::thread::yield_now();
         }
     };
+    let wait_for = |path: &str| wait_for_line(&format!("\"GET {path} HTTP/1.1\" 200"));
     let mut c = Client::connect(s.addr()).unwrap();
     c.get("/first").unwrap();
     wait_for("/first");
     s.kill("server", SIGKILL);
     c.get("/second").unwrap();
     wait_for("/second");
+    c.send("POST /held HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+    origin.wait_seen("POST /held", 1);
+    s.kill("server", SIGKILL);
+    assert_eq!(c.read().unwrap().code, 502);
+    wait_for_line("\"POST /held HTTP/1.1\" 502");
+    origin.release();
+    let mut c = Client::connect(s.addr()).unwrap();
     std::fs::rename(&file, s.path("rotated")).unwrap();
     c.get("/third").unwrap();
     wait_for("/third");

@@ -4,10 +4,13 @@
 //! counted. The thread writes what is there about once a second, or sooner when much has come; it sleeps while nothing
 //! comes. A file that was renamed or removed meanwhile (by logrotate, for instance) is opened anew before the next write.
 //! Each write ends with a whole line and appends, so that two servers may share the file while one takes over from the other.
+//! A line of which a full disk took only the beginning gets its end with the next write. A pipe that nobody reads is waited
+//! for no longer than a second.
 
 use crate::access_line::{self, Entry};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 const BUFFER: usize = 4 << 20;
 /// With so many waiting, they are written at once.
 const MUCH: usize = 256 << 10;
-/// The longest that a line waits.
+/// The longest that a line waits; and that a pipe is waited for.
 const LATEST: Duration = Duration::from_secs(1);
 
 /// How a line looks.
@@ -136,18 +139,16 @@ impl Drop for AccessLog {
 
 /// The thread.
 fn write(shared: &Shared, path: &Path) {
-    let mut file: Option<File> = None;
+    let mut out = Output { path, file: None, rest: Vec::new() };
     let mut complained = false;
     let mut lines = Vec::new();
     loop {
         let end = next(shared, &mut lines);
         if !lines.is_empty() {
-            match append(&mut file, path, &lines) {
+            match out.append(&lines) {
                 Ok(()) => complained = false,
-                Err(e) => {
-                    let lost = lines.iter().filter(|b| **b == b'\n').count() as u64;
-                    shared.dropped.fetch_add(lost, Ordering::Relaxed);
-                    file = None;
+                Err(Lost { lines, why: e }) => {
+                    shared.dropped.fetch_add(lines, Ordering::Relaxed);
                     if !std::mem::replace(&mut complained, true) {
                         log::error!("event=access-log-failed path={path:?}: {e}");
                     }
@@ -179,15 +180,88 @@ fn next(shared: &Shared, lines: &mut Vec<u8>) -> bool {
     s.end
 }
 
-fn append(file: &mut Option<File>, path: &Path, lines: &[u8]) -> io::Result<()> {
-    let same = |f: &File| {
-        let (open, there) = (f.metadata()?, std::fs::metadata(path)?);
-        io::Result::Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
-    };
-    if !file.as_ref().is_some_and(|f| same(f).unwrap_or(false)) {
-        *file = Some(OpenOptions::new().append(true).create(true).mode(0o640).open(path)?);
+/// The file, and what it still has to get.
+struct Output<'a> {
+    path: &'a Path,
+    file: Option<File>,
+    /// The end of a line whose beginning is in the file.
+    rest: Vec<u8>,
+}
+
+/// What couldn't be written.
+struct Lost {
+    lines: u64,
+    why: io::Error,
+}
+
+impl Output<'_> {
+    fn append(&mut self, lines: &[u8]) -> Result<(), Lost> {
+        let lost =
+            |lines: &[u8], why| Lost { lines: lines.iter().filter(|b| **b == b'\n').count() as u64, why };
+        let before = self.file.as_ref().map(identity);
+        if let Err(why) = self.open() {
+            return Err(lost(lines, why));
+        }
+        let file = self.file.as_ref().expect("opened above");
+        if before.is_some_and(|before| before.ok() != identity(file).ok()) {
+            // its beginning is in another one
+            self.rest.clear();
+        }
+        let rest = std::mem::take(&mut self.rest);
+        let all = [&rest, lines].concat();
+        let (written, end) = put(file, &all);
+        let Err(why) = end else { return Ok(()) };
+        let begun = all[..written].last().is_some_and(|b| *b != b'\n') || (written == 0 && !rest.is_empty());
+        let left = &all[written..];
+        let end = left.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let end = if begun { end } else { 0 };
+        self.rest = left[..end].to_owned();
+        Err(lost(&left[end..], why))
     }
-    file.as_mut().expect("opened above").write_all(lines)
+
+    /// The file that is there now.
+    fn open(&mut self) -> io::Result<()> {
+        let is_there = |f: &File| {
+            let there = std::fs::metadata(self.path)?;
+            io::Result::Ok(identity(f)? == (there.dev(), there.ino()))
+        };
+        if !self.file.as_ref().is_some_and(|f| is_there(f).unwrap_or(false)) {
+            // a pipe without a reader is an error, and not one to wait for
+            let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).mode(0o640).custom_flags(flags);
+            self.file = Some(options.open(self.path)?);
+        }
+        Ok(())
+    }
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let m = file.metadata()?;
+    Ok((m.dev(), m.ino()))
+}
+
+/// Writes as much as it can, and says how much that is.
+fn put(mut file: &File, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(n) => written += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && has_room(file) => {}
+            Err(e) => return (written, Err(e)),
+        }
+    }
+    (written, Ok(()))
+}
+
+/// Waits until a pipe takes something again.
+fn has_room(file: &File) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::OUT)];
+    let latest = Timespec { tv_sec: LATEST.as_secs() as i64, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&latest)), Ok(n) if n > 0)
 }
 
 #[cfg(test)]
@@ -235,5 +309,35 @@ mod tests {
         log.line(b"a\nb\n");
         log.close();
         assert_eq!(log.dropped(), 2);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_gets_its_end_and_a_pipe_is_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        use std::io::Read;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let mut out = Output { path: &path, file: None, rest: Vec::new() };
+        assert_eq!(out.append(b"for nobody\n").err().map(|l| l.lines), Some(1));
+        let mut options = OpenOptions::new();
+        let mut reader =
+            options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(&path);
+        let reader = reader.as_mut().unwrap();
+        let long = vec![b'x'; 100_000];
+        // the second line finds room for its beginning alone
+        let lines = [b"one\n", &long[..], b"\nthree\n"].concat();
+        assert_eq!(out.append(&lines).err().map(|l| l.lines), Some(1));
+        let mut got = Vec::new();
+        let mut read = |got: &mut Vec<u8>| drop(reader.read_to_end(got));
+        read(&mut got);
+        assert!(got.starts_with(b"one\nx") && got.len() < long.len(), "{}", got.len());
+        while out.append(b"").is_err() {
+            read(&mut got);
+        }
+        assert!(out.append(b"four\n").is_ok());
+        read(&mut got);
+        assert_eq!(got, [b"one\n", &long[..], b"\nfour\n"].concat());
+        assert!(out.rest.is_empty());
     }
 }

@@ -55,6 +55,19 @@ impl<'a> Pending<'a> {
         }
     }
 
+    /// Counts and tells of it, answered with so many bytes of a body, or not answered at all (`None`).
+    pub fn over(mut self, status: StatusCode, outcome: Outcome, sent: Option<u64>) {
+        self.end(status, outcome, sent);
+    }
+
+    fn end(&mut self, status: StatusCode, outcome: Outcome, sent: Option<u64>) {
+        let took = self.count(outcome);
+        if let Some(account) = self.account.take() {
+            let mut told = account.plainly(status, self.route, outcome, took);
+            told.sent(sent.unwrap_or(0), sent.is_some());
+        }
+    }
+
     fn count(&mut self, outcome: Outcome) -> Duration {
         self.is_over = true;
         let took = self.begun.elapsed();
@@ -68,9 +81,8 @@ impl Drop for Pending<'_> {
         if self.is_over {
             return;
         }
-        let took = self.count(Outcome::Gone);
         let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("a status");
-        drop(self.account.take().map(|a| a.plainly(status, self.route, Outcome::Gone, took)));
+        self.end(status, Outcome::Gone, None);
     }
 }
 

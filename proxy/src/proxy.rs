@@ -25,7 +25,7 @@ use crate::stats::{Counters, OriginStats, Outcome, Stats};
 use crate::upstream::{Failed, Upstream};
 use bytes::Bytes;
 use engine::net::{Peer, Stream};
-use http::header::HeaderValue;
+use http::header::{HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -209,7 +209,7 @@ impl Proxy {
                 let input = Bytes::from(resume.bytes);
                 let io = Io::with(stream, Some(journal), input.clone());
                 if let What::BadGateway { .. } = resume.what {
-                    return Box::pin(serve::bad_gateway(io, &input)).await;
+                    return Box::pin(self.bad_gateway(io, &input, addr)).await;
                 }
                 io
             }
@@ -223,6 +223,21 @@ impl Proxy {
         let retirement = continuity.map(Continuity::retirement);
         if let Err(e) = serve::serve(io, retirement, &self.config.limits, &hits, handle).await {
             log::debug!("client connection: {e}");
+        }
+    }
+
+    /// Says 502 for a request whose server died while it was in progress, and tells of it as far as there is a head in `input`.
+    async fn bad_gateway(self: &Arc<Self>, io: Io, input: &[u8], client: Option<IpAddr>) {
+        let request = serve::head(input, self.config.limits.max_headers);
+        let pending = request.map(|r| {
+            let mut pending = Pending::begin(self, &r, client, Asker::of(r.headers()));
+            let host = r.uri().host().or_else(|| r.headers().get(HOST)?.to_str().ok()).unwrap_or("");
+            pending.route = router::find(&self.config.routes, &router::bare_host(host), r.uri().path());
+            pending
+        });
+        let sent = serve::bad_gateway(io, input).await;
+        if let Some(pending) = pending {
+            pending.over(StatusCode::BAD_GATEWAY, Outcome::Failed, sent);
         }
     }
 
@@ -356,15 +371,22 @@ impl Proxy {
 
     fn origins(&self) -> Vec<OriginStats> {
         let now = self.millis();
-        let mut all = Vec::new();
+        let mut all: Vec<OriginStats> = Vec::new();
         for (route, (config, up)) in self.config.routes.iter().zip(&self.upstreams).enumerate() {
             let Target::Origins { list, .. } = &config.target else { continue };
-            all.extend(list.iter().enumerate().map(|(i, o)| OriginStats {
-                route,
-                name: format!("{}:{}", o.host, o.port),
-                ejected: up.origins.is_ejected(i, now),
-                in_flight: up.origins.in_flight(i),
-            }));
+            let first = all.len();
+            for (i, o) in list.iter().enumerate() {
+                let name = format!("{}:{}{}", o.host, o.port, o.path_prefix);
+                let (ejected, in_flight) = (up.origins.is_ejected(i, now), up.origins.in_flight(i));
+                // one that is listed twice, to get twice as much, is one
+                match all[first..].iter_mut().find(|s| s.name == name) {
+                    Some(same) => {
+                        same.ejected &= ejected;
+                        same.in_flight += in_flight;
+                    }
+                    None => all.push(OriginStats { route, name, ejected, in_flight }),
+                }
+            }
         }
         all
     }

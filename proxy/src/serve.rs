@@ -130,8 +130,22 @@ pub(crate) async fn begun(retirement: Option<&Retirement>) {
     }
 }
 
-/// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly. `request`: what there is of it.
-pub async fn bad_gateway(io: Io, request: &[u8]) {
+/// The request at the beginning of `input`, without its body; `None`: there isn't a whole head of one.
+pub(crate) fn head(input: &[u8], max_headers: usize) -> Option<Request<()>> {
+    let mut fields = vec![httparse::EMPTY_HEADER; max_headers];
+    let mut parsed = httparse::Request::new(&mut fields);
+    if !parsed.parse(input).ok()?.is_complete() {
+        return None;
+    }
+    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let request = Request::builder().method(parsed.method?).uri(parsed.path?).version(version);
+    let request = parsed.headers.iter().fold(request, |r, f| r.header(f.name, f.value));
+    request.body(()).ok()
+}
+
+/// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly. `request`: what there is
+/// of it. Returns how many bytes of a body the client took; `None`: it has gone.
+pub async fn bad_gateway(io: Io, request: &[u8]) -> Option<u64> {
     let text = "502 Bad Gateway: the server that had forwarded this request died; it is not repeated\n";
     let body = if request.trim_ascii_start().starts_with(b"HEAD ") { "" } else { text };
     let answer = format!(
@@ -139,17 +153,21 @@ pub async fn bad_gateway(io: Io, request: &[u8]) {
          Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}",
         text.len()
     );
-    last_words(io, answer.as_bytes()).await;
+    last_words(io, answer.as_bytes()).await.then_some(body.len() as u64)
 }
 
 /// Writes `answer`, ends the connection, and gives the client two seconds to read it: closed with bytes unread, it would get
-/// a reset instead.
-pub async fn last_words(io: Io, answer: &[u8]) {
+/// a reset instead. False if it couldn't be written.
+pub async fn last_words(io: Io, answer: &[u8]) -> bool {
     let all = async {
-        io.write_all(answer).await?;
-        io.linger(LAST).await
+        if io.write_all(answer).await.is_err() {
+            return false;
+        }
+        // it has it, whatever becomes of the rest
+        let _ = engine::time::timeout(LAST, io.linger(LAST)).await;
+        true
     };
-    let _ = engine::time::timeout(LAST, all).await;
+    engine::time::timeout(LAST * 2, all).await.unwrap_or(false)
 }
 
 /// Ends a connection whose client may still be sending what nobody wants: what comes is read and dropped for a while, or the

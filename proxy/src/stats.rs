@@ -225,7 +225,7 @@ pub struct Stats {
 pub struct OriginStats {
     /// The route's number.
     pub route: usize,
-    /// Host and port.
+    /// Host and port, and the path before all others if it has one.
     pub name: String,
     /// It is left out for now.
     pub ejected: bool,

@@ -3,6 +3,7 @@
 mod common;
 use common::*;
 use proxy::AccessConfig;
+use proxy::Target;
 use proxy::access::Format;
 use proxy::stats::Outcome;
 use std::path::Path;
@@ -114,4 +115,19 @@ fn numbers_are_for_who_shows_the_token() {
     let r = s.ask(&get("/.traffic/metrics", "Traffic-Heartbeat: secret\r\n"));
     let line = "traffic_requests_total{route=\"*/\",outcome=\"miss\"} 1";
     assert!(r.body.lines().any(|l| l == line), "{}", r.body);
+}
+
+#[test]
+fn an_origin_has_its_numbers_once() {
+    let o = Origin::new(|_| Do::Stall(Vec::new()));
+    let mut route = to(&[&o, &o, &o]);
+    let Target::Origins { list, .. } = &mut route.target else { unreachable!() };
+    list[2].path_prefix = "/other".into();
+    let s = Suite::new(config(vec![route]));
+    let mut clients: Vec<_> = (0..3).map(|_| s.client()).collect();
+    clients.iter_mut().for_each(|c| c.send(get("/", "")));
+    o.wait(3);
+    let origins = s.proxy.stats().origins;
+    let told: Vec<_> = origins.iter().map(|o| (o.name.clone(), o.in_flight)).collect();
+    assert_eq!(told, [(o.addr.to_string(), 2), (format!("{}/other", o.addr), 1)]);
 }

@@ -34,7 +34,7 @@ impl Keep {
         self.begin_queueing();
         let command = self.config.borrow().manager.respawn.on_give_up.clone();
         let Some(name) = command.first() else { return };
-        let spec = Spec::new(
+        let mut spec = Spec::new(
             suite::find_program(name),
             command.iter().map(OsString::from).collect(),
             suite::child_env(&[
@@ -45,6 +45,8 @@ impl Keep {
                 ("TRAFFIC_RUNTIME_DIR", self.runtime.dir().into()),
             ]),
         );
+        // we are to be spared when memory is out; a command isn't
+        spec.oom_score_adj = Some(0);
         let spawned = match spawn(&spec) {
             Ok(spawned) => spawned,
             Err(e) => return log::error!("event=hook-failed of=on_give_up: {e}"),
