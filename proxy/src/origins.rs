@@ -8,7 +8,8 @@ use crate::route::{Balance, Health};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-/// How long the one request that tries an ejected origin has for itself, in milliseconds.
+/// How long the one request that tries an ejected origin has for itself at least, in milliseconds; else as long as an ejection:
+/// one that takes connections and says nothing gets no more requests by that.
 const PROBE_MS: u64 = 1000;
 /// The ejection doubles this many times at most.
 const MAX_DOUBLINGS: u32 = 4;
@@ -83,7 +84,8 @@ impl Origins {
         let (bad, mut order): (Vec<usize>, Vec<usize>) = list.into_iter().partition(ejected);
         order.extend(&bad);
         // one whose time is over gets this request, and no other one for a while
-        if let Some(&probe) = bad.iter().find(|&&i| self.states[i].claims_probe(now)) {
+        let probe_ends = now + PROBE_MS.max(self.health.eject.as_millis() as u64);
+        if let Some(&probe) = bad.iter().find(|&&i| self.states[i].claims_probe(now, probe_ends)) {
             order.retain(|&i| i != probe);
             order.insert(0, probe);
         }
@@ -174,15 +176,14 @@ impl State {
         self.unfit.load(Ordering::Relaxed) || self.ejected_until.load(Ordering::Relaxed) != 0
     }
 
-    /// Its time is over, and this very request is the one that tries it again.
-    fn claims_probe(&self, now: u64) -> bool {
+    /// Its time is over, and this very request is the one that tries it again; until then no other does.
+    fn claims_probe(&self, now: u64, probe_ends: u64) -> bool {
         if self.unfit.load(Ordering::Relaxed) {
             return false;
         }
         let until = self.ejected_until.load(Ordering::Relaxed);
-        let claim = || {
-            self.ejected_until.compare_exchange(until, now + PROBE_MS, Ordering::Relaxed, Ordering::Relaxed)
-        };
+        let claim =
+            || self.ejected_until.compare_exchange(until, probe_ends, Ordering::Relaxed, Ordering::Relaxed);
         let claimed = until != 0 && until <= now && claim().is_ok();
         if claimed {
             self.tried.store(true, Ordering::Relaxed);
@@ -233,6 +234,15 @@ mod tests {
         o.good(0);
         assert!(!o.is_ejected(0, 121));
         assert!(!o.bad(0, 121), "it begins anew");
+    }
+
+    #[test]
+    fn one_that_says_nothing_gets_one_request_for_each_ejection() {
+        let health = Health { failures: 1, eject: Duration::from_secs(5) };
+        let o = Origins::new(2, Balance::RoundRobin, health);
+        assert!(o.bad(0, 10));
+        let tried: Vec<u64> = (0..16_000).step_by(100).filter(|&t| o.order(t)[0] == 0).collect();
+        assert_eq!(tried, [5100, 10_100, 15_100]);
     }
 
     #[test]
