@@ -4,8 +4,8 @@
 //! counted. The thread writes what is there about once a second, or sooner when much has come; it sleeps while nothing
 //! comes. A file that was renamed or removed meanwhile (by logrotate, for instance) is opened anew before the next write.
 //! Each write ends with a whole line and appends, so that two servers may share the file while one takes over from the other.
-//! A line of which a full disk took only the beginning gets its end with the next write. A pipe that nobody reads is waited
-//! for no longer than a second.
+//! A line of which a full disk took only the beginning gets its end with the next write. A pipe that isn't read is waited for
+//! no longer than a second, with all that is to be written then.
 
 use crate::access_line::{self, Entry};
 use std::fs::{File, OpenOptions};
@@ -139,16 +139,15 @@ impl Drop for AccessLog {
 
 /// The thread.
 fn write(shared: &Shared, path: &Path) {
-    let mut out = Output { path, file: None, rest: Vec::new() };
+    let mut out = Output { path, file: None, rest: Vec::new(), dropped: &shared.dropped };
     let mut complained = false;
     let mut lines = Vec::new();
     loop {
         let end = next(shared, &mut lines);
-        if !lines.is_empty() {
+        if !lines.is_empty() || (end && !out.rest.is_empty()) {
             match out.append(&lines) {
                 Ok(()) => complained = false,
-                Err(Lost { lines, why: e }) => {
-                    shared.dropped.fetch_add(lines, Ordering::Relaxed);
+                Err(e) => {
                     if !std::mem::replace(&mut complained, true) {
                         log::error!("event=access-log-failed path={path:?}: {e}");
                     }
@@ -157,6 +156,7 @@ fn write(shared: &Shared, path: &Path) {
             lines.clear();
         }
         if end {
+            out.forget_rest();
             return;
         }
     }
@@ -186,37 +186,45 @@ struct Output<'a> {
     file: Option<File>,
     /// The end of a line whose beginning is in the file.
     rest: Vec<u8>,
-}
-
-/// What couldn't be written.
-struct Lost {
-    lines: u64,
-    why: io::Error,
+    /// Lines that aren't in it as a whole.
+    dropped: &'a AtomicU64,
 }
 
 impl Output<'_> {
-    fn append(&mut self, lines: &[u8]) -> Result<(), Lost> {
-        let lost =
-            |lines: &[u8], why| Lost { lines: lines.iter().filter(|b| **b == b'\n').count() as u64, why };
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let before = self.file.as_ref().map(identity);
-        if let Err(why) = self.open() {
-            return Err(lost(lines, why));
+        if let Err(e) = self.open() {
+            self.lose(lines);
+            return Err(e);
         }
-        let file = self.file.as_ref().expect("opened above");
-        if before.is_some_and(|before| before.ok() != identity(file).ok()) {
+        let after = identity(self.file.as_ref().expect("opened above"));
+        if before.is_some_and(|before| before.ok() != after.ok()) {
             // its beginning is in another one
-            self.rest.clear();
+            self.forget_rest();
         }
         let rest = std::mem::take(&mut self.rest);
         let all = [&rest, lines].concat();
-        let (written, end) = put(file, &all);
-        let Err(why) = end else { return Ok(()) };
-        let begun = all[..written].last().is_some_and(|b| *b != b'\n') || (written == 0 && !rest.is_empty());
-        let left = &all[written..];
-        let end = left.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let end = if begun { end } else { 0 };
-        self.rest = left[..end].to_owned();
-        Err(lost(&left[end..], why))
+        let (written, end) = put(self.file.as_ref().expect("opened above"), &all);
+        if end.is_err() {
+            let is_amid = if written > 0 { all[written - 1] != b'\n' } else { !rest.is_empty() };
+            let left = &all[written..];
+            let line_end = left.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let (rest, lost) = left.split_at(if is_amid { line_end } else { 0 });
+            self.rest = rest.to_owned();
+            self.lose(lost);
+        }
+        end
+    }
+
+    fn lose(&self, lines: &[u8]) {
+        let lost = lines.iter().filter(|b| **b == b'\n').count() as u64;
+        self.dropped.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    /// Its line stays cut.
+    fn forget_rest(&mut self) {
+        let rest = std::mem::take(&mut self.rest);
+        self.lose(&rest);
     }
 
     /// The file that is there now.
@@ -243,25 +251,30 @@ fn identity(file: &File) -> io::Result<(u64, u64)> {
 
 /// Writes as much as it can, and says how much that is.
 fn put(mut file: &File, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let until = Instant::now() + LATEST;
     let mut written = 0;
     while written < bytes.len() {
         match file.write(&bytes[written..]) {
             Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && has_room(file) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && has_room(file, until) => {}
             Err(e) => return (written, Err(e)),
         }
     }
     (written, Ok(()))
 }
 
-/// Waits until a pipe takes something again.
-fn has_room(file: &File) -> bool {
+/// Waits until a pipe takes something again; false if it is too late.
+fn has_room(file: &File, until: Instant) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let left = until.saturating_duration_since(Instant::now());
+    let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::OUT)];
-    let latest = Timespec { tv_sec: LATEST.as_secs() as i64, tv_nsec: 0 };
-    matches!(poll(&mut fds, Some(&latest)), Ok(n) if n > 0)
+    match poll(&mut fds, Some(&wait)) {
+        Ok(ready) => ready > 0,
+        Err(e) => e == rustix::io::Errno::INTR,
+    }
 }
 
 #[cfg(test)]
@@ -318,8 +331,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
-        let mut out = Output { path: &path, file: None, rest: Vec::new() };
-        assert_eq!(out.append(b"for nobody\n").err().map(|l| l.lines), Some(1));
+        let dropped = AtomicU64::new(0);
+        let mut out = Output { path: &path, file: None, rest: Vec::new(), dropped: &dropped };
+        assert!(out.append(b"for nobody\n").is_err());
         let mut options = OpenOptions::new();
         let mut reader =
             options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(&path);
@@ -327,7 +341,7 @@ mod tests {
         let long = vec![b'x'; 100_000];
         // the second line finds room for its beginning alone
         let lines = [b"one\n", &long[..], b"\nthree\n"].concat();
-        assert_eq!(out.append(&lines).err().map(|l| l.lines), Some(1));
+        assert!(out.append(&lines).is_err());
         let mut got = Vec::new();
         let mut read = |got: &mut Vec<u8>| drop(reader.read_to_end(got));
         read(&mut got);
@@ -339,5 +353,6 @@ mod tests {
         read(&mut got);
         assert_eq!(got, [b"one\n", &long[..], b"\nfour\n"].concat());
         assert!(out.rest.is_empty());
+        assert_eq!(dropped.load(Ordering::Relaxed), 2, "what was for nobody, and the third");
     }
 }

@@ -31,6 +31,11 @@ impl<T> Guard<T> {
         self.scanner.finding().is_some()
     }
 
+    /// A request, or its body, has begun and not ended.
+    pub fn is_amid(&self) -> bool {
+        !self.scanner.between_requests()
+    }
+
     /// No timer while it goes on; one as long as it is stuck.
     fn progress<R>(&mut self, poll: Poll<io::Result<R>>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
         if poll.is_ready() {

@@ -235,10 +235,12 @@ impl Proxy {
             pending.route = router::find(&self.config.routes, &router::bare_host(host), r.uri().path());
             pending
         });
-        let sent = serve::bad_gateway(io, input).await;
-        if let Some(pending) = pending {
-            pending.over(StatusCode::BAD_GATEWAY, Outcome::Failed, sent);
-        }
+        let told = |sent| {
+            if let Some(pending) = pending {
+                pending.over(StatusCode::BAD_GATEWAY, Outcome::Failed, sent);
+            }
+        };
+        serve::bad_gateway(io, input, told).await;
     }
 
     async fn request(self: &Arc<Self>, request: Request<Incoming>, client: &Client) -> Response<Body> {

@@ -62,8 +62,6 @@ struct Inner {
     muted: Cell<Muted>,
     /// Bytes of hyper's 100 (Continue) that are still to be written.
     interim: Cell<usize>,
-    /// The request in progress has a body.
-    uploads: Cell<bool>,
     /// Dropped after the stream.
     _closed: Option<Closed>,
 }
@@ -108,7 +106,6 @@ impl Io {
             extra: RefCell::default(),
             muted: Cell::new(Muted::No),
             interim: Cell::new(0),
-            uploads: Cell::new(false),
         }))
     }
 
@@ -190,16 +187,6 @@ impl Io {
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Notes whether the request that has come has a body: its client may be sending it when the answer is over.
-    pub fn set_uploads(&self, does: bool) {
-        self.0.uploads.set(does);
-    }
-
-    /// The last request has a body.
-    pub fn uploads(&self) -> bool {
-        self.0.uploads.get()
     }
 
     /// Its journal.

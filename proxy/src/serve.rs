@@ -101,12 +101,7 @@ where
             Next::Retire => break,
         }
         // on the heap of its own, so that a connection that waits doesn't hold the place of what it isn't doing
-        let end = Box::pin(active(&io, retirement, limits, &handle)).await;
-        let is_refused = matches!(&end, Err(e) if e.is_parse());
-        if is_refused || (io.uploads() && matches!(end, Ok(End::Closed))) {
-            Box::pin(part(&io)).await;
-        }
-        match end? {
+        match Box::pin(active(&io, retirement, limits, &handle)).await? {
             End::Closed => return Ok(()),
             End::Idle => crate::trim::parked(),
             End::Plain => {}
@@ -144,8 +139,8 @@ pub(crate) fn head(input: &[u8], max_headers: usize) -> Option<Request<()>> {
 }
 
 /// Says 502 for a request whose server died while it was in progress, and ends the connection cleanly. `request`: what there is
-/// of it. Returns how many bytes of a body the client took; `None`: it has gone.
-pub async fn bad_gateway(io: Io, request: &[u8]) -> Option<u64> {
+/// of it. `told` hears how many bytes of a body the client took; `None`: it has gone.
+pub async fn bad_gateway(io: Io, request: &[u8], told: impl FnOnce(Option<u64>)) {
     let text = "502 Bad Gateway: the server that had forwarded this request died; it is not repeated\n";
     let body = if request.trim_ascii_start().starts_with(b"HEAD ") { "" } else { text };
     let answer = format!(
@@ -153,21 +148,26 @@ pub async fn bad_gateway(io: Io, request: &[u8]) -> Option<u64> {
          Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}",
         text.len()
     );
-    last_words(io, answer.as_bytes()).await.then_some(body.len() as u64)
+    let has_it = say(&io, answer.as_bytes()).await;
+    told(has_it.then_some(body.len() as u64));
+    end(&io).await;
 }
 
 /// Writes `answer`, ends the connection, and gives the client two seconds to read it: closed with bytes unread, it would get
-/// a reset instead. False if it couldn't be written.
-pub async fn last_words(io: Io, answer: &[u8]) -> bool {
-    let all = async {
-        if io.write_all(answer).await.is_err() {
-            return false;
-        }
-        // it has it, whatever becomes of the rest
-        let _ = engine::time::timeout(LAST, io.linger(LAST)).await;
-        true
-    };
-    engine::time::timeout(LAST * 2, all).await.unwrap_or(false)
+/// a reset instead.
+pub async fn last_words(io: Io, answer: &[u8]) {
+    if say(&io, answer).await {
+        end(&io).await;
+    }
+}
+
+/// True if all of it could be written.
+async fn say(io: &Io, answer: &[u8]) -> bool {
+    matches!(engine::time::timeout(LAST, io.write_all(answer)).await, Ok(Ok(())))
+}
+
+async fn end(io: &Io) {
+    let _ = engine::time::timeout(LAST, io.linger(LAST)).await;
 }
 
 /// Ends a connection whose client may still be sending what nobody wants: what comes is read and dropped for a while, or the
@@ -213,7 +213,6 @@ where
     R: Future<Output = Response<Body>>,
 {
     let service = service_fn(|request: Request<Incoming>| async {
-        io.set_uploads(!request.body().is_end_stream());
         let mut response = journaled(io, handle, request).await;
         date::stamp(response.headers_mut(), SystemTime::now());
         Ok::<_, Infallible>(response)
@@ -268,10 +267,21 @@ where
         }
         Poll::Pending
     })
-    .await?;
-    let Some(far) = io.take_far() else { return Ok(end) };
+    .await;
     let parts = conn.into_parts();
-    match end {
+    let Some(far) = io.take_far() else {
+        let still_sends = match &end {
+            Ok(End::Closed) => parts.io.is_amid(),
+            Ok(_) => false,
+            Err(e) => e.is_parse(),
+        };
+        drop(parts);
+        if still_sends {
+            Box::pin(part(io)).await;
+        }
+        return end;
+    };
+    match end? {
         // what had come before its time was taken for a request, and may have been changed
         End::Closed if !parts.io.is_poisoned() => Ok(End::Tunnel(far, parts.read_buf)),
         _ => Ok(End::Closed),

@@ -83,3 +83,20 @@ fn one_who_sends_without_end_keeps_nobody_from_ending() {
     let end = sender.join().unwrap();
     assert!(matches!(end, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{end:?}");
 }
+
+#[test]
+fn one_who_has_sent_all_of_it_is_not_waited_for() {
+    for new in [Suite::new, Suite::continuous] {
+        let o = Origin::says(ok("", "from the origin"));
+        let s = new(refuses(&o));
+        let post = |fields: &str| {
+            format!("POST / HTTP/1.1\r\nHost: example.org\r\n{fields}Content-Length: 5\r\n\r\nhello")
+        };
+        let mut closing = s.client();
+        assert_eq!(closing.ask(&post("Connection: close\r\n")).status, 200);
+        let begun = std::time::Instant::now();
+        until("it is closed", || s.connections() == 0);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
+        drop(closing);
+    }
+}
