@@ -6,7 +6,6 @@ use common::origin::Origin;
 use common::*;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
 
 /// A server that agrees to every change of protocol, and then says what it hears.
 fn echo() -> SocketAddr {
@@ -116,13 +115,8 @@ fn the_access_log_goes_on_through_kills_and_reloads() {
     s.start();
     s.wait(0, &["event=standby-ready"]);
     let file = s.path("state").join("access.log");
-    let wait_for_line = |line: &str| {
-        let until = Instant::now() + LONG;
-        while !std::fs::read_to_string(&file).unwrap_or_default().contains(line) {
-            assert!(Instant::now() < until, "{line} isn't in the log");
-            std::thread::yield_now();
-        }
-    };
+    let wait_for_line =
+        |line: &str| s.until(line, || std::fs::read_to_string(&file).unwrap_or_default().contains(line));
     let wait_for = |path: &str| wait_for_line(&format!("\"GET {path} HTTP/1.1\" 200"));
     let mut c = Client::connect(s.addr()).unwrap();
     c.get("/first").unwrap();

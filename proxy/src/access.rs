@@ -8,6 +8,7 @@
 //! no longer than a second, with all that is to be written then.
 
 use crate::access_line::{self, Entry};
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -192,19 +193,17 @@ struct Output<'a> {
 
 impl Output<'_> {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        let before = self.file.as_ref().map(identity);
-        if let Err(e) = self.open() {
-            self.lose(lines);
-            return Err(e);
-        }
-        let after = identity(self.file.as_ref().expect("opened above"));
-        if before.is_some_and(|before| before.ok() != after.ok()) {
-            // its beginning is in another one
-            self.forget_rest();
-        }
+        let opened = self.open();
         let rest = std::mem::take(&mut self.rest);
-        let all = [&rest, lines].concat();
-        let (written, end) = put(self.file.as_ref().expect("opened above"), &all);
+        let all = if rest.is_empty() { Cow::Borrowed(lines) } else { Cow::Owned([&rest, lines].concat()) };
+        let (written, end) = match opened {
+            Ok(file) => {
+                let done = put(&file, &all);
+                self.file = Some(file);
+                done
+            }
+            Err(e) => (0, Err(e)),
+        };
         if end.is_err() {
             let is_amid = if written > 0 { all[written - 1] != b'\n' } else { !rest.is_empty() };
             let left = &all[written..];
@@ -228,25 +227,20 @@ impl Output<'_> {
     }
 
     /// The file that is there now.
-    fn open(&mut self) -> io::Result<()> {
+    fn open(&mut self) -> io::Result<File> {
         let is_there = |f: &File| {
-            let there = std::fs::metadata(self.path)?;
-            io::Result::Ok(identity(f)? == (there.dev(), there.ino()))
+            let (open, there) = (f.metadata()?, std::fs::metadata(self.path)?);
+            io::Result::Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
         };
-        if !self.file.as_ref().is_some_and(|f| is_there(f).unwrap_or(false)) {
-            // a pipe without a reader is an error, and not one to wait for
-            let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-            let mut options = OpenOptions::new();
-            options.append(true).create(true).mode(0o640).custom_flags(flags);
-            self.file = Some(options.open(self.path)?);
+        if let Some(file) = self.file.take().filter(|f| is_there(f).unwrap_or(false)) {
+            return Ok(file);
         }
-        Ok(())
+        // of a line that has one, the beginning is in another file
+        self.forget_rest();
+        // a pipe without a reader is an error, and not one to wait for
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(self.path)
     }
-}
-
-fn identity(file: &File) -> io::Result<(u64, u64)> {
-    let m = file.metadata()?;
-    Ok((m.dev(), m.ino()))
 }
 
 /// Writes as much as it can, and says how much that is.

@@ -56,11 +56,7 @@ impl<'a> Pending<'a> {
     }
 
     /// Counts and tells of it, answered with so many bytes of a body, or not answered at all (`None`).
-    pub fn over(mut self, status: StatusCode, outcome: Outcome, sent: Option<u64>) {
-        self.end(status, outcome, sent);
-    }
-
-    fn end(&mut self, status: StatusCode, outcome: Outcome, sent: Option<u64>) {
+    pub fn end(&mut self, status: StatusCode, outcome: Outcome, sent: Option<u64>) {
         let took = self.count(outcome);
         if let Some(account) = self.account.take() {
             let mut told = account.plainly(status, self.route, outcome, took);
@@ -152,8 +148,8 @@ impl Account {
 
     /// Tells of it when [`Told::sent`] has said how much of the answer went out; its head is there after `head`.
     pub fn plainly(self, status: StatusCode, route: Option<usize>, outcome: Outcome, head: Duration) -> Told {
-        let body = Body::Empty;
-        Told { account: self, body, status, route, outcome, head, bytes: 0, ended: false, cut: true }
+        let (account, body) = (self, Body::Empty);
+        Told { account, body, status, route, outcome, head, bytes: 0, ended: false, cut: true }
     }
 
     /// Tells of it when this answer, which is there after `head`, is over.
@@ -166,17 +162,9 @@ impl Account {
     ) -> Response<Body> {
         let status = answer.status();
         answer.map(|body| {
-            let told = Told {
-                account: self,
-                body,
-                status,
-                route,
-                outcome,
-                head,
-                bytes: 0,
-                ended: false,
-                cut: false,
-            };
+            let mut told = self.plainly(status, route, outcome, head);
+            // whether it broke off is for the body to say
+            (told.body, told.cut) = (body, false);
             Body::Told(Box::new(told))
         })
     }

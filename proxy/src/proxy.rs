@@ -236,8 +236,8 @@ impl Proxy {
             pending
         });
         let told = |sent| {
-            if let Some(pending) = pending {
-                pending.over(StatusCode::BAD_GATEWAY, Outcome::Failed, sent);
+            if let Some(mut pending) = pending {
+                pending.end(StatusCode::BAD_GATEWAY, Outcome::Failed, sent);
             }
         };
         serve::bad_gateway(io, input, told).await;

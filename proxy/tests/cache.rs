@@ -267,13 +267,7 @@ fn many_that_ask_for_the_same_wait_for_one_fetch() {
 #[test]
 fn what_cannot_be_kept_holds_nobody_up() {
     const CLIENTS: usize = 20;
-    let (go, gate) = gate();
-    let o = Origin::new(move |q| {
-        if q.number == 0 {
-            gate.wait();
-        }
-        Do::Send(ok("Cache-Control: private\r\n", &q.number.to_string()))
-    });
+    let (go, o) = Origin::late(0, |q| Do::Send(ok("Cache-Control: private\r\n", &q.number.to_string())));
     let mut c = config(vec![to(&[&o])]);
     c.cache.coalesce = LONG;
     let s = Suite::new(c);
@@ -286,13 +280,7 @@ fn what_cannot_be_kept_holds_nobody_up() {
     bodies.dedup();
     assert_eq!(bodies.len(), CLIENTS, "each got an answer of its own");
     // it is remembered: while one hangs, another goes by itself
-    let (go, gate) = common::gate();
-    let o = Origin::new(move |q| {
-        if q.number == 1 {
-            gate.wait();
-        }
-        Do::Send(ok("Cache-Control: private\r\n", &q.number.to_string()))
-    });
+    let (go, o) = Origin::late(1, |q| Do::Send(ok("Cache-Control: private\r\n", &q.number.to_string())));
     let mut c = config(vec![to(&[&o])]);
     c.cache.coalesce = LONG;
     let s = Suite::new(c);
@@ -307,13 +295,7 @@ fn what_cannot_be_kept_holds_nobody_up() {
 
 #[test]
 fn a_fetch_that_takes_too_long_is_not_waited_for() {
-    let (go, gate) = gate();
-    let o = Origin::new(move |q| {
-        if q.number == 0 {
-            gate.wait();
-        }
-        Do::Send(ok("Cache-Control: max-age=60\r\n", &q.number.to_string()))
-    });
+    let (go, o) = Origin::late(0, |q| Do::Send(ok("Cache-Control: max-age=60\r\n", &q.number.to_string())));
     let mut c = config(vec![to(&[&o])]);
     c.cache.coalesce = Duration::from_millis(30);
     let s = Suite::new(c);

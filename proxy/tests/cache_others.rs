@@ -138,11 +138,7 @@ fn a_parameter_is_the_one_that_the_origin_reads() {
 #[test]
 fn what_was_fetched_before_a_change_is_not_kept_after_it() {
     for change in ["POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0\r\n\r\n", "PURGE"] {
-        let (go, gate) = gate();
-        let o = Origin::new(move |q| {
-            if q.number == 0 {
-                gate.wait();
-            }
+        let (go, o) = Origin::late(0, |q| {
             Do::Send(ok("Cache-Control: max-age=60\r\n", &format!("{} {}", q.line(), q.number)))
         });
         let s = patient(&o);
@@ -165,22 +161,13 @@ fn what_was_fetched_before_a_change_is_not_kept_after_it() {
 
 #[test]
 fn what_was_purged_does_not_come_back_by_one_who_waited() {
-    let (go, gate) = gate();
-    let o = Origin::new(move |q| {
-        if q.number == 1 {
-            gate.wait();
-        }
-        match q.field("if-none-match") {
-            Some(_) => Do::Send(
-                b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nCache-Control: max-age=60\r\n\r\n".to_vec(),
-            ),
-            None => {
-                let age = if q.number == 0 { "Age: 61\r\n" } else { "" };
-                Do::Send(ok(
-                    &format!("Cache-Control: max-age=60\r\nETag: \"a\"\r\n{age}"),
-                    &q.number.to_string(),
-                ))
-            }
+    let (go, o) = Origin::late(1, |q| match q.field("if-none-match") {
+        Some(_) => Do::Send(
+            b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nCache-Control: max-age=60\r\n\r\n".to_vec(),
+        ),
+        None => {
+            let age = if q.number == 0 { "Age: 61\r\n" } else { "" };
+            Do::Send(ok(&format!("Cache-Control: max-age=60\r\nETag: \"a\"\r\n{age}"), &q.number.to_string()))
         }
     });
     let mut c = config(vec![to(&[&o])]);
@@ -203,11 +190,7 @@ fn what_was_purged_does_not_come_back_by_one_who_waited() {
 
 #[test]
 fn of_two_posts_the_later_one_counts() {
-    let (go, gate) = gate();
-    let o = Origin::new(move |q| {
-        if q.number == 0 {
-            gate.wait();
-        }
+    let (go, o) = Origin::late(0, |q| {
         Do::Send(ok("Content-Location: /x\r\nCache-Control: max-age=60\r\n", &q.number.to_string()))
     });
     let s = patient(&o);
@@ -246,15 +229,9 @@ fn one_who_goes_leaves_one_fetch_to_the_others() {
 
 #[test]
 fn one_whom_the_origin_does_not_like_is_no_reason_to_refuse_the_others() {
-    let (go, gate) = gate();
-    let o = Origin::new(move |q| {
-        if q.number == 0 {
-            gate.wait();
-        }
-        match q.field("x-evil") {
-            Some(_) => Do::Close(Vec::new()),
-            None => Do::Send(ok("Cache-Control: max-age=60\r\n", "good")),
-        }
+    let (go, o) = Origin::late(0, |q| match q.field("x-evil") {
+        Some(_) => Do::Close(Vec::new()),
+        None => Do::Send(ok("Cache-Control: max-age=60\r\n", "good")),
     });
     let s = patient(&o);
     let mut evil = s.client();

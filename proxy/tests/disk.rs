@@ -39,6 +39,12 @@ fn written(s: &Suite, files: usize) {
     until("it is on disk", || s.proxy.stats().disk.files == files);
 }
 
+/// Asks for `/` once, and ends with so many files.
+fn leave(s: Suite, files: usize) {
+    s.get("/");
+    written(&s, files);
+}
+
 fn origin() -> Origin {
     Origin::new(|q| {
         let lang = q.field("accept-language").unwrap_or_default();
@@ -117,10 +123,7 @@ fn what_is_made_invalid_before_anybody_has_looked_does_not_come_back_either() {
 fn a_disk_that_does_not_answer_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let o = origin();
-    let s = suite(&o, dir.path());
-    s.get("/");
-    written(&s, 1);
-    drop(s);
+    leave(suite(&o, dir.path()), 1);
     let stalled = Stalled::all_in(dir.path());
     let s = suite(&o, dir.path());
     let r = s.get("/");
@@ -135,10 +138,7 @@ fn a_disk_that_does_not_answer_is_not_waited_for() {
 fn a_large_answer_comes_though_the_disk_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let o = huge_origin();
-    let s = small_memory(&o, dir.path());
-    s.get("/");
-    written(&s, 2);
-    drop(s);
+    leave(small_memory(&o, dir.path()), 2);
     let stalled = Stalled::all_in(dir.path());
     let s = small_memory(&o, dir.path());
     let (first, second) = (s.get("/"), s.get("/"));
@@ -150,10 +150,7 @@ fn a_large_answer_comes_though_the_disk_does_not() {
 fn damage_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let o = origin();
-    let s = suite(&o, dir.path());
-    s.get("/");
-    written(&s, 1);
-    drop(s);
+    leave(suite(&o, dir.path()), 1);
     for f in std::fs::read_dir(dir.path()).unwrap() {
         let path = f.unwrap().path();
         let mut bytes = std::fs::read(&path).unwrap();

@@ -2,15 +2,20 @@
 
 mod common;
 use common::*;
-use proxy::AccessConfig;
-use proxy::Target;
 use proxy::access::Format;
 use proxy::stats::Outcome;
+use proxy::{AccessConfig, ProxyConfig, Target};
 use std::path::Path;
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// To this origin, with a line for each request in `path`.
+fn logged(o: &Origin, path: &Path) -> ProxyConfig {
+    let access = Some(AccessConfig { format: Format::Json, path: path.to_owned() });
+    ProxyConfig { access, ..config(vec![to(&[o])]) }
 }
 
 #[test]
@@ -22,9 +27,7 @@ fn every_request_has_its_line() {
         "/reset" => Do::Reset,
         _ => Do::Send(ok("Cache-Control: max-age=60\r\n", "hello")),
     });
-    let mut c = config(vec![to(&[&o])]);
-    c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
-    let s = Suite::new(c);
+    let s = Suite::new(logged(&o, &path));
     s.ask(&get("/a?b=1", "User-Agent: me\r\nReferer: http://x/\r\n"));
     s.get("/a?b=1");
     s.ask("HEAD /a?b=1 HTTP/1.1\r\nHost: example.org\r\n\r\n");
@@ -68,9 +71,7 @@ fn what_is_never_answered_has_its_line_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         let o = Origin::new(|_| Do::Stall(Vec::new()));
-        let mut c = config(vec![to(&[&o])]);
-        c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
-        let s = new(c);
+        let s = new(logged(&o, &path));
         let mut client = s.client();
         client.send("POST /slow HTTP/1.1\r\nHost: example.org\r\nContent-Length: 2\r\n\r\nhi");
         o.wait(1);
@@ -92,9 +93,7 @@ fn a_small_answer_that_breaks_off_is_told_as_what_its_client_got() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
     let o = Origin::new(|_| Do::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc".to_vec()));
-    let mut c = config(vec![to(&[&o])]);
-    c.access = Some(AccessConfig { format: Format::Json, path: path.clone() });
-    let s = Suite::continuous(c);
+    let s = Suite::continuous(logged(&o, &path));
     let r = s.get("/");
     assert_eq!(r.status, 502);
     until("its line", || lines(&path).len() == 1);

@@ -2,9 +2,9 @@
 
 mod common;
 use common::*;
-use proxy::RouteConfig;
 use proxy::probes::Check;
 use proxy::route::HostHeader;
+use proxy::{ProxyConfig, RouteConfig};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,25 +221,31 @@ fn the_answer_is_awaited_from_the_end_of_the_body_on() {
     assert_eq!((r.status, r.body.as_str()), (200, "8"));
 }
 
-#[test]
-fn a_check_counts_whatever_requests_are_answered() {
+/// One that is sick for as long as the flag says, by its checks alone, and one that never is.
+fn sick_and_good() -> (Arc<AtomicBool>, Origin, Origin, ProxyConfig) {
     let sick = Arc::new(AtomicBool::new(true));
     let is = sick.clone();
-    let bad = Origin::new(move |q| match (q.path(), is.load(Ordering::Relaxed)) {
-        ("/health", true) => Do::Send(b"HTTP/1.1 503 Draining\r\nContent-Length: 0\r\n\r\n".to_vec()),
-        _ => Do::Send(ok("", "bad")),
+    let bad = Origin::new(move |q| match (q.path(), is.load(Ordering::SeqCst)) {
+        ("/health", true) => Do::Send(b"HTTP/1.1 503 Sick\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => Do::Send(ok("Cache-Control: no-store\r\n", "once bad")),
     });
-    let good = Origin::says(ok("", "good"));
+    let good = Origin::says(ok("Cache-Control: no-store\r\n", "good"));
     let mut c = config(vec![to(&[&bad, &good])]);
     c.routes[0].check = Some(Check { path: "/health".into(), interval: Duration::from_millis(20) });
+    (sick, bad, good, c)
+}
+
+#[test]
+fn a_check_counts_whatever_requests_are_answered() {
+    let (sick, bad, _good, mut c) = sick_and_good();
     c.routes[0].host_header = HostHeader::Fixed("inner.example".parse().unwrap());
     let s = Suite::new(c);
     // asked all the time
     until("it is left out", || s.get("/").body == "good" && s.proxy.stats().origins[0].ejected);
     assert!((0..10).all(|_| s.get("/").body == "good"));
     assert!(bad.seen().iter().all(|q| q.field("host").as_deref() == Some("inner.example")));
-    sick.store(false, Ordering::Relaxed);
-    until("it is back", || s.get("/").body == "bad");
+    sick.store(false, Ordering::SeqCst);
+    until("it is back", || s.get("/").body == "once bad");
 }
 
 #[test]
@@ -283,16 +289,8 @@ fn a_get_has_its_body_also_without_a_length() {
 
 #[test]
 fn checks_find_out_who_is_down_and_who_is_back() {
-    let sick = Arc::new(AtomicBool::new(true));
-    let state = sick.clone();
-    let bad = Origin::new(move |q| match (q.path(), state.load(Ordering::SeqCst)) {
-        ("/health", true) => Do::Send(b"HTTP/1.1 503 Sick\r\nContent-Length: 0\r\n\r\n".to_vec()),
-        _ => Do::Send(ok("Cache-Control: no-store\r\n", "once bad")),
-    });
-    let good = Origin::says(ok("Cache-Control: no-store\r\n", "good"));
-    let mut c = config(vec![to(&[&bad, &good])]);
+    let (sick, bad, _good, mut c) = sick_and_good();
     c.routes[0].health.eject = Duration::from_secs(60);
-    c.routes[0].check = Some(Check { path: "/health".into(), interval: Duration::from_millis(20) });
     let s = Suite::new(c);
     let up = |i: usize| !s.proxy.stats().origins[i].ejected;
     until("the sick one is left out", || !up(0));

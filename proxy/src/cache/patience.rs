@@ -1,8 +1,8 @@
 //! How long clients wait for the disk.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::AcqRel;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::atomic::{AtomicU8, AtomicUsize};
 use std::time::Duration;
 
 /// A client doesn't wait longer for the disk than this: the origin has it too.
@@ -42,7 +42,7 @@ impl Drop for Job {
 impl Patience {
     /// Somebody has waited for too long, and what he waited for is still under way: another one needn't begin.
     pub fn is_at_an_end(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
+        self.0.load(Acquire) > 0
     }
 
     /// Has something done that blocks, and waits for it as long as a client may have to.

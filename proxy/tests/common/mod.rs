@@ -225,6 +225,18 @@ impl Origin {
         Origin { addr, log }
     }
 
+    /// Does with its request number `n` what it does when the gate is opened.
+    pub fn late(n: usize, act: impl Fn(&Seen) -> Do + Send + Sync + 'static) -> (Gate, Origin) {
+        let (go, gate) = gate();
+        let origin = Origin::new(move |q| {
+            if q.number == n {
+                gate.wait();
+            }
+            act(q)
+        });
+        (go, origin)
+    }
+
     /// Always the same bytes.
     pub fn says(bytes: Vec<u8>) -> Origin {
         Origin::new(move |_| Do::Send(bytes.clone()))
